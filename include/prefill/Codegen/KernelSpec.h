@@ -1,0 +1,69 @@
+//===- KernelSpec.h - What one compiled attention kernel computes -*- C++ -*-=//
+//
+// Plain data between the driver, which derives it from `prefill.attention` ops,
+// and the code generator. It mirrors prefill_attention_desc of
+// runtime/include/prefill/kernel_abi.h; see there for the meaning of each field.
+//
+//===----------------------------------------------------------------------===//
+#ifndef PREFILL_CODEGEN_KERNELSPEC_H
+#define PREFILL_CODEGEN_KERNELSPEC_H
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace prefill {
+
+enum class DType : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
+enum class Layout : int32_t { BHSD = 0, BSHD = 1 };
+enum class MaskedRow : int32_t { Zero = 0, Mean = 1, NaN = 2 };
+enum class Alignment : int32_t { End = 0, Start = 1, Operand = 2 };
+enum class Rotary : int32_t { None = 0, Half = 1, Interleaved = 2 };
+enum class Pattern : int32_t {
+  Dense = 0,
+  AShape = 1,
+  TriShape = 2,
+  VerticalSlash = 3,
+  BlockSparse = 4
+};
+
+/// How one query head is made sparse (prefill_head_plan).
+struct HeadPlan {
+  Pattern pattern = Pattern::Dense;
+  int32_t init = 0, local = 0, last = 64;
+  int32_t vertical = 0, slash = 0;
+  int32_t topK = 0;
+  float density = 0;
+};
+
+/// One exported kernel (prefill_attention_desc). Two specs that agree in
+/// everything the generated code depends on (`tileKey`) share tile functions.
+struct KernelSpec {
+  static constexpr int64_t Unbounded = std::numeric_limits<int64_t>::max() / 4;
+
+  std::string name; ///< a C identifier, unique in the library
+  DType dtype = DType::F32;
+  Layout qLayout = Layout::BHSD, kLayout = Layout::BHSD,
+         vLayout = Layout::BHSD, oLayout = Layout::BHSD;
+  int32_t oRank = 4;
+  int32_t qHeads = 1, kvHeads = 1, headDim = 64, vHeadDim = 64;
+  int32_t blockQ = 64, blockK = 64;
+  bool causal = false;
+  int64_t windowLeft = Unbounded;  ///< keys >= position - windowLeft
+  int64_t windowRight = Unbounded; ///< keys <= position + windowRight; causal: 0
+  float scale = std::numeric_limits<float>::quiet_NaN(); ///< NaN: 1/sqrt(d)
+  float softcap = 0;
+  bool hasBias = false, hasKeyMask = false, hasSink = false,
+       hasSegments = false;
+  MaskedRow maskedRow = MaskedRow::Zero;
+  Alignment alignment = Alignment::End;
+  Rotary rotary = Rotary::None;
+  int32_t rotaryDim = 0;
+  int32_t denseBelow = -1;     ///< prefill_plan::dense_below
+  std::vector<HeadPlan> heads; ///< empty: dense
+};
+
+} // namespace prefill
+
+#endif

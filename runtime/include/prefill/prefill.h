@@ -1,0 +1,117 @@
+/*===- prefill.h - The C interface of a compiled prefill library --*- C -*-===*\
+|*
+|* Every library that prefill-opt writes exports these functions. Tensors are
+|* DLPack DLTensors; shapes are in elements, strides may be NULL (compact
+|* row-major). There is no global state: a context holds everything, functions
+|* are thread-safe as long as each thread uses a context of its own, and no
+|* exception crosses this boundary.
+|*
+\*===----------------------------------------------------------------------===*/
+#ifndef PREFILL_PREFILL_H
+#define PREFILL_PREFILL_H
+
+#include <dlpack/dlpack.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PREFILL_API __attribute__((visibility("default")))
+
+typedef enum prefill_status {
+  PREFILL_OK = 0,
+  PREFILL_INVALID_ARGUMENT = 1, /* null pointer, wrong count or attribute */
+  PREFILL_INVALID_SHAPE = 2,    /* ranks, dimensions or strides disagree */
+  PREFILL_INVALID_TYPE = 3,     /* element type the kernel is not built for */
+  PREFILL_OUT_OF_MEMORY = 4,    /* the allocator returned NULL */
+  PREFILL_UNSUPPORTED = 5,      /* no kernel variant for this machine */
+  PREFILL_NOT_FOUND = 6,        /* no kernel of that name in the library */
+} prefill_status;
+
+/* Runs body(data, i) for every i in [0, count), in any order, on any threads,
+ * and returns when all are done. */
+typedef void (*prefill_parallel_for_fn)(void *host, size_t count,
+                                        void (*body)(void *data, size_t i),
+                                        void *data);
+/* malloc and free of the host; alignment 64 is required of the result. */
+typedef void *(*prefill_alloc_fn)(void *host, size_t bytes);
+typedef void (*prefill_free_fn)(void *host, void *pointer);
+
+/* Hosts fill the callbacks they have; a zeroed context runs on the calling
+ * thread and uses the C library's allocator. */
+typedef struct prefill_context {
+  uint32_t struct_size; /* sizeof(prefill_context), for later extension */
+  uint32_t isa_limit;   /* 0: the best this machine has; else the highest
+                           PREFILL_ISA_* level to use (tests) */
+  void *host;           /* handed back to the callbacks */
+  prefill_parallel_for_fn parallel_for;
+  prefill_alloc_fn alloc;
+  prefill_free_fn free;
+  char message[256]; /* one line that explains the last status */
+} prefill_context;
+
+enum {
+  PREFILL_ISA_X86_64_V2 = 2, /* SSE4.2 */
+  PREFILL_ISA_X86_64_V3 = 3, /* AVX2, FMA, F16C */
+  PREFILL_ISA_X86_64_V4 = 4, /* AVX-512 F, BW, CD, DQ, VL */
+};
+
+/* Operand slots of an attention kernel. A slot that a model does not use is a
+ * NULL pointer; trailing ones may be left out. Shapes: b batch, hq query heads,
+ * hk KV heads, s query rows, t keys, d head dim, e value head dim. */
+typedef enum prefill_attention_input {
+  PREFILL_IN_Q = 0,        /* [b,hq,s,d] or [b,s,hq,d] or [b,s,hq*d] */
+  PREFILL_IN_K = 1,        /* [b,hk,t,d] or [b,t,hk,d] or [b,t,hk*d] */
+  PREFILL_IN_V = 2,        /* the same with e */
+  PREFILL_IN_BIAS = 3,     /* bool (true: visible) or the type of q (added):
+                              [b|1, hq|1, s|1, t] or lower rank, broadcast */
+  PREFILL_IN_KEY_MASK = 4, /* [b,t] bool, int32 or int64; nonzero: visible */
+  PREFILL_IN_KV_LENGTHS = 5, /* [b] or [] int32 or int64: keys at or past it are
+                                invisible */
+  PREFILL_IN_SINKS = 6,      /* [hq], type of q: an extra logit without value */
+  PREFILL_IN_Q_SEGMENT = 7,  /* [b,s] int64: row i sees key j only if equal */
+  PREFILL_IN_K_SEGMENT = 8,  /* [b,t] int64 */
+  PREFILL_IN_Q_OFFSET = 9,   /* [] or [b] int64: key position of query row 0;
+                                absent: as the kernel's alignment says */
+  PREFILL_IN_COS = 10,       /* rotary tables [b|1, s', d_rot/2], see rotary */
+  PREFILL_IN_SIN = 11,
+  PREFILL_IN_COUNT = 12
+} prefill_attention_input;
+
+typedef enum prefill_attention_output {
+  PREFILL_OUT_O = 0,   /* as q with e for d, layout as compiled */
+  PREFILL_OUT_LSE = 1, /* [b,hq,s] float32, natural log; -inf for masked rows */
+  PREFILL_OUT_DENSITY = 2,   /* [b,hq] float32: visited / causal blocks */
+  PREFILL_OUT_BLOCK_MAP = 3, /* [b,hq,ceil(s/bq),ceil(t/bk)] uint8: 1 visited,
+                                2 visited as gathered columns only */
+  PREFILL_OUT_COUNT = 4
+} prefill_attention_output;
+
+/* The library's kernels, in order of compilation. */
+PREFILL_API size_t prefill_kernel_count(void);
+PREFILL_API const char *prefill_kernel_name(size_t index);
+
+/* Runs one kernel by name. Every kernel is also exported under its own name
+ * with the arguments after `name` (see the generated header). */
+PREFILL_API prefill_status prefill_run(prefill_context *context,
+                                       const char *name,
+                                       const DLTensor *const *inputs,
+                                       size_t input_count,
+                                       DLTensor *const *outputs,
+                                       size_t output_count);
+
+/* A small thread pool for hosts that have none: point parallel_for at
+ * prefill_pool_parallel_for and host at the pool. threads counts the caller. */
+typedef struct prefill_pool prefill_pool;
+PREFILL_API prefill_pool *prefill_pool_create(size_t threads);
+PREFILL_API void prefill_pool_destroy(prefill_pool *pool);
+PREFILL_API void prefill_pool_parallel_for(void *pool, size_t count,
+                                           void (*body)(void *data, size_t i),
+                                           void *data);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
