@@ -1,0 +1,1 @@
+"""prefill-opt: fast prompt processing for ONNX transformers."""

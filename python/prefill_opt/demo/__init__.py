@@ -1,0 +1,1 @@
+"""The demo: SmolLM2, passkeys, perplexity."""
