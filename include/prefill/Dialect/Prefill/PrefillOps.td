@@ -1,0 +1,217 @@
+//===- PrefillOps.td - Operations of the prefill dialect ---*- tablegen -*-===//
+#ifndef PREFILL_DIALECT_PREFILL_PREFILLOPS_TD
+#define PREFILL_DIALECT_PREFILL_PREFILLOPS_TD
+
+include "prefill/Dialect/Prefill/PrefillDialect.td"
+include "mlir/Interfaces/SideEffectInterfaces.td"
+
+class Prefill_Op<string mnemonic, list<Trait> traits = []>
+    : Op<PrefillDialect, mnemonic, traits>;
+
+//===----------------------------------------------------------------------===//
+// Attention
+//===----------------------------------------------------------------------===//
+
+// Operands and attributes that dense and sparse attention share. Operands stand
+// in the order of prefill_attention_input (runtime/include/prefill/prefill.h).
+defvar attentionOperands = (ins
+  AnyType:$q, AnyType:$k, AnyType:$v,
+  Optional<AnyType>:$bias, Optional<AnyType>:$key_mask,
+  Optional<AnyType>:$kv_lengths, Optional<AnyType>:$sinks,
+  Optional<AnyType>:$q_segment, Optional<AnyType>:$k_segment,
+  Optional<AnyType>:$q_offset, Optional<AnyType>:$cos, Optional<AnyType>:$sin);
+defvar attentionAttrs = (ins
+  ConfinedAttr<I64Attr, [IntPositive]>:$q_heads,
+  ConfinedAttr<I64Attr, [IntPositive]>:$kv_heads,
+  ConfinedAttr<I64Attr, [IntPositive]>:$head_dim,
+  ConfinedAttr<I64Attr, [IntPositive]>:$v_head_dim,
+  F32Attr:$scale,
+  UnitAttr:$causal,
+  OptionalAttr<I64Attr>:$window_left, OptionalAttr<I64Attr>:$window_right,
+  OptionalAttr<F32Attr>:$softcap,
+  DefaultValuedAttr<Prefill_AlignAttr, "::prefill::QueryAlignment::End">:$alignment,
+  DefaultValuedAttr<Prefill_RowRuleAttr, "::prefill::MaskedRowRule::Zero">:$masked_row,
+  DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$q_layout,
+  DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$k_layout,
+  DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$v_layout,
+  DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$o_layout,
+  DefaultValuedAttr<Prefill_RotaryAttr, "::prefill::RotaryKind::None">:$rotary,
+  DefaultValuedAttr<I64Attr, "0">:$rotary_dim,
+  OptionalAttr<StrAttr>:$layer, OptionalAttr<StrAttr>:$form);
+
+defvar attentionDescription = [{
+    Shapes: q `[b,hq,s,d]` (layout `bhsd`) or `[b,s,hq,d]` / `[b,s,hq*d]`
+    (layout `bshd`); k and v the same with hk, t and e; o as q with e for d. hk
+    divides hq; query head h reads KV head `h / (hq/hk)` (K and V are never
+    expanded). Scores are `scale * q.k`, then `softcap * tanh(x / softcap)`, then
+    `+ bias`, then masked, then soft-maxed in fp32 over visible keys (`sinks` adds
+    one logit a head to the denominator).
+
+    * `bias`: `[b|1, hq|1, s|1, t]` or lower rank, bool (true: visible) or the
+      type of q (added; -inf: invisible).
+    * `key_mask`: `[b,t]` bool or integer; nonzero: visible.
+    * `kv_lengths`: `[b]`; keys at or past it are invisible.
+    * `causal`: j <= i + offset. `window_left`: j >= i + offset - window_left (so
+      window_left + 1 keys with `causal`). `window_right` likewise.
+    * `alignment`: the offset is t - s (`end`), 0 (`start`), or `q_offset`.
+    * `masked_row`: a row without visible keys gives 0, the mean of all values
+      (additive masks with equal finite minima) or NaN (unguarded -inf).
+    * `rotary`: q and k are rotated by `cos`, `sin` `[b|1, s', rotary_dim/2]`
+      first; row i of q and key j use table rows of their own index.
+    * `layer`, `form`: for reports: where the op came from, which form was raised.
+
+    lse is `[b,hq,s]` fp32, natural logarithm, -inf for masked rows.
+  }];
+
+def Prefill_AttentionOp : Prefill_Op<"attention",
+    [Pure, AttrSizedOperandSegments]> {
+  let summary = "Dense scaled dot-product attention, every form of it";
+  let description = attentionDescription;
+  let arguments = !con(attentionOperands, attentionAttrs);
+  let results = (outs AnyType:$o, Optional<AnyType>:$lse);
+  let assemblyFormat = [{
+    $q `,` $k `,` $v (`bias` `(` $bias^ `:` type($bias) `)`)?
+    (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
+    (`kv_lengths` `(` $kv_lengths^ `:` type($kv_lengths) `)`)?
+    (`sinks` `(` $sinks^ `:` type($sinks) `)`)?
+    (`segments` `(` $q_segment^ `,` $k_segment `:` type($q_segment) `,` type($k_segment) `)`)?
+    (`q_offset` `(` $q_offset^ `:` type($q_offset) `)`)?
+    (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
+    attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
+  }];
+  let hasVerifier = 1;
+}
+
+def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
+    [Pure, AttrSizedOperandSegments]> {
+  let summary = "Attention over the key blocks and columns of an index";
+  let description = !strconcat([{
+    As `prefill.attention`, with keys that the index leaves out invisible. The
+    index never adds visibility: masks still hold.
+  }], attentionDescription);
+  let arguments = !con(attentionOperands, (ins Prefill_IndexType:$index),
+                       attentionAttrs);
+  let results = (outs AnyType:$o, Optional<AnyType>:$lse);
+  let assemblyFormat = [{
+    $q `,` $k `,` $v `,` $index (`bias` `(` $bias^ `:` type($bias) `)`)?
+    (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
+    (`kv_lengths` `(` $kv_lengths^ `:` type($kv_lengths) `)`)?
+    (`sinks` `(` $sinks^ `:` type($sinks) `)`)?
+    (`segments` `(` $q_segment^ `,` $k_segment `:` type($q_segment) `,` type($k_segment) `)`)?
+    (`q_offset` `(` $q_offset^ `:` type($q_offset) `)`)?
+    (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
+    attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
+  }];
+  let hasVerifier = 1;
+}
+
+//===----------------------------------------------------------------------===//
+// Score
+//===----------------------------------------------------------------------===//
+
+def Prefill_ScoreLastRowsOp : Prefill_Op<"score.last_rows", [Pure]> {
+  let summary = "Column and diagonal sums of the last query rows' probabilities";
+  let description = [{
+    A = softmax of the last `rows` query rows over the keys visible to them (masks
+    as in the attention that uses the index). `columns[j]` = sum of A[r, j];
+    `diagonals[x]` = sum of A over key j = position(r) - x. MInference
+    (arXiv:2407.02490), vertical-slash.
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$rows);
+  let results = (outs Prefill_ScoresType:$columns, Prefill_ScoresType:$diagonals);
+  let assemblyFormat = "$q `,` $k `rows` $rows attr-dict `:` type($q) `,` type($k) `->` type($columns) `,` type($diagonals)";
+  let hasVerifier = 1;
+}
+
+def Prefill_ScorePooledOp : Prefill_Op<"score.pooled", [Pure]> {
+  let summary = "Products of mean-pooled query and key blocks";
+  let description = [{
+    scores[qb, kb] = mean(q in block qb) . mean(k in block kb). MInference,
+    block-sparse.
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k);
+  let results = (outs Prefill_ScoresType:$scores);
+  let assemblyFormat = "$q `,` $k attr-dict `:` type($q) `,` type($k) `->` type($scores)";
+  let hasVerifier = 1;
+}
+
+//===----------------------------------------------------------------------===//
+// Select
+//===----------------------------------------------------------------------===//
+
+def Prefill_SelectOp : Prefill_Op<"select", [Pure]> {
+  let summary = "Keep the entries with the largest scores";
+  let description = [{
+    Exactly one of `top_k` (entries; per row of query blocks for block scores) and
+    `density` (share of causal blocks that the index may keep, counted after
+    merging) says how many. `forced` entries with the lowest numbers (first keys,
+    shortest distances, first blocks) are always kept. Ties go to the lower index.
+  }];
+  let arguments = (ins Prefill_ScoresType:$scores, OptionalAttr<I64Attr>:$top_k,
+                   OptionalAttr<F32Attr>:$density,
+                   DefaultValuedAttr<I64Attr, "0">:$forced);
+  let results = (outs Prefill_SelectionType:$selection);
+  let assemblyFormat = "$scores attr-dict `:` type($scores) `->` type($selection)";
+  let hasVerifier = 1;
+}
+
+//===----------------------------------------------------------------------===//
+// Index
+//===----------------------------------------------------------------------===//
+
+def Prefill_IndexDenseOp : Prefill_Op<"index.dense", [Pure]> {
+  let summary = "Everything that is visible";
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "attr-dict";
+}
+
+def Prefill_IndexAShapeOp : Prefill_Op<"index.a_shape", [Pure]> {
+  let summary = "The first `init` keys and the last `local` keys of each row";
+  let description = [{
+    Also called streaming heads; MInference, StreamingLLM (arXiv:2309.17453). Kept
+    in whole blocks.
+  }];
+  let arguments = (ins ConfinedAttr<I64Attr, [IntNonNegative]>:$init,
+                   ConfinedAttr<I64Attr, [IntNonNegative]>:$local);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "`init` $init `local` $local attr-dict";
+}
+
+def Prefill_IndexTriShapeOp : Prefill_Op<"index.tri_shape", [Pure]> {
+  let summary = "A-shape with the last `last` query rows dense";
+  let arguments = (ins ConfinedAttr<I64Attr, [IntNonNegative]>:$init,
+                   ConfinedAttr<I64Attr, [IntNonNegative]>:$local,
+                   ConfinedAttr<I64Attr, [IntNonNegative]>:$last);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "`init` $init `local` $local `last` $last attr-dict";
+}
+
+def Prefill_IndexRelativeOp : Prefill_Op<"index.relative", [Pure]> {
+  let summary = "Selected columns and the blocks that selected diagonals touch";
+  let arguments = (ins Prefill_SelectionType:$columns,
+                   Prefill_SelectionType:$diagonals);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "$columns `,` $diagonals attr-dict `:` type($columns) `,` type($diagonals)";
+  let hasVerifier = 1;
+}
+
+def Prefill_IndexBlocksOp : Prefill_Op<"index.blocks", [Pure]> {
+  let summary = "Selected blocks, per row of query blocks";
+  let arguments = (ins Prefill_SelectionType:$blocks);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "$blocks attr-dict `:` type($blocks)";
+  let hasVerifier = 1;
+}
+
+def Prefill_IndexPerHeadOp : Prefill_Op<"index.per_head", [Pure]> {
+  let summary = "An index for each query head";
+  let description = [{`heads[h]` is the operand that query head h uses.}];
+  let arguments = (ins Variadic<Prefill_IndexType>:$choices,
+                   DenseI64ArrayAttr:$heads);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "$choices `heads` $heads attr-dict";
+  let hasVerifier = 1;
+}
+
+#endif

@@ -1,0 +1,156 @@
+//===- PrefillOps.cpp - Verifiers of the prefill dialect ------------------===//
+
+#include "prefill/Dialect/Prefill/Prefill.h"
+
+using namespace mlir;
+using namespace prefill;
+
+#define GET_OP_CLASSES
+#include "prefill/Dialect/Prefill/PrefillOps.cpp.inc"
+
+//===----------------------------------------------------------------------===//
+// Attention
+//===----------------------------------------------------------------------===//
+
+/// Checks one of q, k, v, o: a float tensor whose known dimensions agree with
+/// the head counts and the head dimension of the op.
+static LogicalResult verifyRows(Operation *op, StringRef what, Type type,
+                                TensorLayout layout, int64_t heads,
+                                int64_t dim) {
+  auto tensor = dyn_cast<TensorType>(type);
+  if (!tensor)
+    return success(); // An undeclared ONNX value; checked at run time.
+  if (!tensor.getElementType().isF32() && !tensor.getElementType().isF16() &&
+      !tensor.getElementType().isBF16())
+    return op->emitOpError() << what << " must have f32, f16 or bf16 elements";
+  if (!tensor.hasRank())
+    return success();
+  ArrayRef<int64_t> shape = tensor.getShape();
+  auto differs = [](int64_t known, int64_t expected) {
+    return !ShapedType::isDynamic(known) && known != expected;
+  };
+  if (shape.size() == 3) {
+    if (layout != TensorLayout::BSHD)
+      return op->emitOpError() << what << " of rank 3 needs the layout bshd";
+    if (differs(shape[2], heads * dim))
+      return op->emitOpError() << what << " has " << shape[2]
+                               << " elements a row, expected heads * dim = "
+                               << heads * dim;
+    return success();
+  }
+  if (shape.size() != 4)
+    return op->emitOpError() << what << " must have rank 3 or 4";
+  int64_t headAxis = layout == TensorLayout::BHSD ? 1 : 2;
+  if (differs(shape[headAxis], heads))
+    return op->emitOpError() << what << " has " << shape[headAxis]
+                             << " heads, expected " << heads;
+  if (differs(shape[3], dim))
+    return op->emitOpError() << what << " has head dimension " << shape[3]
+                             << ", expected " << dim;
+  return success();
+}
+
+template <typename OpTy>
+static LogicalResult verifyAttention(OpTy op) {
+  if (op.getQHeads() % op.getKvHeads() != 0)
+    return op.emitOpError("kv_heads must divide q_heads");
+  if (failed(verifyRows(op, "q", op.getQ().getType(), op.getQLayout(),
+                        op.getQHeads(), op.getHeadDim())) ||
+      failed(verifyRows(op, "k", op.getK().getType(), op.getKLayout(),
+                        op.getKvHeads(), op.getHeadDim())) ||
+      failed(verifyRows(op, "v", op.getV().getType(), op.getVLayout(),
+                        op.getKvHeads(), op.getVHeadDim())) ||
+      failed(verifyRows(op, "o", op.getO().getType(), op.getOLayout(),
+                        op.getQHeads(), op.getVHeadDim())))
+    return failure();
+  if (static_cast<bool>(op.getQSegment()) != static_cast<bool>(op.getKSegment()))
+    return op.emitOpError("needs both segment operands or none");
+  if ((op.getAlignment() == QueryAlignment::Operand) !=
+      static_cast<bool>(op.getQOffset()))
+    return op.emitOpError("needs q_offset exactly with alignment operand");
+  if ((op.getRotary() != RotaryKind::None) != static_cast<bool>(op.getCos()) ||
+      static_cast<bool>(op.getCos()) != static_cast<bool>(op.getSin()))
+    return op.emitOpError("needs cos and sin exactly with rotary");
+  if (op.getRotary() != RotaryKind::None &&
+      (op.getRotaryDim() <= 0 || op.getRotaryDim() % 2 != 0 ||
+       op.getRotaryDim() > op.getHeadDim()))
+    return op.emitOpError(
+        "rotary_dim must be even, positive and at most head_dim");
+  if (op.getWindowLeft() && *op.getWindowLeft() < 0)
+    return op.emitOpError("window_left must not be negative");
+  if (op.getWindowRight() && *op.getWindowRight() < 0)
+    return op.emitOpError("window_right must not be negative");
+  if (op.getCausal() && op.getWindowRight())
+    return op.emitOpError("causal already says window_right = 0");
+  if (op.getSoftcap() && !op.getSoftcap()->isNormal())
+    return op.emitOpError("softcap must be a positive number");
+  if (op.getSoftcap() && op.getSoftcap()->isNegative())
+    return op.emitOpError("softcap must be a positive number");
+  if (!op.getScale().isFinite())
+    return op.emitOpError("scale must be finite");
+  return success();
+}
+
+LogicalResult AttentionOp::verify() { return verifyAttention(*this); }
+LogicalResult SparseAttentionOp::verify() { return verifyAttention(*this); }
+
+//===----------------------------------------------------------------------===//
+// Score, select, index
+//===----------------------------------------------------------------------===//
+
+/// Checks that a scores or selection value runs along `axis`.
+template <typename T>
+static LogicalResult verifyAxis(Operation *op, StringRef what, T type,
+                                ScoreAxis axis) {
+  if (type.getAxis() == axis)
+    return success();
+  return op->emitOpError() << what << " must run along the "
+                           << stringifyScoreAxis(axis) << " axis, got "
+                           << stringifyScoreAxis(type.getAxis());
+}
+
+LogicalResult ScoreLastRowsOp::verify() {
+  if (failed(verifyAxis(*this, "columns", getColumns().getType(),
+                        ScoreAxis::Column)))
+    return failure();
+  return verifyAxis(*this, "diagonals", getDiagonals().getType(),
+                    ScoreAxis::Diagonal);
+}
+
+LogicalResult ScorePooledOp::verify() {
+  return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
+}
+
+LogicalResult SelectOp::verify() {
+  if (getTopK().has_value() == getDensity().has_value())
+    return emitOpError("needs exactly one of top_k and density");
+  if (getTopK() && static_cast<int64_t>(*getTopK()) < 0)
+    return emitOpError("top_k must not be negative");
+  if (getDensity()) {
+    float density = getDensity()->convertToFloat();
+    if (!(density > 0) || density > 1)
+      return emitOpError("density must be in (0, 1]");
+  }
+  return verifyAxis(*this, "selection", getSelection().getType(),
+                    getScores().getType().getAxis());
+}
+
+LogicalResult IndexRelativeOp::verify() {
+  if (failed(verifyAxis(*this, "columns", getColumns().getType(),
+                        ScoreAxis::Column)))
+    return failure();
+  return verifyAxis(*this, "diagonals", getDiagonals().getType(),
+                    ScoreAxis::Diagonal);
+}
+
+LogicalResult IndexBlocksOp::verify() {
+  return verifyAxis(*this, "blocks", getBlocks().getType(), ScoreAxis::Block);
+}
+
+LogicalResult IndexPerHeadOp::verify() {
+  for (int64_t choice : getHeads())
+    if (choice < 0 || choice >= static_cast<int64_t>(getChoices().size()))
+      return emitOpError() << "head choice " << choice << " is not one of the "
+                           << getChoices().size() << " operands";
+  return success();
+}
