@@ -8,6 +8,8 @@
 #ifndef PREFILL_CODEGEN_KERNELSPEC_H
 #define PREFILL_CODEGEN_KERNELSPEC_H
 
+#include "prefill/Dialect/Prefill/HeadPlan.h"
+
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -20,23 +22,6 @@ enum class Layout : int32_t { BHSD = 0, BSHD = 1 };
 enum class MaskedRow : int32_t { Zero = 0, Mean = 1, NaN = 2 };
 enum class Alignment : int32_t { End = 0, Start = 1, Operand = 2 };
 enum class Rotary : int32_t { None = 0, Half = 1, Interleaved = 2 };
-enum class Pattern : int32_t {
-  Dense = 0,
-  AShape = 1,
-  TriShape = 2,
-  VerticalSlash = 3,
-  BlockSparse = 4
-};
-
-/// How one query head is made sparse (prefill_head_plan).
-struct HeadPlan {
-  Pattern pattern = Pattern::Dense;
-  int32_t init = 0, local = 0, last = 64;
-  int32_t vertical = 0, slash = 0;
-  int32_t topK = 0;
-  float density = 0;
-};
-
 /// One exported kernel (prefill_attention_desc). Two specs that agree in
 /// everything the generated code depends on (`tileKey`) share tile functions.
 struct KernelSpec {

@@ -1,0 +1,42 @@
+//===- Passes.td - Passes on onnx and prefill IR -----------*- tablegen -*-===//
+#ifndef PREFILL_TRANSFORMS_PASSES_TD
+#define PREFILL_TRANSFORMS_PASSES_TD
+
+include "mlir/Pass/PassBase.td"
+
+def RaiseAttention : Pass<"raise-attention", "::mlir::ModuleOp"> {
+  let summary = "Rewrite proven attention of an ONNX graph to prefill.attention";
+  let description = [{
+    Everything that a rewrite relies on (scale, mask, layout, grouping of heads)
+    is proven from the graph; what is not proven stays as it was, with a missed
+    remark that names the node, the reason and the value. Mask and shape
+    arithmetic that nothing uses any more is erased.
+  }];
+  let statistics = [
+    Statistic<"numRaised", "raised", "Number of attentions raised">,
+    Statistic<"numDeclined", "declined", "Number of attentions left as they were">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
+def SparsifyAttention : Pass<"sparsify-attention", "::mlir::ModuleOp"> {
+  let summary = "Rewrite causal prefill.attention to sparse attention";
+  let description = [{
+    Gives every query head of every causal `prefill.attention` an index by the
+    pattern asked for: `dense`, `a-shape`, `tri-shape`, `vertical-slash`,
+    `block-sparse` with options (`vertical-slash:vertical=1000,slash=6096,last=64`),
+    or `config:FILE` for a choice per layer and head (MInference's JSON or our
+    extended form). Attention that is not causal stays dense, with a missed remark.
+  }];
+  let options = [
+    Option<"pattern", "pattern", "std::string", /*default=*/"\"vertical-slash\"",
+           "Pattern with options, or config:FILE">
+  ];
+  let statistics = [
+    Statistic<"numSparse", "sparse", "Number of attentions made sparse">,
+    Statistic<"numDense", "dense", "Number of attentions that stay dense">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
+#endif
