@@ -1,1 +1,29 @@
-"""prefill-opt: fast prompt processing for ONNX transformers."""
+"""prefill-opt: fast prompt processing (prefill) for transformer models in ONNX.
+
+    import prefill_opt
+
+    prefill_opt.compile("model.onnx", "out", sparsify="vertical-slash")
+    session = prefill_opt.session("out", intra_op_num_threads=2)
+
+* `compile` runs the compiler as a process and raises `CompileError` with its one-line message.
+* `inspect` returns what the compiler found in a model, as a dictionary.
+* `session` gives an ``onnxruntime.InferenceSession`` for a folder the compiler wrote.
+* `Library` calls the kernels of such a folder with NumPy arrays, without ONNX Runtime.
+"""
+
+from .compiler import CompileError, compile, find_compiler, inspect, run_compiler
+from .hosting import LoadError, attention_statistics, session
+from .library import KernelError, Library
+
+__all__ = [
+    "CompileError",
+    "KernelError",
+    "Library",
+    "LoadError",
+    "attention_statistics",
+    "compile",
+    "find_compiler",
+    "inspect",
+    "run_compiler",
+    "session",
+]

@@ -1,0 +1,220 @@
+"""Calls the kernels of a compiled library with NumPy arrays, through its C ABI and ctypes.
+
+The interface is ``runtime/include/prefill/prefill.h``; tensors are DLPack ``DLTensor``s.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+STATUS = (
+    "ok",
+    "invalid argument",
+    "invalid shape",
+    "invalid type",
+    "out of memory",
+    "unsupported",
+    "not found",
+)
+#: Names of the operand slots, in order (prefill_attention_input).
+INPUTS = (
+    "q",
+    "k",
+    "v",
+    "bias",
+    "key_mask",
+    "kv_lengths",
+    "sinks",
+    "q_segment",
+    "k_segment",
+    "q_offset",
+    "cos",
+    "sin",
+)
+#: Names of the result slots, in order (prefill_attention_output).
+OUTPUTS = ("o", "lse", "density", "block_map")
+#: Values for `isa_limit`.
+ISA_X86_64_V2, ISA_X86_64_V3, ISA_X86_64_V4 = 2, 3, 4
+
+_CPU = 1
+_TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+_BFLOAT = 4
+
+
+class KernelError(RuntimeError):
+    """A kernel refused its arguments or failed. `status` is the number of prefill_status."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+class _Context(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("isa_limit", ctypes.c_uint32),
+        ("host", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+        ("alloc", ctypes.c_void_p),
+        ("free", ctypes.c_void_p),
+        ("message", ctypes.c_char * 256),
+    ]
+
+
+def _dlpack(array: np.ndarray, keep: list) -> _DLTensor:
+    """A view of `array`; `keep` gets what must outlive the call."""
+    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+    strides = (ctypes.c_int64 * array.ndim)(*(s // array.itemsize for s in array.strides))
+    code = _BFLOAT if array.dtype.name == "bfloat16" else _TYPE_CODES.get(array.dtype.kind)
+    if code is None:
+        raise TypeError(f"a kernel takes no array of type {array.dtype}")
+    keep += [array, shape, strides]
+    return _DLTensor(
+        array.ctypes.data,
+        _CPU,
+        0,
+        array.ndim,
+        code,
+        array.itemsize * 8,
+        1,
+        ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64)),
+        ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64)),
+        0,
+    )
+
+
+def _array_of_pointers(tensors: Sequence[_DLTensor | None]):
+    pointers = [ctypes.pointer(t) if t is not None else None for t in tensors]
+    kind = ctypes.POINTER(_DLTensor) * max(len(tensors), 1)
+    result = kind()
+    for i, pointer in enumerate(pointers):
+        if pointer is not None:
+            result[i] = pointer
+    return result
+
+
+class Library:
+    """The kernels of one compiled library.
+
+    Args:
+        path: ``libprefill_model.so`` or the folder that holds it.
+        threads: size of the thread pool that runs the kernels, the caller included.
+
+    Raises OSError if the library cannot be loaded. Use one `Library` per calling thread.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int = 1):
+        path = Path(path)
+        if path.is_dir():
+            path = path / "libprefill_model.so"
+        self._pool = None
+        self._c = ctypes.CDLL(str(path.resolve()))
+        self._c.prefill_kernel_count.restype = ctypes.c_size_t
+        self._c.prefill_kernel_name.restype = ctypes.c_char_p
+        self._c.prefill_kernel_name.argtypes = [ctypes.c_size_t]
+        self._c.prefill_run.restype = ctypes.c_int
+        self._c.prefill_run.argtypes = [
+            ctypes.POINTER(_Context),
+            ctypes.c_char_p,
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+        ]
+        self._c.prefill_pool_create.restype = ctypes.c_void_p
+        self._c.prefill_pool_create.argtypes = [ctypes.c_size_t]
+        self._c.prefill_pool_destroy.argtypes = [ctypes.c_void_p]
+        self._c.prefill_pool_destroy.restype = None
+        self.threads = threads
+        if threads > 1:
+            self._pool = self._c.prefill_pool_create(threads)
+            if not self._pool:
+                raise MemoryError("prefill_pool_create failed")
+
+    def close(self) -> None:
+        """Ends the thread pool; the library itself stays loaded."""
+        if self._pool:
+            self._c.prefill_pool_destroy(self._pool)
+            self._pool = None
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self.close()
+
+    def __del__(self):
+        if getattr(self, "_pool", None):
+            self.close()
+
+    @property
+    def kernels(self) -> list[str]:
+        """The names of the kernels, in order of compilation."""
+        return [
+            self._c.prefill_kernel_name(i).decode()
+            for i in range(self._c.prefill_kernel_count())
+        ]
+
+    def run(
+        self,
+        kernel: str,
+        inputs: Mapping[str, np.ndarray] | Sequence[np.ndarray | None],
+        outputs: Mapping[str, np.ndarray] | Sequence[np.ndarray | None],
+        isa_limit: int = 0,
+    ) -> None:
+        """Runs one kernel; results are written into the arrays of `outputs`.
+
+        Args:
+            kernel: one of `kernels`.
+            inputs: arrays by slot name (`INPUTS`) or position; shapes as prefill.h says.
+            outputs: writable arrays by slot name (`OUTPUTS`) or position.
+            isa_limit: highest instruction set to use (`ISA_X86_64_V2` ...); 0: the best.
+
+        Raises `KernelError` with the library's message, KeyError for an unknown slot name.
+        """
+        keep: list = []
+
+        def slots(arrays, names):
+            if isinstance(arrays, Mapping):
+                unknown = set(arrays) - set(names)
+                if unknown:
+                    raise KeyError(f"no slot '{min(unknown)}': choose from {', '.join(names)}")
+                arrays = [arrays.get(name) for name in names]
+                while arrays and arrays[-1] is None:
+                    arrays.pop()
+            return [None if a is None else _dlpack(a, keep) for a in arrays]
+
+        ins, outs = slots(inputs, INPUTS), slots(outputs, OUTPUTS)
+        context = _Context(struct_size=ctypes.sizeof(_Context), isa_limit=isa_limit)
+        if self._pool:
+            context.host = self._pool
+            context.parallel_for = ctypes.cast(
+                self._c.prefill_pool_parallel_for, ctypes.c_void_p
+            ).value
+        in_pointers, out_pointers = _array_of_pointers(ins), _array_of_pointers(outs)
+        status = self._c.prefill_run(
+            ctypes.byref(context), kernel.encode(), in_pointers, len(ins), out_pointers, len(outs)
+        )
+        if status != 0:
+            kind = STATUS[status] if status < len(STATUS) else f"status {status}"
+            raise KernelError(f"{kernel}: {kind}: {context.message.decode()}", status)
