@@ -11,7 +11,7 @@
 
 namespace prefill {
 
-enum class Pattern : int32_t {
+enum class SparsePattern : int32_t {
   Dense = 0,
   AShape = 1,
   TriShape = 2,
@@ -21,7 +21,7 @@ enum class Pattern : int32_t {
 
 /// How one query head is made sparse (prefill_head_plan).
 struct HeadPlan {
-  Pattern pattern = Pattern::Dense;
+  SparsePattern pattern = SparsePattern::Dense;
   int32_t init = 0, local = 0, last = 64;
   int32_t vertical = 0, slash = 0;
   int32_t topK = 0;

@@ -89,7 +89,7 @@ def Prefill_SelectionType : Prefill_Type<"Selection", "selection"> {
   let assemblyFormat = "`<` $axis `>`";
 }
 
-def Prefill_IndexType : Prefill_Type<"Index", "index"> {
+def Prefill_IndexType : Prefill_Type<"SparseIndex", "index"> {
   let summary = "Which key blocks and columns each tile of query rows visits";
   let description = [{
     Per (batch, query head) one of: *dense*; *relative* (a set of block distances

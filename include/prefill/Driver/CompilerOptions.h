@@ -1,0 +1,43 @@
+//===- CompilerOptions.h - What the user asked for ---------------*- C++ -*-==//
+#ifndef PREFILL_DRIVER_COMPILEROPTIONS_H
+#define PREFILL_DRIVER_COMPILEROPTIONS_H
+
+#include "prefill/Export/ONNXExport.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace prefill {
+
+/// The level at which the compiler stops and writes what it has.
+enum class EmitKind {
+  Artifacts, ///< the folder: model.onnx, library, header, manifest
+  ONNX,      ///< the imported model, written back as it was
+  ONNXText,  ///< the onnx dialect
+  Prefill,   ///< after raising
+  Sparse,    ///< after sparsification
+  Tile,      ///< one tile.kernel per distinct kernel
+  LLVM,      ///< LLVM IR per kernel and instruction set
+  Asm,       ///< assembly likewise
+};
+
+/// All options of one compilation; plain data.
+struct CompilerOptions {
+  std::string input;
+  std::string output; ///< folder for Artifacts, file ("-": stdout) otherwise
+  EmitKind emit = EmitKind::Artifacts;
+  std::string sparsify = "dense";
+  std::vector<std::string> targets = {"cpu"};
+  ExternalData externalData = ExternalData::Reference;
+  std::string cacheDir; ///< empty: the user's cache folder
+  bool useCache = true;
+  bool stats = false;   ///< density outputs in the model, for reports
+  bool remarks = false; ///< print why something was left as it was
+  bool timing = false;  ///< print seconds per stage
+  bool json = false;    ///< inspect: JSON instead of a table
+};
+
+} // namespace prefill
+
+#endif

@@ -1,0 +1,37 @@
+//===- Driver.h - From options to artifacts ----------------------*- C++ -*-==//
+#ifndef PREFILL_DRIVER_DRIVER_H
+#define PREFILL_DRIVER_DRIVER_H
+
+#include "prefill/Driver/CompilerOptions.h"
+#include "mlir/IR/DialectRegistry.h"
+#include "mlir/Pass/PassManager.h"
+
+namespace prefill {
+
+/// The dialects that the tool reads and writes.
+void registerDialects(mlir::DialectRegistry &registry);
+
+/// Our passes and the few upstream ones that are useful beside them.
+void registerPasses();
+
+/// onnx -> prefill: what -emit=prefill runs.
+void buildRaisePipeline(mlir::OpPassManager &pm);
+
+/// prefill -> prefill with sparse attention: what -emit=sparse adds.
+void buildSparsifyPipeline(mlir::OpPassManager &pm,
+                           const CompilerOptions &options);
+
+/// Compiles `options.input`. Returns the exit status; a failure has printed one
+/// line that says what is wrong and left no output.
+int compile(const CompilerOptions &options);
+
+/// True when the file's first bytes are those of an ONNX protobuf message rather
+/// than of MLIR text or bytecode.
+bool looksLikeONNX(llvm::StringRef path);
+
+/// Prints what `prefill-opt inspect` shows of `options.input`.
+int inspect(const CompilerOptions &options);
+
+} // namespace prefill
+
+#endif

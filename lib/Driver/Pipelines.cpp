@@ -1,0 +1,34 @@
+//===- Pipelines.cpp - Registration and the order of passes ---------------===//
+
+#include "prefill/Dialect/ONNX/ONNX.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
+#include "prefill/Driver/Driver.h"
+#include "prefill/Transforms/Passes.h"
+#include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Transforms/Passes.h"
+
+using namespace mlir;
+using namespace prefill;
+
+void prefill::registerDialects(DialectRegistry &registry) {
+  registry.insert<onnx::ONNXDialect, PrefillDialect, arith::ArithDialect,
+                  func::FuncDialect>();
+}
+
+void prefill::registerPasses() {
+  registerPrefillTransformsPasses();
+  mlir::registerCanonicalizerPass();
+  mlir::registerCSEPass();
+}
+
+void prefill::buildRaisePipeline(OpPassManager &pm) {
+  pm.addPass(createRaiseAttention());
+}
+
+void prefill::buildSparsifyPipeline(OpPassManager &pm,
+                                    const CompilerOptions &options) {
+  SparsifyAttentionOptions sparsify;
+  sparsify.pattern = options.sparsify;
+  pm.addPass(createSparsifyAttention(sparsify));
+}

@@ -1,0 +1,195 @@
+//===- SparsifyAttention.cpp - Dense to sparse attention ------------------===//
+//
+// Writes the score -> select -> index composition of the pattern that each head
+// is given before the attention, and replaces it by prefill.sparse_attention:
+//
+//   %o = prefill.attention %q, %k, %v {causal, ...}
+// becomes
+//   %c, %d = prefill.score.last_rows %q, %k rows 64
+//   %sc = prefill.select %c {density = 0.25, forced = 30}
+//   %sd = prefill.select %d {density = 0.25, forced = 100}
+//   %i = prefill.index.relative %sc, %sd
+//   %o = prefill.sparse_attention %q, %k, %v, %i {causal, ...}
+//
+//===----------------------------------------------------------------------===//
+
+#include "prefill/Dialect/Prefill/Prefill.h"
+#include "prefill/Transforms/Passes.h"
+#include "prefill/Transforms/SparsityConfig.h"
+#include "mlir/IR/Remarks.h"
+
+#include <tuple>
+
+namespace prefill {
+#define GEN_PASS_DEF_SPARSIFYATTENTION
+#include "prefill/Transforms/Passes.h.inc"
+} // namespace prefill
+
+using namespace mlir;
+using namespace prefill;
+
+// MInference always keeps the first 30 keys and the 100 shortest distances.
+static constexpr int64_t forcedColumns = 30;
+static constexpr int64_t forcedDiagonals = 100;
+
+static auto key(const HeadPlan &p) {
+  return std::make_tuple(p.pattern, p.init, p.local, p.last, p.vertical,
+                         p.slash, p.topK, p.density);
+}
+
+/// Why the attention must stay dense, or empty.
+static StringRef refusal(AttentionOp op, bool estimates) {
+  if (!op.getCausal())
+    return "it is not causal, and the patterns are defined for causal attention";
+  if (op.getAlignment() == QueryAlignment::Start)
+    return "its queries are aligned with the first keys, not the last";
+  if (estimates && op.getBias())
+    return "it has an additive bias or mask that the estimate does not see";
+  return "";
+}
+
+/// A selection by tokens (`count`) or by `density`.
+static Value select(OpBuilder &builder, Location loc, Value scores,
+                    int64_t count, float density, int64_t forced) {
+  auto axis = cast<ScoresType>(scores.getType()).getAxis();
+  IntegerAttr top =
+      density > 0 ? IntegerAttr() : builder.getI64IntegerAttr(count);
+  FloatAttr share =
+      density > 0 ? builder.getF32FloatAttr(density) : FloatAttr();
+  return SelectOp::create(
+      builder, loc, SelectionType::get(builder.getContext(), axis), scores, top,
+      share, builder.getI64IntegerAttr(forced));
+}
+
+/// The index that `plan` describes.
+static Value buildIndex(OpBuilder &builder, AttentionOp op,
+                        const HeadPlan &plan) {
+  Location loc = op.getLoc();
+  MLIRContext *context = builder.getContext();
+  Type index = SparseIndexType::get(context);
+  auto scores = [&](ScoreAxis axis) { return ScoresType::get(context, axis); };
+  switch (plan.pattern) {
+  case SparsePattern::Dense:
+    return IndexDenseOp::create(builder, loc, index);
+  case SparsePattern::AShape:
+    return IndexAShapeOp::create(builder, loc, index, plan.init, plan.local);
+  case SparsePattern::TriShape:
+    return IndexTriShapeOp::create(builder, loc, index, plan.init, plan.local,
+                                   plan.last);
+  case SparsePattern::VerticalSlash: {
+    auto score = ScoreLastRowsOp::create(
+        builder, loc, scores(ScoreAxis::Column), scores(ScoreAxis::Diagonal),
+        op.getQ(), op.getK(), plan.last);
+    Value columns = select(builder, loc, score.getColumns(), plan.vertical,
+                           plan.density, forcedColumns);
+    Value diagonals = select(builder, loc, score.getDiagonals(), plan.slash,
+                             plan.density, forcedDiagonals);
+    return IndexRelativeOp::create(builder, loc, index, columns, diagonals);
+  }
+  case SparsePattern::BlockSparse: {
+    Value score = ScorePooledOp::create(builder, loc, scores(ScoreAxis::Block),
+                                        op.getQ(), op.getK());
+    return IndexBlocksOp::create(
+        builder, loc, index,
+        select(builder, loc, score, plan.topK, plan.density, /*forced=*/0));
+  }
+  }
+  return {};
+}
+
+namespace {
+struct SparsifyAttentionPass final
+    : prefill::impl::SparsifyAttentionBase<SparsifyAttentionPass> {
+  using Base::Base;
+
+  void runOnOperation() override {
+    std::string error;
+    std::optional<SparsityConfig> config = parseSparsity(pattern, error);
+    if (!config) {
+      emitError(UnknownLoc::get(&getContext()), error);
+      return signalPassFailure();
+    }
+    SmallVector<AttentionOp> attentions;
+    getOperation()->walk([&](AttentionOp op) { attentions.push_back(op); });
+    if (!config->layers.empty() && config->layers.size() != attentions.size()) {
+      emitError(UnknownLoc::get(&getContext()))
+          << "-sparsify=" << pattern << ": the file describes "
+          << config->layers.size() << " layers, the model has "
+          << attentions.size() << " raised attentions";
+      return signalPassFailure();
+    }
+    for (auto [layer, op] : llvm::enumerate(attentions))
+      if (failed(rewrite(op, layer, *config)))
+        return signalPassFailure();
+  }
+
+private:
+  LogicalResult rewrite(AttentionOp op, int64_t layer,
+                        const SparsityConfig &config) {
+    int64_t heads = op.getQHeads();
+    if (layer < static_cast<int64_t>(config.layers.size()))
+      for (const auto &[head, plan] : config.layers[layer].heads)
+        if (head >= heads)
+          return emitError(op.getLoc())
+                 << "-sparsify=" << pattern << ": layer " << layer
+                 << " names query head " << head << ", the model has " << heads;
+    SmallVector<HeadPlan> plans;
+    bool sparse = false, estimates = false;
+    for (int64_t head = 0; head < heads; ++head) {
+      plans.push_back(config.plan(layer, head));
+      sparse |= plans.back().pattern != SparsePattern::Dense;
+      estimates |= plans.back().pattern == SparsePattern::VerticalSlash ||
+                   plans.back().pattern == SparsePattern::BlockSparse;
+    }
+    if (!sparse) {
+      ++numDense;
+      return success();
+    }
+    if (StringRef why = refusal(op, estimates); !why.empty()) {
+      ++numDense;
+      remark::missed(op.getLoc(),
+                     remark::RemarkOpts::name("StaysDense")
+                         .category("sparsify-attention"))
+          << "attention stays dense: " << why;
+      return success();
+    }
+    OpBuilder builder(op);
+    SmallVector<HeadPlan> distinct;
+    SmallVector<Value> choices;
+    SmallVector<int64_t> choice;
+    for (const HeadPlan &plan : plans) {
+      auto *it = llvm::find_if(
+          distinct, [&](const HeadPlan &d) { return key(d) == key(plan); });
+      choice.push_back(it - distinct.begin());
+      if (it == distinct.end()) {
+        choices.push_back(buildIndex(builder, op, plan));
+        distinct.push_back(plan);
+      }
+    }
+    Value index = choices.front();
+    if (choices.size() > 1)
+      index = IndexPerHeadOp::create(builder, op.getLoc(), index.getType(),
+                                     choices, choice);
+    auto sparseOp = SparseAttentionOp::create(
+        builder, op.getLoc(),
+        op.getLse() ? TypeRange{op.getO().getType(), op.getLse().getType()}
+                    : TypeRange{op.getO().getType()},
+        op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
+        op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
+        op.getQOffset(), op.getCos(), op.getSin(), index, op.getQHeadsAttr(),
+        op.getKvHeadsAttr(), op.getHeadDimAttr(), op.getVHeadDimAttr(),
+        op.getScaleAttr(), op.getCausalAttr(), op.getWindowLeftAttr(),
+        op.getWindowRightAttr(), op.getSoftcapAttr(), op.getAlignmentAttr(),
+        op.getMaskedRowAttr(), op.getQLayoutAttr(), op.getKLayoutAttr(),
+        op.getVLayoutAttr(), op.getOLayoutAttr(), op.getRotaryAttr(),
+        op.getRotaryDimAttr(), op.getLayerAttr(), op.getFormAttr());
+    if (config.denseBelow >= 0)
+      sparseOp->setDiscardableAttr("prefill.dense_below",
+                                   builder.getI64IntegerAttr(config.denseBelow));
+    op->replaceAllUsesWith(sparseOp->getResults());
+    op->erase();
+    ++numSparse;
+    return success();
+  }
+};
+} // namespace

@@ -1,0 +1,127 @@
+//===- prefill-opt.cpp - The command line ---------------------------------===//
+//
+// Fills CompilerOptions from flags; everything else is in lib/Driver. Two modes:
+// driver mode for ONNX input or any driver flag, and opt mode (MlirOptMain, for
+// .mlir files and passes) otherwise. `prefill-opt inspect model.onnx` reports.
+//
+//===----------------------------------------------------------------------===//
+
+#include "prefill/Driver/Driver.h"
+#include "mlir/IR/DialectRegistry.h"
+#include "mlir/Tools/mlir-opt/MlirOptMain.h"
+#include "llvm/Support/CommandLine.h"
+#include "llvm/Support/InitLLVM.h"
+#include "llvm/Support/WithColor.h"
+
+#include <vector>
+
+using namespace prefill;
+namespace cl = llvm::cl;
+
+static cl::OptionCategory category("prefill-opt options");
+
+static cl::opt<std::string>
+    sparsify("sparsify", cl::cat(category), cl::init("dense"),
+             cl::value_desc("NAME[:option=value,...]"),
+             cl::desc("dense (default), vertical-slash, a-shape, tri-shape, "
+                      "block-sparse, or config:FILE"));
+static cl::list<std::string>
+    target("target", cl::cat(category), cl::CommaSeparated,
+           cl::value_desc("cpu"), cl::desc("Targets to generate kernels for"));
+static cl::opt<EmitKind> emit(
+    "emit", cl::cat(category), cl::init(EmitKind::Artifacts),
+    cl::desc("Stop at a level and print it:"),
+    cl::values(
+        clEnumValN(EmitKind::Artifacts, "artifacts",
+                   "model.onnx, library, header, manifest (default)"),
+        clEnumValN(EmitKind::ONNX, "onnx", "the model, written back unchanged"),
+        clEnumValN(EmitKind::ONNXText, "onnx-text", "the onnx dialect"),
+        clEnumValN(EmitKind::Prefill, "prefill", "after raising attention"),
+        clEnumValN(EmitKind::Sparse, "sparse", "after sparsification"),
+        clEnumValN(EmitKind::Tile, "tile", "the kernels on tiles"),
+        clEnumValN(EmitKind::LLVM, "llvm", "the kernels as LLVM IR"),
+        clEnumValN(EmitKind::Asm, "asm", "the kernels as assembly")));
+static cl::opt<ExternalData> externalData(
+    "external-data", cl::cat(category), cl::init(ExternalData::Reference),
+    cl::desc("What happens to the model's external data files:"),
+    cl::values(clEnumValN(ExternalData::Reference, "reference",
+                          "refer to the same files (default)"),
+               clEnumValN(ExternalData::Copy, "copy", "copy them"),
+               clEnumValN(ExternalData::Link, "link", "hard links")));
+static cl::opt<std::string>
+    cacheDir("kernel-cache", cl::cat(category), cl::value_desc("DIR"),
+             cl::desc("Where compiled kernels are kept"));
+static cl::opt<bool> noCache("no-kernel-cache", cl::cat(category),
+                             cl::desc("Compile all kernels anew"));
+static cl::opt<bool> stats("stats", cl::cat(category),
+                           cl::desc("Give the model an output with the share of "
+                                    "blocks each head visits"));
+static cl::opt<bool> verbose("explain", cl::cat(category),
+                             cl::desc("Say why an attention was left as it was"));
+static cl::opt<bool> timing("stage-timing", cl::cat(category),
+                            cl::desc("Print seconds per stage"));
+static cl::opt<bool> json("json", cl::cat(category),
+                          cl::desc("inspect: JSON instead of a table"));
+static cl::opt<std::string> inputKind("x", cl::cat(category),
+                                      cl::value_desc("onnx|mlir"),
+                                      cl::desc("Kind of the input"));
+
+/// True when a driver flag was given.
+static bool hasDriverFlag() {
+  return sparsify.getNumOccurrences() || target.getNumOccurrences() ||
+         emit.getNumOccurrences() || externalData.getNumOccurrences() ||
+         cacheDir.getNumOccurrences() || noCache || stats || verbose ||
+         timing || json;
+}
+
+int main(int argc, char **argv) {
+  llvm::InitLLVM init(argc, argv);
+  mlir::DialectRegistry registry;
+  registerDialects(registry);
+  registerPasses();
+  cl::HideUnrelatedOptions(category);
+
+  std::vector<char *> arguments(argv, argv + argc);
+  bool inspecting = argc > 1 && llvm::StringRef(argv[1]) == "inspect";
+  if (inspecting)
+    arguments.erase(arguments.begin() + 1);
+  auto [input, output] = mlir::registerAndParseCLIOptions(
+      arguments.size(), arguments.data(),
+      "prefill-opt: fast prompt processing for transformer models\n\n"
+      "  prefill-opt model.onnx -sparsify=vertical-slash -o out/\n"
+      "  prefill-opt inspect model.onnx\n"
+      "  prefill-opt file.mlir -some-pass\n",
+      registry);
+
+  auto complain = [](const llvm::Twine &what) {
+    llvm::WithColor::error(llvm::errs(), "prefill-opt") << what << "\n";
+    return 1;
+  };
+  if (!inputKind.empty() && inputKind != "onnx" && inputKind != "mlir")
+    return complain("-x=" + inputKind + ": expected onnx or mlir");
+  bool onnx = inputKind == "onnx" ||
+              (inputKind.empty() && llvm::StringRef(input).ends_with(".onnx"));
+  if (!onnx && !inspecting && !hasDriverFlag()) {
+    if (inputKind.empty() && input != "-" && looksLikeONNX(input))
+      onnx = true;
+    else
+      return mlir::asMainReturnCode(
+          mlir::MlirOptMain(argc, argv, input, output, registry));
+  }
+
+  CompilerOptions options;
+  options.input = input;
+  options.output = output;
+  options.emit = emit;
+  options.sparsify = sparsify;
+  if (!target.empty())
+    options.targets.assign(target.begin(), target.end());
+  options.externalData = externalData;
+  options.cacheDir = cacheDir;
+  options.useCache = !noCache;
+  options.stats = stats;
+  options.remarks = verbose;
+  options.timing = timing;
+  options.json = json;
+  return inspecting ? inspect(options) : compile(options);
+}
