@@ -63,10 +63,13 @@ typedef struct prefill_tile_args {
   float softcap;      /* with SOFTCAP */
   float sink;         /* with SINK: the head's logit */
   int32_t reserved;
-  const uint32_t *blocks; /* ascending block ids (block_k keys each) */
+  const uint32_t *blocks; /* block ids (block_k keys each), no id twice: first
+                             the full ones, ascending, then the others,
+                             ascending (with a window a partial block may have a
+                             lower id than a full one) */
   int64_t block_count;
   int64_t full_count; /* the first full_count blocks need no mask at all: wholly
-                         visible to all rows and wholly below kv_len */
+                         visible to all rows, wholly below kv_len, bias 0 */
   const void *col_k, *col_v; /* gathered rows, compact [col_count][d] / [e],
                                 type as K and V; readable up to the next
                                 multiple of block_k rows (padding is zero) */
@@ -75,7 +78,7 @@ typedef struct prefill_tile_args {
                              INT32_MAX to a multiple of block_k */
   int64_t col_count;
   const uint8_t *key_mask; /* [kv_len], nonzero: visible */
-  const float *bias;       /* of (tile row 0, key 0) */
+  const float *bias;       /* of (tile row 0, key 0); may hold -inf */
   int64_t bias_row_stride, bias_key_stride; /* 0: broadcast; key stride 0 or 1 */
   const int32_t *q_segment, *k_segment; /* [rows], [kv_len] */
   void *workspace; /* workspace_bytes, 64-byte aligned, private to this call */
@@ -141,7 +144,9 @@ typedef struct prefill_attention_desc {
   float softcap; /* 0: none */
   int32_t masked_row, alignment;
   int32_t rotary; /* 0: none; 1: rotate halves; 2: interleaved pairs (COS, SIN
-                     are applied to q and k before the product) */
+                     are applied to the first rotary_dim elements of q and k
+                     before the product). Row p of a table is for key position
+                     p; its width is rotary_dim / 2 or rotary_dim */
   int32_t rotary_dim;
   const prefill_plan *plan; /* NULL: dense */
   const prefill_tile_variant *variants;
