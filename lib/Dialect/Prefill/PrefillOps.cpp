@@ -63,6 +63,10 @@ static LogicalResult verifyAttention(OpTy op) {
       failed(verifyRows(op, "o", op.getO().getType(), op.getOLayout(),
                         op.getQHeads(), op.getVHeadDim())))
     return failure();
+  // The result is what the kernel writes: its form must be known.
+  auto result = dyn_cast<RankedTensorType>(op.getO().getType());
+  if (!result || (result.getRank() != 3 && result.getRank() != 4))
+    return op.emitOpError("o must be a tensor of rank 3 or 4");
   if (static_cast<bool>(op.getQSegment()) != static_cast<bool>(op.getKSegment()))
     return op.emitOpError("needs both segment operands or none");
   if ((op.getAlignment() == QueryAlignment::Operand) !=
@@ -92,7 +96,14 @@ static LogicalResult verifyAttention(OpTy op) {
 }
 
 LogicalResult AttentionOp::verify() { return verifyAttention(*this); }
-LogicalResult SparseAttentionOp::verify() { return verifyAttention(*this); }
+LogicalResult SparseAttentionOp::verify() {
+  if (auto perHead = getIndex().getDefiningOp<IndexPerHeadOp>())
+    if (static_cast<int64_t>(perHead.getHeads().size()) !=
+        static_cast<int64_t>(getQHeads()))
+      return emitOpError() << "index chooses for " << perHead.getHeads().size()
+                           << " heads, the attention has " << getQHeads();
+  return verifyAttention(*this);
+}
 
 //===----------------------------------------------------------------------===//
 // Score, select, index

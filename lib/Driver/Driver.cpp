@@ -1,0 +1,299 @@
+//===- Driver.cpp - From options to artifacts -----------------------------===//
+
+#include "prefill/Driver/Driver.h"
+#include "Artifacts.h"
+#include "prefill/Analysis/AttentionSite.h"
+#include "prefill/Driver/Outline.h"
+#include "prefill/Import/ONNXImport.h"
+#include "prefill/Transforms/SparsityConfig.h"
+#include "mlir/IR/AsmState.h"
+#include "mlir/IR/Remarks.h"
+#include "mlir/Parser/Parser.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/Format.h"
+#include "llvm/Support/JSON.h"
+#include "llvm/Support/Path.h"
+#include "llvm/Support/ToolOutputFile.h"
+#include "llvm/Support/WithColor.h"
+
+#include <chrono>
+
+using namespace mlir;
+using namespace prefill;
+
+//===----------------------------------------------------------------------===//
+// Messages
+//===----------------------------------------------------------------------===//
+
+static int fail(const llvm::Twine &what) {
+  llvm::WithColor::error(llvm::errs(), "prefill-opt") << what << "\n";
+  return 1;
+}
+
+/// Seconds per stage, printed with -stage-timing.
+namespace {
+class Stopwatch {
+public:
+  explicit Stopwatch(bool enabled) : enabled(enabled) {}
+  void lap(const char *stage) {
+    auto now = std::chrono::steady_clock::now();
+    if (enabled)
+      llvm::errs() << llvm::format(
+          "%-10s %7.3f s\n", stage,
+          std::chrono::duration<double>(now - last).count());
+    last = now;
+  }
+
+private:
+  bool enabled;
+  std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
+};
+} // namespace
+
+/// Prints diagnostics as one line each: the first error, and remarks if asked.
+static void installDiagnostics(MLIRContext &context, bool remarks) {
+  context.getDiagEngine().registerHandler([remarks](Diagnostic &diagnostic) {
+    std::string where;
+    if (auto name = dyn_cast<NameLoc>(diagnostic.getLocation()))
+      where = name.getName().str() + ": ";
+    if (diagnostic.getSeverity() == DiagnosticSeverity::Error)
+      fail(where + diagnostic.str());
+    else if (diagnostic.getSeverity() == DiagnosticSeverity::Remark && remarks)
+      llvm::WithColor::remark(llvm::errs(), "prefill-opt")
+          << where << diagnostic.str() << "\n";
+    return success();
+  });
+  if (remarks)
+    (void)remark::enableOptimizationRemarks(
+        context, /*streamer=*/nullptr,
+        std::make_unique<remark::RemarkEmittingPolicyAll>(),
+        remark::RemarkCategories{"", "", ".*", "", ""},
+        /*printAsEmitRemarks=*/true);
+}
+
+//===----------------------------------------------------------------------===//
+// Input and textual output
+//===----------------------------------------------------------------------===//
+
+bool prefill::looksLikeONNX(StringRef path) {
+  // A ModelProto starts with the field ir_version: tag 8, then a small number.
+  char start[2];
+  auto file = llvm::sys::fs::openNativeFileForRead(path);
+  if (!file) {
+    llvm::consumeError(file.takeError());
+    return false;
+  }
+  auto count = llvm::sys::fs::readNativeFile(*file, {start, 2});
+  llvm::sys::fs::closeFile(*file);
+  if (!count) {
+    llvm::consumeError(count.takeError());
+    return false;
+  }
+  return *count == 2 && start[0] == 8 && start[1] > 0 && start[1] < 64;
+}
+
+/// The module of an ONNX file, or of an MLIR file of one of our levels.
+static OwningOpRef<ModuleOp> load(MLIRContext &context, StringRef path) {
+  if (path.ends_with(".mlir") || path.ends_with(".mlirbc"))
+    return parseSourceFile<ModuleOp>(path, &context);
+  std::string error;
+  OwningOpRef<ModuleOp> module = importONNX(path, &context, {}, error);
+  if (!module)
+    fail(error);
+  return module;
+}
+
+/// Writes `text` to a file that appears only when it is complete, or to stdout.
+static int writeText(StringRef path, llvm::function_ref<void(raw_ostream &)> text) {
+  if (path.empty() || path == "-") {
+    text(llvm::outs());
+    return 0;
+  }
+  std::error_code ec;
+  llvm::ToolOutputFile file(path, ec, llvm::sys::fs::OF_None);
+  if (ec)
+    return fail(path + ": cannot write: " + ec.message());
+  text(file.os());
+  file.os().flush();
+  if (file.os().has_error()) {
+    std::string message = file.os().error().message();
+    file.os().clear_error();
+    return fail(path + ": cannot write: " + message);
+  }
+  file.keep();
+  return 0;
+}
+
+static int printModule(ModuleOp module, const CompilerOptions &options) {
+  return writeText(options.output, [&](raw_ostream &os) {
+    module.print(os, OpPrintingFlags().elideLargeElementsAttrs(64));
+    os << "\n";
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Compilation
+//===----------------------------------------------------------------------===//
+
+/// Options that cannot be met, found before any work.
+static bool validate(const CompilerOptions &options, std::string &error) {
+  for (StringRef target : options.targets)
+    if (target != "cpu") {
+      error = "-target=" + target.str() +
+              ": unknown target; this version generates cpu";
+      return false;
+    }
+  if (!parseSparsity(options.sparsify, error))
+    return false;
+  bool isFile = options.emit == EmitKind::ONNX;
+  bool isFolder = options.emit == EmitKind::Artifacts;
+  if ((isFile || isFolder) && (options.output.empty() || options.output == "-")) {
+    error = isFile ? "-emit=onnx needs -o FILE.onnx"
+                   : "an output folder is needed: -o out/";
+    return false;
+  }
+  llvm::sys::fs::file_status status;
+  if (isFolder && !llvm::sys::fs::status(options.output, status) &&
+      status.type() != llvm::sys::fs::file_type::directory_file) {
+    error = options.output + ": exists and is not a folder";
+    return false;
+  }
+  return true;
+}
+
+static bool run(MLIRContext &context, ModuleOp module,
+                llvm::function_ref<void(OpPassManager &)> build) {
+  PassManager pm(&context);
+  build(pm);
+  return succeeded(pm.run(module));
+}
+
+int prefill::compile(const CompilerOptions &options) {
+  std::string error;
+  if (!validate(options, error))
+    return fail(error);
+  Stopwatch watch(options.timing);
+  DialectRegistry registry;
+  registerDialects(registry);
+  MLIRContext context(registry, MLIRContext::Threading::DISABLED);
+  installDiagnostics(context, options.remarks);
+
+  OwningOpRef<ModuleOp> module = load(context, options.input);
+  if (!module)
+    return 1;
+  watch.lap("import");
+  if (options.emit == EmitKind::ONNXText)
+    return printModule(*module, options);
+  if (options.emit == EmitKind::ONNX) {
+    ExportOptions exportOptions;
+    exportOptions.externalData = options.externalData;
+    return exportONNX(*module, options.output, exportOptions, error)
+               ? 0
+               : fail(error);
+  }
+
+  if (!run(context, *module, buildRaisePipeline))
+    return 1;
+  watch.lap("raise");
+  std::vector<DeclinedSite> declined;
+  for (const SiteReport &report : inspectAttention(*module))
+    if (!report.raised)
+      declined.push_back({report.layer, report.reason});
+  if (options.emit == EmitKind::Prefill)
+    return printModule(*module, options);
+
+  if (!run(context, *module, [&](OpPassManager &pm) {
+        buildSparsifyPipeline(pm, options);
+      }))
+    return 1;
+  watch.lap("sparsify");
+  if (options.emit == EmitKind::Sparse)
+    return printModule(*module, options);
+
+  OutlineResult outlined;
+  if (!outlineAttention(*module, options.stats, outlined, error))
+    return fail(options.input + ": " + error);
+  if (options.emit == EmitKind::Tile || options.emit == EmitKind::LLVM ||
+      options.emit == EmitKind::Asm) {
+    std::string text;
+    if (!emitKernelText(options, outlined.kernels, text, error))
+      return fail(error);
+    return writeText(options.output, [&](raw_ostream &os) { os << text; });
+  }
+  bool written = writeArtifacts(options, *module, outlined, declined, error);
+  watch.lap("generate");
+  return written ? 0 : fail(error);
+}
+
+//===----------------------------------------------------------------------===//
+// inspect
+//===----------------------------------------------------------------------===//
+
+static void printJSON(ArrayRef<SiteReport> reports, StringRef model) {
+  llvm::json::OStream os(llvm::outs(), 2);
+  os.object([&] {
+    os.attribute("model", model);
+    os.attributeArray("attention", [&] {
+      for (const SiteReport &site : reports)
+        os.object([&] {
+          os.attribute("layer", site.layer);
+          os.attribute("node", site.node);
+          os.attribute("raised", site.raised);
+          os.attribute("reason", site.reason);
+          os.attribute("form", site.form);
+          os.attribute("q_heads", site.qHeads);
+          os.attribute("kv_heads", site.kvHeads);
+          os.attribute("head_dim", site.headDim);
+          os.attribute("mask", site.mask);
+        });
+    });
+  });
+  llvm::outs() << "\n";
+}
+
+static void printTable(ArrayRef<SiteReport> reports) {
+  auto number = [](int64_t n) { return n ? std::to_string(n) : "?"; };
+  std::vector<std::array<std::string, 6>> rows;
+  rows.push_back({"layer", "heads", "KV heads", "head dim", "mask", "form"});
+  for (const SiteReport &site : reports)
+    rows.push_back({site.layer, number(site.qHeads), number(site.kvHeads),
+                    number(site.headDim), site.raised ? site.mask : "",
+                    site.raised ? site.form : "not raised: " + site.reason});
+  std::array<size_t, 6> widths{};
+  for (const auto &row : rows)
+    for (size_t i = 0; i < row.size(); ++i)
+      widths[i] = std::max(widths[i], row[i].size());
+  for (const auto &row : rows) {
+    std::string line;
+    for (size_t i = 0; i < row.size(); ++i) {
+      line += row[i];
+      if (i + 1 < row.size())
+        line.append(widths[i] - row[i].size() + 2, ' ');
+    }
+    llvm::outs() << line << "\n";
+  }
+}
+
+int prefill::inspect(const CompilerOptions &options) {
+  DialectRegistry registry;
+  registerDialects(registry);
+  MLIRContext context(registry, MLIRContext::Threading::DISABLED);
+  installDiagnostics(context, options.remarks);
+  OwningOpRef<ModuleOp> module = load(context, options.input);
+  if (!module)
+    return 1;
+  auto reports = inspectAttention(*module);
+  if (options.json) {
+    printJSON(reports, llvm::sys::path::filename(options.input));
+    return 0;
+  }
+  if (reports.empty()) {
+    llvm::outs() << "no attention found\n";
+    return 0;
+  }
+  printTable(reports);
+  size_t raised = llvm::count_if(
+      reports, [](const SiteReport &site) { return site.raised; });
+  llvm::outs() << raised << " of " << reports.size() << " can be raised\n";
+  return 0;
+}

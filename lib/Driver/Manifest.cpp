@@ -1,0 +1,106 @@
+//===- Manifest.cpp - manifest.json: what was changed ---------------------===//
+
+#include "Manifest.h"
+#include "llvm/Support/JSON.h"
+#include "llvm/Support/Path.h"
+#include "llvm/Support/raw_ostream.h"
+
+using namespace prefill;
+namespace json = llvm::json;
+
+static json::Object describe(const HeadPlan &plan) {
+  auto budget = [&](json::Object object, const char *key, int64_t count) {
+    if (plan.density > 0)
+      object["density"] = plan.density;
+    else
+      object[key] = count;
+    return object;
+  };
+  switch (plan.pattern) {
+  case SparsePattern::Dense:
+    return {{"type", "dense"}};
+  case SparsePattern::AShape:
+    return {{"type", "a_shape"}, {"n_init", plan.init}, {"n_local", plan.local}};
+  case SparsePattern::TriShape:
+    return {{"type", "tri_shape"},
+            {"n_init", plan.init},
+            {"n_local", plan.local},
+            {"n_last", plan.last}};
+  case SparsePattern::VerticalSlash: {
+    json::Object object{{"type", "vertical_and_slash"}, {"last", plan.last}};
+    if (plan.density <= 0)
+      object["vertical"] = plan.vertical;
+    return budget(std::move(object), "slash", plan.slash);
+  }
+  case SparsePattern::BlockSparse:
+    return budget({{"type", "block_sparse"}}, "top_k", plan.topK);
+  }
+  return {};
+}
+
+static json::Object describe(const KernelSpec &spec) {
+  static const char *const types[] = {"float32", "float16", "bfloat16"};
+  json::Object object{
+      {"name", spec.name},
+      {"dtype", types[static_cast<int>(spec.dtype)]},
+      {"q_heads", spec.qHeads},
+      {"kv_heads", spec.kvHeads},
+      {"head_dim", spec.headDim},
+      {"v_head_dim", spec.vHeadDim},
+      {"causal", spec.causal},
+      {"scale", spec.scale},
+      {"block_q", spec.blockQ},
+      {"block_k", spec.blockK},
+      {"exact", spec.heads.empty()},
+  };
+  if (spec.windowLeft != KernelSpec::Unbounded)
+    object["window_left"] = spec.windowLeft;
+  if (!spec.causal && spec.windowRight != KernelSpec::Unbounded)
+    object["window_right"] = spec.windowRight;
+  if (spec.softcap != 0)
+    object["softcap"] = spec.softcap;
+  if (spec.heads.empty())
+    return object;
+  json::Array heads;
+  for (const HeadPlan &plan : spec.heads)
+    heads.push_back(describe(plan));
+  object["heads"] = std::move(heads);
+  if (spec.denseBelow >= 0)
+    object["dense_below"] = spec.denseBelow;
+  return object;
+}
+
+std::string prefill::writeManifest(const CompilerOptions &options,
+                                   const OutlineResult &outlined,
+                                   llvm::ArrayRef<DeclinedSite> declined) {
+  bool exact = true;
+  json::Array kernels, attentions, left;
+  for (const KernelSpec &spec : outlined.kernels) {
+    exact &= spec.heads.empty();
+    kernels.push_back(describe(spec));
+  }
+  for (const OutlinedAttention &attention : outlined.attentions)
+    attentions.push_back(json::Object{{"layer", attention.layer},
+                                      {"form", attention.form},
+                                      {"kernel", attention.kernel}});
+  for (const DeclinedSite &site : declined)
+    left.push_back(json::Object{{"layer", site.layer}, {"reason", site.reason}});
+  json::Array targets;
+  for (const std::string &target : options.targets)
+    targets.push_back(target);
+  json::Object root{
+      {"format", 1},
+      {"compiler", "prefill-opt " PREFILL_VERSION},
+      {"model", llvm::sys::path::filename(options.input)},
+      {"sparsify", options.sparsify},
+      {"exact", exact},
+      {"targets", std::move(targets)},
+      {"kernels", std::move(kernels)},
+      {"attention", std::move(attentions)},
+      {"left_as_it_was", std::move(left)},
+  };
+  std::string text;
+  llvm::raw_string_ostream os(text);
+  os << llvm::formatv("{0:2}", json::Value(std::move(root))) << "\n";
+  return text;
+}

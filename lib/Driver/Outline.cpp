@@ -1,0 +1,301 @@
+//===- Outline.cpp - Attention ops to kernels -----------------------------===//
+
+#include "prefill/Driver/Outline.h"
+#include "prefill/Dialect/ONNX/ONNX.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
+#include "prefill/Dialect/Prefill/HeadPlan.h"
+#include "llvm/ADT/STLExtras.h"
+
+#include <cstring>
+#include <tuple>
+
+using namespace mlir;
+using namespace prefill;
+
+/// The element type of kernels for `type`, if there is one.
+static std::optional<DType> dtypeOf(Type type) {
+  auto tensor = dyn_cast<TensorType>(type);
+  if (!tensor)
+    return std::nullopt;
+  if (tensor.getElementType().isF32())
+    return DType::F32;
+  if (tensor.getElementType().isF16())
+    return DType::F16;
+  if (tensor.getElementType().isBF16())
+    return DType::BF16;
+  return std::nullopt;
+}
+
+//===----------------------------------------------------------------------===//
+// Index ops to head plans
+//===----------------------------------------------------------------------===//
+
+/// What a select keeps: entries or a share.
+static void readSelect(Value selection, int32_t &count, float &density) {
+  auto select = selection.getDefiningOp<SelectOp>();
+  if (select.getTopK())
+    count = *select.getTopK();
+  if (select.getDensity())
+    density = select.getDensity()->convertToFloat();
+}
+
+/// The plan that an index op other than per_head stands for.
+static std::optional<HeadPlan> planOfIndex(Value index) {
+  HeadPlan plan;
+  Operation *op = index.getDefiningOp();
+  if (isa_and_nonnull<IndexDenseOp>(op))
+    return plan;
+  if (auto shape = dyn_cast_or_null<IndexAShapeOp>(op)) {
+    plan.pattern = SparsePattern::AShape;
+    plan.init = shape.getInit();
+    plan.local = shape.getLocal();
+    return plan;
+  }
+  if (auto shape = dyn_cast_or_null<IndexTriShapeOp>(op)) {
+    plan.pattern = SparsePattern::TriShape;
+    plan.init = shape.getInit();
+    plan.local = shape.getLocal();
+    plan.last = shape.getLast();
+    return plan;
+  }
+  if (auto relative = dyn_cast_or_null<IndexRelativeOp>(op)) {
+    auto columns = relative.getColumns().getDefiningOp<SelectOp>();
+    auto diagonals = relative.getDiagonals().getDefiningOp<SelectOp>();
+    if (!columns || !diagonals)
+      return std::nullopt;
+    auto score = columns.getScores().getDefiningOp<ScoreLastRowsOp>();
+    if (!score || diagonals.getScores().getDefiningOp() != score)
+      return std::nullopt;
+    plan.pattern = SparsePattern::VerticalSlash;
+    plan.last = score.getRows();
+    readSelect(columns, plan.vertical, plan.density);
+    readSelect(diagonals, plan.slash, plan.density);
+    return plan;
+  }
+  if (auto blocks = dyn_cast_or_null<IndexBlocksOp>(op)) {
+    auto select = blocks.getBlocks().getDefiningOp<SelectOp>();
+    if (!select || !select.getScores().getDefiningOp<ScorePooledOp>())
+      return std::nullopt;
+    plan.pattern = SparsePattern::BlockSparse;
+    readSelect(select, plan.topK, plan.density);
+    return plan;
+  }
+  return std::nullopt;
+}
+
+/// Plans of all `heads` query heads.
+static bool readIndex(Value index, int64_t heads, std::vector<HeadPlan> &plans) {
+  if (auto perHead = index.getDefiningOp<IndexPerHeadOp>()) {
+    for (int64_t choice : perHead.getHeads()) {
+      std::optional<HeadPlan> plan = planOfIndex(perHead.getChoices()[choice]);
+      if (!plan)
+        return false;
+      plans.push_back(*plan);
+    }
+    return true;
+  }
+  std::optional<HeadPlan> plan = planOfIndex(index);
+  if (!plan)
+    return false;
+  plans.assign(heads, *plan);
+  return true;
+}
+
+//===----------------------------------------------------------------------===//
+// Specs
+//===----------------------------------------------------------------------===//
+
+template <typename OpTy>
+static bool buildSpec(OpTy op, KernelSpec &spec, std::string &error) {
+  std::optional<DType> dtype = dtypeOf(op.getQ().getType());
+  if (!dtype)
+    dtype = dtypeOf(op.getO().getType());
+  if (!dtype) {
+    error = "attention of layer '" + op.getLayer().value_or("?").str() +
+            "': the element type of its inputs is not float32, float16 or "
+            "bfloat16";
+    return false;
+  }
+  spec.dtype = *dtype;
+  spec.qLayout = static_cast<Layout>(op.getQLayout());
+  spec.kLayout = static_cast<Layout>(op.getKLayout());
+  spec.vLayout = static_cast<Layout>(op.getVLayout());
+  spec.oLayout = static_cast<Layout>(op.getOLayout());
+  spec.oRank = cast<RankedTensorType>(op.getO().getType()).getRank();
+  spec.qHeads = op.getQHeads();
+  spec.kvHeads = op.getKvHeads();
+  spec.headDim = op.getHeadDim();
+  spec.vHeadDim = op.getVHeadDim();
+  spec.causal = op.getCausal();
+  if (op.getWindowLeft())
+    spec.windowLeft = *op.getWindowLeft();
+  if (op.getWindowRight())
+    spec.windowRight = *op.getWindowRight();
+  if (spec.causal)
+    spec.windowRight = 0;
+  spec.scale = op.getScale().convertToFloat();
+  if (op.getSoftcap())
+    spec.softcap = op.getSoftcap()->convertToFloat();
+  spec.hasBias = static_cast<bool>(op.getBias());
+  spec.hasKeyMask = static_cast<bool>(op.getKeyMask());
+  spec.hasSink = static_cast<bool>(op.getSinks());
+  spec.hasSegments = static_cast<bool>(op.getQSegment());
+  spec.maskedRow = static_cast<MaskedRow>(op.getMaskedRow());
+  spec.alignment = static_cast<Alignment>(op.getAlignment());
+  spec.rotary = static_cast<Rotary>(op.getRotary());
+  spec.rotaryDim = op.getRotaryDim();
+  return true;
+}
+
+/// Everything of a spec but its name.
+static auto identity(const KernelSpec &s) {
+  uint32_t scale, softcap;
+  std::memcpy(&scale, &s.scale, sizeof(scale));
+  std::memcpy(&softcap, &s.softcap, sizeof(softcap));
+  return std::make_tuple(
+      std::make_tuple(s.dtype, s.qLayout, s.kLayout, s.vLayout, s.oLayout,
+                      s.oRank, s.qHeads, s.kvHeads, s.headDim, s.vHeadDim,
+                      s.blockQ, s.blockK),
+      std::make_tuple(s.causal, s.windowLeft, s.windowRight, scale, softcap,
+                      s.hasBias, s.hasKeyMask, s.hasSink, s.hasSegments,
+                      s.maskedRow, s.alignment, s.rotary),
+      std::make_tuple(s.rotaryDim, s.denseBelow));
+}
+
+static bool samePlan(const HeadPlan &a, const HeadPlan &b) {
+  auto key = [](const HeadPlan &p) {
+    return std::make_tuple(p.pattern, p.init, p.local, p.last, p.vertical,
+                           p.slash, p.topK, p.density);
+  };
+  return key(a) == key(b);
+}
+
+/// The name of the kernel for `spec`: that of an equal one, or a new one.
+static std::string internSpec(KernelSpec spec, std::vector<KernelSpec> &specs) {
+  for (const KernelSpec &known : specs)
+    if (identity(known) == identity(spec) &&
+        std::equal(known.heads.begin(), known.heads.end(), spec.heads.begin(),
+                   spec.heads.end(), samePlan))
+      return known.name;
+  spec.name = "prefill_attention_" + std::to_string(specs.size());
+  specs.push_back(spec);
+  return specs.back().name;
+}
+
+//===----------------------------------------------------------------------===//
+// Rewriting
+//===----------------------------------------------------------------------===//
+
+/// The node that runs `kernel`; its inputs are the op's operands in the order of
+/// prefill_attention_input, omitted ones absent, trailing ones left out.
+template <typename OpTy>
+static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
+                               bool stats) {
+  Value absent;
+  SmallVector<Value> inputs;
+  for (Value operand :
+       {op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
+        op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
+        op.getQOffset(), op.getCos(), op.getSin()}) {
+    if (!operand && !absent)
+      absent = onnx::AbsentOp::create(builder, op.getLoc(),
+                                      builder.getNoneType());
+    inputs.push_back(operand ? operand : absent);
+  }
+  while (inputs.back() == absent)
+    inputs.pop_back();
+  if (absent && absent.use_empty() && !llvm::is_contained(inputs, absent))
+    absent.getDefiningOp()->erase();
+
+  SmallVector<Type> results = {op.getO().getType()};
+  SmallVector<Attribute> names = {builder.getStringAttr("")};
+  Type unknown = onnx::UnknownType::get(builder.getContext());
+  if (op.getLse() || stats)
+    results.push_back(op.getLse() ? op.getLse().getType() : unknown);
+  if (stats)
+    results.push_back(RankedTensorType::get(
+        {ShapedType::kDynamic, static_cast<int64_t>(op.getQHeads())},
+        builder.getF32Type()));
+  return onnx::NodeOp::create(
+      builder, op.getLoc(), "Attention", "prefill.opt", inputs, results,
+      {builder.getNamedAttr("kernel", builder.getStringAttr(kernel))});
+}
+
+/// Removes index, select and score ops that nothing uses any more.
+static void eraseDead(Value value) {
+  Operation *op = value ? value.getDefiningOp() : nullptr;
+  if (!op || !op->use_empty() || !isa<PrefillDialect>(op->getDialect()))
+    return;
+  SmallVector<Value> operands(op->getOperands());
+  op->erase();
+  for (Value operand : llvm::SetVector<Value>(operands.begin(), operands.end()))
+    eraseDead(operand);
+}
+
+template <typename OpTy>
+static bool outline(OpTy op, bool stats, OutlineResult &result,
+                    SmallVectorImpl<Value> &densities, std::string &error) {
+  KernelSpec spec;
+  if (!buildSpec(op, spec, error))
+    return false;
+  Value index;
+  if constexpr (std::is_same_v<OpTy, SparseAttentionOp>) {
+    index = op.getIndex();
+    if (!readIndex(index, op.getQHeads(), spec.heads)) {
+      error = "attention of layer '" + op.getLayer().value_or("?").str() +
+              "': its index is not one that kernels can build";
+      return false;
+    }
+    if (auto below = op->template getAttrOfType<IntegerAttr>(
+            "prefill.dense_below"))
+      spec.denseBelow = below.getInt();
+  }
+  std::string kernel = internSpec(spec, result.kernels);
+  result.attentions.push_back({op.getLayer().value_or("").str(),
+                               op.getForm().value_or("").str(), kernel});
+  OpBuilder builder(op);
+  onnx::NodeOp node = createNode(builder, op, kernel, stats);
+  op.getO().replaceAllUsesWith(node.getResult(0));
+  if (op.getLse())
+    op.getLse().replaceAllUsesWith(node.getResult(1));
+  if (stats)
+    densities.push_back(node.getResult(2));
+  op->erase();
+  eraseDead(index);
+  return true;
+}
+
+bool prefill::outlineAttention(ModuleOp module, bool stats,
+                               OutlineResult &result, std::string &error) {
+  SmallVector<Operation *> ops;
+  module.walk([&](Operation *op) {
+    if (isa<AttentionOp, SparseAttentionOp>(op))
+      ops.push_back(op);
+  });
+  if (ops.empty())
+    return true;
+  SmallVector<Value> densities;
+  for (Operation *op : ops) {
+    auto dense = dyn_cast<AttentionOp>(op);
+    // Only the main graph's results can become outputs of the model.
+    bool here = stats && isa<onnx::GraphOp>(op->getParentOp());
+    if (dense ? !outline(dense, here, result, densities, error)
+              : !outline(cast<SparseAttentionOp>(op), here, result, densities,
+                         error))
+      return false;
+  }
+  onnx::setOpsetVersion(module, "prefill.opt", 1);
+  if (densities.empty())
+    return true;
+  auto graph = densities.front().getDefiningOp()->getParentOfType<onnx::GraphOp>();
+  auto ret = cast<onnx::ReturnOp>(graph.getBody().front().getTerminator());
+  SmallVector<Attribute> names(ret.getOutputNames().begin(),
+                               ret.getOutputNames().end());
+  for (auto [i, density] : llvm::enumerate(densities)) {
+    ret.getValuesMutable().append(density);
+    names.push_back(StringAttr::get(module.getContext(),
+                                    "prefill.density." + std::to_string(i)));
+  }
+  ret.setOutputNamesAttr(ArrayAttr::get(module.getContext(), names));
+  return true;
+}

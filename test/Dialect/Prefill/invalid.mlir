@@ -1,0 +1,135 @@
+// RUN: prefill-opt %s -split-input-file -verify-diagnostics
+
+func.func @heads(%q: tensor<1x9x?x64xf32>, %k: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{kv_heads must divide q_heads}}
+  %o = prefill.attention %q, %k, %k {q_heads = 9 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x9x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x9x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @head_dim(%q: tensor<1x2x?x32xf32>) {
+  // expected-error @+1 {{q has head dimension 32, expected 64}}
+  %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x32xf32>, tensor<1x2x?x32xf32>, tensor<1x2x?x32xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @layout(%q: tensor<1x?x128xf32>) {
+  // expected-error @+1 {{q of rank 3 needs the layout bshd}}
+  %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x?x128xf32>, tensor<1x?x128xf32>, tensor<1x?x128xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @type(%q: tensor<1x2x?x64xi8>) {
+  // expected-error @+1 {{q must have f32, f16 or bf16 elements}}
+  %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xi8>, tensor<1x2x?x64xi8>, tensor<1x2x?x64xi8> -> tensor<1x2x?x64xi8>
+  return
+}
+
+// -----
+
+func.func @result(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{o must be a tensor of rank 3 or 4}}
+  %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<*xf32>
+  return
+}
+
+// -----
+
+func.func @alignment(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{needs q_offset exactly with alignment operand}}
+  %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32, alignment = #prefill<align operand>}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @rotary(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{needs cos and sin exactly with rotary}}
+  %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32, rotary = #prefill<rotary half>, rotary_dim = 64 : i64}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @window(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{window_left must not be negative}}
+  %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32, window_left = -1 : i64}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @both_right(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{causal already says window_right = 0}}
+  %o = prefill.attention %q, %q, %q {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32, window_right = 3 : i64}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @softcap(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{softcap must be a positive number}}
+  %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32, softcap = 0.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @axis(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{columns must run along the column axis, got block}}
+  %c, %d = prefill.score.last_rows %q, %q rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>, <diagonal>
+  return
+}
+
+// -----
+
+func.func @rule(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.pooled %q, %q : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // expected-error @+1 {{needs exactly one of top_k and density}}
+  %b = prefill.select %s {top_k = 4 : i64, density = 0.5 : f32} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @density(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.pooled %q, %q : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // expected-error @+1 {{density must be in (0, 1]}}
+  %b = prefill.select %s {density = 1.5 : f32} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @choice() {
+  %a = prefill.index.a_shape init 1 local 1
+  // expected-error @+1 {{head choice 1 is not one of the 1 operands}}
+  %i = prefill.index.per_head %a heads [0, 1]
+  return
+}
+
+// -----
+
+func.func @choices(%q: tensor<1x2x?x64xf32>) {
+  %a = prefill.index.a_shape init 1 local 1
+  %i = prefill.index.per_head %a heads [0]
+  // expected-error @+1 {{index chooses for 1 heads, the attention has 2}}
+  %o = prefill.sparse_attention %q, %q, %q, %i {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return
+}

@@ -1,0 +1,69 @@
+// RUN: prefill-opt %s | prefill-opt | FileCheck %s
+// RUN: prefill-opt %s --verify-roundtrip -o /dev/null
+
+// CHECK-LABEL: func @dense
+func.func @dense(%q: tensor<1x9x?x64xf32>, %k: tensor<1x3x?x64xf32>,
+                 %v: tensor<1x3x?x64xf32>) -> tensor<1x?x576xf32> {
+  // CHECK: prefill.attention %{{.*}}, %{{.*}}, %{{.*}} {causal, head_dim = 64 : i64, kv_heads = 3 : i64, o_layout = #prefill<layout bshd>, q_heads = 9 : i64, scale = 1.250000e-01 : f32, v_head_dim = 64 : i64}
+  %o = prefill.attention %q, %k, %v {causal, q_heads = 9 : i64, kv_heads = 3 : i64,
+    head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 0.125 : f32,
+    o_layout = #prefill<layout bshd>}
+    : tensor<1x9x?x64xf32>, tensor<1x3x?x64xf32>, tensor<1x3x?x64xf32> -> tensor<1x?x576xf32>
+  return %o : tensor<1x?x576xf32>
+}
+
+// CHECK-LABEL: func @operands
+func.func @operands(%q: tensor<?x?x128xf16>, %bias: tensor<?x1x?x?xf16>, %mask: tensor<?x?xi1>,
+                    %lengths: tensor<?xi32>, %sinks: tensor<8xf16>, %seg: tensor<?x?xi64>,
+                    %offset: tensor<i64>, %cos: tensor<?x8xf16>) {
+  // CHECK: bias({{.*}}) key_mask({{.*}}) kv_lengths({{.*}}) sinks({{.*}}) segments({{.*}}) q_offset({{.*}}) rotary({{.*}})
+  // CHECK-SAME: alignment = #prefill<align operand>
+  // CHECK-SAME: masked_row = #prefill<masked_row mean>
+  // CHECK-SAME: rotary = #prefill<rotary half>
+  // CHECK-SAME: -> tensor<?x?x128xf16>, tensor<?x8x?xf32>
+  %o, %lse = prefill.attention %q, %q, %q bias(%bias : tensor<?x1x?x?xf16>)
+    key_mask(%mask : tensor<?x?xi1>) kv_lengths(%lengths : tensor<?xi32>)
+    sinks(%sinks : tensor<8xf16>) segments(%seg, %seg : tensor<?x?xi64>, tensor<?x?xi64>)
+    q_offset(%offset : tensor<i64>) rotary(%cos, %cos : tensor<?x8xf16>, tensor<?x8xf16>)
+    {q_heads = 8 : i64, kv_heads = 8 : i64, head_dim = 16 : i64, v_head_dim = 16 : i64,
+     scale = 0.25 : f32, softcap = 50.0 : f32, window_left = 127 : i64, causal,
+     q_layout = #prefill<layout bshd>, k_layout = #prefill<layout bshd>,
+     v_layout = #prefill<layout bshd>, o_layout = #prefill<layout bshd>,
+     alignment = #prefill<align operand>, masked_row = #prefill<masked_row mean>,
+     rotary = #prefill<rotary half>, rotary_dim = 16 : i64}
+    : tensor<?x?x128xf16>, tensor<?x?x128xf16>, tensor<?x?x128xf16> -> tensor<?x?x128xf16>, tensor<?x8x?xf32>
+  return
+}
+
+// CHECK-LABEL: func @sparse
+func.func @sparse(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
+  // CHECK: %[[C:.*]], %[[D:.*]] = prefill.score.last_rows %{{.*}}, %{{.*}} rows 64 : {{.*}} -> <column>, <diagonal>
+  %c, %d = prefill.score.last_rows %q, %q rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <column>, <diagonal>
+  // CHECK: prefill.select %[[C]] {forced = 30 : i64, top_k = 1000 : i64} : <column> -> <column>
+  %sc = prefill.select %c {top_k = 1000 : i64, forced = 30 : i64} : <column> -> <column>
+  %sd = prefill.select %d {density = 0.25 : f32} : <diagonal> -> <diagonal>
+  // CHECK: prefill.index.relative
+  %i0 = prefill.index.relative %sc, %sd : <column>, <diagonal>
+  // CHECK: prefill.index.a_shape init 128 local 3968
+  %i1 = prefill.index.a_shape init 128 local 3968
+  // CHECK: prefill.index.per_head %{{.*}}, %{{.*}} heads [0, 1]
+  %i = prefill.index.per_head %i0, %i1 heads [0, 1]
+  // CHECK: prefill.sparse_attention
+  %o = prefill.sparse_attention %q, %q, %q, %i {causal, q_heads = 2 : i64, kv_heads = 2 : i64,
+    head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 0.125 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return %o : tensor<1x2x?x64xf32>
+}
+
+// CHECK-LABEL: func @blocks
+func.func @blocks(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.pooled %q, %q : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  %b = prefill.select %s {top_k = 100 : i64} : <block> -> <block>
+  // CHECK: prefill.index.blocks
+  %i = prefill.index.blocks %b : <block>
+  // CHECK: prefill.index.tri_shape init 128 local 3968 last 100
+  %t = prefill.index.tri_shape init 128 local 3968 last 100
+  // CHECK: prefill.index.dense
+  %e = prefill.index.dense
+  return
+}
