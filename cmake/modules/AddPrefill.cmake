@@ -47,3 +47,13 @@ function(add_prefill_dialect stem dialect)
   add_public_tablegen_target(Prefill${stem}IncGen)
   add_dependencies(prefill-headers Prefill${stem}IncGen)
 endfunction()
+
+# A GoogleTest program that ctest runs: add_prefill_unittest(Name a.cpp LINK libs)
+function(add_prefill_unittest name)
+  cmake_parse_arguments(ARG "" "" "LINK" ${ARGN})
+  add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
+  target_compile_options(${name} PRIVATE -fno-exceptions -fno-rtti -Wall)
+  target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gtest
+                        GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+endfunction()

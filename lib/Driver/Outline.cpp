@@ -198,17 +198,15 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
         op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
         op.getQOffset(), op.getCos(), op.getSin()}) {
     if (!operand && !absent)
-      absent = onnx::AbsentOp::create(builder, op.getLoc(),
-                                      builder.getNoneType());
+      absent = onnx::createAbsent(builder, op.getLoc());
     inputs.push_back(operand ? operand : absent);
   }
   while (inputs.back() == absent)
     inputs.pop_back();
-  if (absent && absent.use_empty() && !llvm::is_contained(inputs, absent))
+  if (absent && !llvm::is_contained(inputs, absent))
     absent.getDefiningOp()->erase();
 
   SmallVector<Type> results = {op.getO().getType()};
-  SmallVector<Attribute> names = {builder.getStringAttr("")};
   Type unknown = onnx::UnknownType::get(builder.getContext());
   if (op.getLse() || stats)
     results.push_back(op.getLse() ? op.getLse().getType() : unknown);
@@ -218,7 +216,7 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
         builder.getF32Type()));
   return onnx::NodeOp::create(
       builder, op.getLoc(), "Attention", "prefill.opt", inputs, results,
-      {builder.getNamedAttr("kernel", builder.getStringAttr(kernel))});
+      {onnx::stringAttr(builder, "kernel", kernel)});
 }
 
 /// Removes index, select and score ops that nothing uses any more.
@@ -265,6 +263,21 @@ static bool outline(OpTy op, bool stats, OutlineResult &result,
   return true;
 }
 
+/// Adds the import of our own domain, once.
+static void importDomain(ModuleOp module) {
+  MLIRContext *context = module.getContext();
+  SmallVector<Attribute> imports;
+  if (auto known = module->getAttrOfType<ArrayAttr>("onnx.opset_imports"))
+    imports.append(known.begin(), known.end());
+  for (Attribute import : imports)
+    if (auto opset = dyn_cast<onnx::OpsetAttr>(import);
+        opset && opset.getDomainName() == "prefill.opt")
+      return;
+  imports.push_back(onnx::OpsetAttr::get(
+      context, StringAttr::get(context, "prefill.opt"), 1));
+  module->setAttr("onnx.opset_imports", ArrayAttr::get(context, imports));
+}
+
 bool prefill::outlineAttention(ModuleOp module, bool stats,
                                OutlineResult &result, std::string &error) {
   SmallVector<Operation *> ops;
@@ -284,7 +297,7 @@ bool prefill::outlineAttention(ModuleOp module, bool stats,
                          error))
       return false;
   }
-  onnx::setOpsetVersion(module, "prefill.opt", 1);
+  importDomain(module);
   if (densities.empty())
     return true;
   auto graph = densities.front().getDefiningOp()->getParentOfType<onnx::GraphOp>();

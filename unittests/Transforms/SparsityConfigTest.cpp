@@ -1,0 +1,108 @@
+//===- SparsityConfigTest.cpp - Parsing of -sparsify= ---------------------===//
+
+#include "prefill/Transforms/SparsityConfig.h"
+#include "gtest/gtest.h"
+
+using namespace prefill;
+
+static SparsityConfig parse(llvm::StringRef spec) {
+  std::string error;
+  std::optional<SparsityConfig> config = parseSparsity(spec, error);
+  EXPECT_TRUE(config) << error;
+  return config.value_or(SparsityConfig());
+}
+
+static std::string refuse(llvm::StringRef spec) {
+  std::string error;
+  EXPECT_FALSE(parseSparsity(spec, error)) << spec.str();
+  return error;
+}
+
+static std::string refuseJSON(llvm::StringRef text) {
+  std::string error;
+  EXPECT_FALSE(parseSparsityJSON(text, "c.json", error)) << text.str();
+  return error;
+}
+
+TEST(SparsityConfig, PatternsAndOptions) {
+  EXPECT_EQ(parse("dense").plan(3, 1).pattern, SparsePattern::Dense);
+  HeadPlan plan = parse("vertical-slash:vertical=1000,slash=6096,last=32").plan(0, 0);
+  EXPECT_EQ(plan.pattern, SparsePattern::VerticalSlash);
+  EXPECT_EQ(plan.vertical, 1000);
+  EXPECT_EQ(plan.slash, 6096);
+  EXPECT_EQ(plan.last, 32);
+  EXPECT_EQ(plan.density, 0.0f);
+}
+
+TEST(SparsityConfig, TokenBudgetReplacesDefaultDensity) {
+  HeadPlan plan = parse("vertical-slash:vertical=30").plan(0, 0);
+  EXPECT_EQ(plan.density, 0.0f);
+  EXPECT_EQ(plan.vertical, 30);
+  EXPECT_EQ(plan.slash, 6096);
+  EXPECT_GT(parse("vertical-slash:last=16").plan(0, 0).density, 0.0f);
+  EXPECT_EQ(parse("block-sparse:top-k=7").plan(0, 0).topK, 7);
+}
+
+TEST(SparsityConfig, DenseBelow) {
+  EXPECT_EQ(parse("a-shape").denseBelow, -1);
+  EXPECT_EQ(parse("a-shape:dense-below=2048").denseBelow, 2048);
+  EXPECT_NE(refuse("a-shape:dense-below=-2").find("dense-below"),
+            std::string::npos);
+}
+
+TEST(SparsityConfig, Refusals) {
+  EXPECT_NE(refuse("vertical-slash:last=65").find("at most 64"),
+            std::string::npos);
+  EXPECT_NE(refuse("vertical-slash:last=0").find("positive"), std::string::npos);
+  EXPECT_NE(refuse("a-shape:init=1.5").find("whole"), std::string::npos);
+  EXPECT_NE(refuse("a-shape:init=-1").find("whole"), std::string::npos);
+  EXPECT_NE(refuse("a-shape:init=nan").find("whole"), std::string::npos);
+  EXPECT_NE(refuse("a-shape:init=1e99").find("whole"), std::string::npos);
+  EXPECT_NE(refuse("a-shape:init").find("option=number"), std::string::npos);
+  EXPECT_NE(refuse("vertical-slash:density=nan").find("(0, 1]"),
+            std::string::npos);
+  EXPECT_NE(refuse("").find("unknown pattern"), std::string::npos);
+}
+
+TEST(SparsityConfig, MInferenceList) {
+  std::string error;
+  auto config = parseSparsityJSON(
+      R"([{"0": ["vertical_and_slash", 1000, 6096, 336],
+           "1": ["stream_llm", 100, 800, 0.96],
+           "2": ["block_sparse", 1000, 6096, 1]}, {}])",
+      "c.json", error);
+  ASSERT_TRUE(config) << error;
+  EXPECT_EQ(config->plan(0, 0).slash, 6096);
+  EXPECT_EQ(config->plan(0, 1).pattern, SparsePattern::AShape);
+  EXPECT_EQ(config->plan(0, 1).local, 800);
+  EXPECT_EQ(config->plan(0, 2).topK, 100);
+  // A head that the list leaves out: MInference's own fallback.
+  EXPECT_EQ(config->plan(1, 5).pattern, SparsePattern::VerticalSlash);
+  EXPECT_EQ(config->plan(1, 5).vertical, 1000);
+  EXPECT_EQ(config->plan(1, 5).slash, 6096);
+}
+
+TEST(SparsityConfig, Extended) {
+  std::string error;
+  auto config = parseSparsityJSON(
+      R"({"version": 1, "dense_below": 4096, "layers": [{"dense": true},
+          {"heads": {"0": {"type": "a_shape", "n_init": 64, "n_local": 256}}}]})",
+      "c.json", error);
+  ASSERT_TRUE(config) << error;
+  EXPECT_EQ(config->denseBelow, 4096);
+  EXPECT_EQ(config->plan(0, 0).pattern, SparsePattern::Dense);
+  EXPECT_EQ(config->plan(1, 0).local, 256);
+  EXPECT_EQ(config->plan(1, 1).pattern, SparsePattern::Dense);
+}
+
+TEST(SparsityConfig, BadFiles) {
+  EXPECT_NE(refuseJSON("{").find("not JSON"), std::string::npos);
+  EXPECT_NE(refuseJSON("3").find("list over layers"), std::string::npos);
+  EXPECT_NE(refuseJSON("[3]").find("layer 0"), std::string::npos);
+  EXPECT_NE(refuseJSON(R"([{"x": []}])").find("'x'"), std::string::npos);
+  EXPECT_NE(refuseJSON(R"([{"0": ["stream_llm", 1]}])").find("head 0"),
+            std::string::npos);
+  EXPECT_NE(refuseJSON(R"([{"0": ["stream_llm", -5, 1, 1]}])").find("whole"),
+            std::string::npos);
+  EXPECT_NE(refuseJSON(R"({"layers": [{}]})").find("heads"), std::string::npos);
+}
