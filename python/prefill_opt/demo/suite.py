@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -91,14 +92,19 @@ class Prompts:
 
 
 class Progress:
-    """One progress bar over all runs of all contenders, alive while a run takes minutes."""
+    """One progress bar over all runs of all contenders, alive while a run takes minutes.
+
+    Where standard error is no terminal (a log file), it prints a line a contender instead.
+    """
 
     def __init__(self, steps: int, enabled: bool = True):
         from tqdm import tqdm
 
+        self._lines = enabled and not sys.stderr.isatty()
+        self._steps, self._done = steps, 0
         self._bar = tqdm(
             total=steps,
-            disable=not enabled,
+            disable=not enabled or self._lines,
             leave=False,
             bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
@@ -112,15 +118,18 @@ class Progress:
 
     def describe(self, text: str) -> None:
         """Shows what runs now."""
+        if self._lines:
+            print(f"[{self._done}/{self._steps}] {text}", file=sys.stderr, flush=True)
         self._bar.set_description_str(text)
 
     def event(self, event: dict) -> None:
         """A `contender` event: loading and every run are one step."""
         if event["event"] in ("loaded", "run"):
-            self._bar.update(1)
+            self.skip(1)
 
     def skip(self, steps: int) -> None:
-        """Counts steps that will not be done."""
+        """Counts steps that are over, done or not."""
+        self._done += steps
         self._bar.update(steps)
 
     def write(self, text: str) -> None:
