@@ -1,0 +1,305 @@
+"""NumPy references in float64: attention with every option, and the sparse selections.
+
+Shapes: q [b, hq, s, d], k [b, hk, t, d], v [b, hk, t, e]; query head h uses KV head
+h // (hq / hk). The key position of query row i is ``i + (t - s)`` unless an offset is given;
+key j is visible to it under a causal mask iff j is not larger. A row without visible keys
+gives zeros and lse = -inf.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def visibility(
+    s: int,
+    t: int,
+    *,
+    causal: bool = False,
+    window_left: int | None = None,
+    window_right: int | None = None,
+    offset: int | None = None,
+) -> np.ndarray:
+    """bool [s, t]: which keys a row may see by position.
+
+    Args:
+        window_left: key position >= row position - window_left. None: unbounded.
+        window_right: key position <= row position + window_right. `causal` is the same as 0.
+        offset: key position of row 0; None: t - s.
+    """
+    rows = np.arange(s)[:, None] + (t - s if offset is None else offset)
+    keys = np.arange(t)[None, :]
+    seen = np.ones((s, t), bool)
+    if causal:
+        seen &= keys <= rows
+    if window_left is not None:
+        seen &= keys >= rows - window_left
+    if window_right is not None:
+        seen &= keys <= rows + window_right
+    return seen
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    causal: bool = False,
+    window_left: int | None = None,
+    window_right: int | None = None,
+    offset: int | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: np.ndarray | None = None,
+    key_mask: np.ndarray | None = None,
+    kv_lengths: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    q_segment: np.ndarray | None = None,
+    k_segment: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns o [b, hq, s, e] and lse [b, hq, s] (natural logarithm), both float64.
+
+    Args:
+        scale: of q.k; None: 1 / sqrt(d).
+        softcap: c > 0: scores become c * tanh(score / c), before any mask or bias.
+        sinks: [hq]; a logit a head that joins the denominator and has no value.
+        key_mask: [b, t]; zero: the key is invisible.
+        kv_lengths: [b]; keys at or past it are invisible.
+        bias: broadcast to [b, hq, s, t]; bool (true: visible) or added after the softcap.
+        q_segment, k_segment: [b, s], [b, t]; a row sees keys of its own segment only.
+        allowed: broadcast to [b, hq, s, t]; what a sparse index keeps.
+    """
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    b, hq, s, d = q.shape
+    hk, t = k.shape[1:3]
+    group = hq // hk
+    k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
+    scores = np.einsum("bhsd,bhtd->bhst", q, k) * (d**-0.5 if scale is None else scale)
+    if softcap > 0:
+        scores = softcap * np.tanh(scores / softcap)
+    seen = np.broadcast_to(
+        visibility(
+            s,
+            t,
+            causal=causal,
+            window_left=window_left,
+            window_right=window_right,
+            offset=offset,
+        ),
+        scores.shape,
+    ).copy()
+    if key_mask is not None:
+        seen &= (np.asarray(key_mask) != 0)[:, None, None, :]
+    if kv_lengths is not None:
+        seen &= (np.arange(t) < np.asarray(kv_lengths).reshape(-1, 1))[:, None, None, :]
+    if q_segment is not None:
+        seen &= (q_segment[:, :, None] == k_segment[:, None, :])[:, None]
+    if allowed is not None:
+        seen &= np.asarray(allowed, bool)
+    if bias is not None:
+        bias = np.asarray(bias)
+        if bias.dtype == np.bool_:
+            seen &= bias
+        else:
+            scores = scores + bias.astype(np.float64)
+            seen &= ~np.isneginf(np.broadcast_to(bias, scores.shape))
+    scores = np.where(seen, scores, -np.inf)
+    peak = scores.max(-1, keepdims=True, initial=-np.inf)
+    if sinks is not None:
+        sink = np.asarray(sinks, np.float64).reshape(1, hq, 1, 1)
+        peak = np.maximum(peak, sink)
+    safe = np.where(np.isfinite(peak), peak, 0)
+    weights = np.exp(scores - safe)
+    total = weights.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sink - safe)
+    empty = ~seen.any(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = np.where(total > 0, np.log(total) + safe, -np.inf)[..., 0]
+    lse = np.where(empty[..., 0], -np.inf, lse)
+    out = np.einsum("bhst,bhte->bhse", weights / np.where(total > 0, total, 1), v)
+    return np.where(empty, 0, out), lse
+
+
+# --- selections -----------------------------------------------------------------------------
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """The indices of the k largest of a vector, ascending; ties go to the lower index."""
+    k = min(k, len(scores))
+    order = np.argsort(-np.asarray(scores), kind="stable")[:k]
+    return np.sort(order)
+
+
+def vertical_slash_scores(
+    q: np.ndarray, k: np.ndarray, last: int = 64, scale: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Column and diagonal sums of the last rows' causal attention, for one head.
+
+    Args: q [s, d], k [t, d]; `last` query rows are used (fewer if s is smaller).
+    Returns vertical [t] (sum over rows of a key's probability) and slash [t] (sum over rows
+    of the probability of the key at distance delta).
+    """
+    s, t = len(q), len(k)
+    last = min(last, s)
+    rows = np.asarray(q, np.float64)[s - last :]
+    scores = rows @ np.asarray(k, np.float64).T * (q.shape[1] ** -0.5 if scale is None else scale)
+    position = np.arange(t - last, t)
+    scores = np.where(np.arange(t)[None] <= position[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    slash = np.zeros(t)
+    for row, place in zip(weights, position, strict=True):
+        # row[j] lies at distance place - j.
+        slash[: place + 1] += row[place::-1]
+    return weights.sum(0), slash
+
+
+def vertical_slash_select(
+    vertical: np.ndarray,
+    slash: np.ndarray,
+    count_vertical: int,
+    count_slash: int,
+    forced_vertical: int = 30,
+    forced_slash: int = 100,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The kept columns and distances (both ascending), with MInference's forced ones.
+
+    At least 30 columns and 50 distances are taken, as MInference does; the first
+    `forced_vertical` keys and the `forced_slash` nearest diagonals always come first.
+    """
+    t = len(vertical)
+    vertical, slash = vertical.copy(), slash.copy()
+    vertical[:forced_vertical] = np.inf
+    slash[:forced_slash] = np.inf
+    return top_k(vertical, min(t, max(count_vertical, 30))), top_k(
+        slash, min(t, max(count_slash, 50))
+    )
+
+
+def slash_blocks(slashes, s: int, t: int, block: int = 64) -> list[list[int]]:
+    """Key blocks that the kept diagonals touch, a list (ascending) for each query block.
+
+    With a first position that is a multiple of `block` this is the relative form: block i
+    keeps {i - t} for the distances t = floor(d / block), ceil(d / block). The diagonal is
+    always kept.
+    """
+    offset = t - s
+    result = []
+    for first in range(0, s, block):
+        low, high = offset + first, offset + first + block - 1
+        kept = set()
+        for delta in {0, *(int(x) for x in slashes)}:
+            kept |= {(low - delta) // block, (high - delta) // block}
+        last_key = (min(high, t - 1)) // block
+        result.append(sorted(x for x in kept if 0 <= x <= last_key))
+    return result
+
+
+def relative_distances(slashes, block: int = 64) -> list[int]:
+    """The block distances of the relative form (positions aligned to blocks)."""
+    kept = {0}
+    for delta in slashes:
+        kept |= {int(delta) // block, -(-int(delta) // block)}
+    return sorted(kept)
+
+
+def live_columns(columns, rows: list[list[int]], s: int, t: int, block: int = 64) -> list[list[int]]:
+    """Kept single keys of each query block: before its first row and in no kept block."""
+    offset = t - s
+    return [
+        [int(j) for j in columns if j < offset + i * block and int(j) // block not in set(kept)]
+        for i, kept in enumerate(rows)
+    ]
+
+
+def allowed_from(
+    rows: list[list[int]], columns: list[list[int]], s: int, t: int, block: int = 64
+) -> np.ndarray:
+    """bool [s, t] of an index in blocks and columns (causality is not applied)."""
+    allowed = np.zeros((s, t), bool)
+    for i, (kept, single) in enumerate(zip(rows, columns, strict=True)):
+        part = allowed[i * block : (i + 1) * block]
+        for j in kept:
+            part[:, j * block : (j + 1) * block] = True
+        part[:, single] = True
+    return allowed
+
+
+def a_shape(s: int, t: int, init: int, local: int, block: int = 64) -> list[list[int]]:
+    """Blocks of the A-shape: the first `init` keys and the last `local` positions, whole blocks."""
+    offset = t - s
+    result = []
+    for first in range(0, s, block):
+        low = offset + first
+        high = min(low + block - 1, t - 1)
+        kept = set(range(max(0, low - local + 1) // block, high // block + 1))
+        if init > 0:
+            kept |= set(range(min((init - 1) // block, high // block) + 1))
+        result.append(sorted(kept))
+    return result
+
+
+def tri_shape(s: int, t: int, init: int, local: int, last: int, block: int = 64) -> list[list[int]]:
+    """The A-shape with the query blocks of the last `last` rows dense."""
+    result = a_shape(s, t, init, local, block)
+    offset = t - s
+    for i in range(len(result)):
+        if min((i + 1) * block, s) > s - last:
+            result[i] = list(range(min(offset + (i + 1) * block - 1, t - 1) // block + 1))
+    return result
+
+
+def block_sparse(q: np.ndarray, k: np.ndarray, count: int, block: int = 64) -> list[list[int]]:
+    """Blocks with the largest products of block means, `count` a query block, for one head.
+
+    q [s, d], k [t, d] with t - s a multiple of `block`. The diagonal block is kept besides.
+    """
+    offset = (len(k) - len(q)) // block
+
+    def pool(x):
+        return np.stack([x[i : i + block].mean(0) for i in range(0, len(x), block)])
+
+    scores = pool(np.asarray(q, np.float64)) @ pool(np.asarray(k, np.float64)).T
+    result = []
+    for i, row in enumerate(scores):
+        visible = row[: offset + i + 1]
+        result.append(sorted({*top_k(visible, count).tolist(), offset + i}))
+    return result
+
+
+def minference_rows(columns, slashes, s: int, block: int = 64) -> list[tuple[list[int], list[int]]]:
+    """MInference's conversion of columns and diagonals (reference only; q_len = kv_len).
+
+    Returns for each query block the start tokens of its 64-key ranges and its columns. The
+    ranges follow the diagonals without being aligned to blocks, and a range that overlaps
+    the open one makes it grow by a whole block.
+    """
+    columns = sorted(int(x) for x in columns)
+    descending = sorted((int(x) for x in slashes), reverse=True)
+    result = []
+    for first in range(0, s, block):
+        end = first + block
+        ends = [max(end - delta, block) for delta in descending if delta < end]
+        starts: list[int] = []
+        single: list[int] = []
+        waiting = list(columns)
+
+        def flush(low, high, starts=starts, single=single, waiting=waiting):
+            while waiting and waiting[0] < high:
+                column = waiting.pop(0)
+                if column < low:
+                    single.append(column)
+            starts.extend(range(low, high, block))
+
+        low, high = ends[0] - block, ends[0]
+        for new in ends[1:]:
+            if new > high + block:
+                flush(low, high)
+                low, high = new - block, new
+            elif new > high:
+                high += block
+        flush(low, high)
+        result.append((starts, single))
+    return result
