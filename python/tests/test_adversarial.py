@@ -1,0 +1,302 @@
+"""Attention-like graphs that are almost, but not quite, what a matcher expects.
+
+Whatever the compiler does with them, the result must equal ONNX Runtime's on the original.
+The unchanged forms must be raised, so that the comparison means something; forms that no
+attention kernel can express must stay.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+from support import compare, count_kernels, plain_session, save_model
+
+import prefill_opt
+
+HEADS, DIM = 4, 16
+SIZES = ((1, 1), (2, 2), (5, 5), (64, 64), (65, 65), (7, 70), (1, 130), (70, 7), (200, 200))
+
+#: The steps of a plain decomposed attention; a variant replaces some of them.
+STEPS = {
+    "transpose": "kt = Transpose<perm=[0,1,3,2]>(k)",
+    "dot": "raw = MatMul(q, kt)",
+    "scale": "factor = Constant<value_float=0.25>()\n scaled = Mul(raw, factor)",
+    "cap": "capped = Identity(scaled)",
+    "sizes": """qs = Shape<start=2, end=3>(q)
+        ks = Shape<start=2, end=3>(k)
+        nil = Constant<value_int=0>()
+        one = Constant<value_int=1>()
+        flat = Constant<value_ints=[0]>()
+        first = Constant<value_ints=[1]>()
+        qn = Squeeze(qs)
+        kn = Squeeze(ks)
+        past = Sub(kn, qn)
+        rows0 = Range(nil, qn, one)
+        cols0 = Range(nil, kn, one)""",
+    "rows": "rows1 = Add(rows0, past)",
+    "grid": "rows = Unsqueeze(rows1, first)\n cols = Unsqueeze(cols0, flat)",
+    "visible": "see = LessOrEqual(cols, rows)",
+    "values": "zero = Constant<value_float=0.0>()\n low = Constant<value_float=-3.4028234663852886e38>()",
+    "bias": "bias = Where(see, zero, low)",
+    "masked": "masked = Add(capped, bias)",
+    "softmax": "p = Softmax<axis=-1>(masked)",
+    "guard": "pg = Identity(p)",
+    "apply": "o = MatMul(pg, v)",
+}
+GUARD = "bad = IsNaN(p)\n nought = Constant<value_float=0.0>()\n pg = Where(bad, nought, p)"
+MINUS_INF = "zero = Constant<value_float=0.0>()\n inf0 = Constant<value_float=3.0e38>()\n ten = Constant<value_float=-10.0>()\n low = Mul(inf0, ten)"
+NO_MASK = dict.fromkeys(("sizes", "rows", "grid", "visible", "values", "bias"), "") | {
+    "masked": "masked = Identity(capped)"
+}
+WINDOW = "causal = LessOrEqual(cols, rows)\n near = Sub(rows, cols)\n w = Constant<value_int=9>()\n"
+
+
+def variant(expect: str = "any", inputs: str = "", outputs: str = "", opset: int = 18, **steps):
+    """A variant: replaced steps, further inputs and outputs in ONNX's text form.
+
+    expect: "raised" (must be), "kept" (must not be), "any".
+    """
+    return {"expect": expect, "inputs": inputs, "outputs": outputs, "opset": opset, "steps": steps}
+
+
+VARIANTS = {
+    # Forms that are attention.
+    "plain causal": variant("raised"),
+    "minus infinity": variant("raised", values=MINUS_INF),
+    "minus infinity, guarded": variant("raised", values=MINUS_INF, guard=GUARD),
+    "guarded": variant("raised", guard=GUARD),
+    "no mask": variant("raised", **NO_MASK),
+    "another scale": variant("raised", scale="factor = Constant<value_float=0.3>()\n scaled = Mul(raw, factor)"),
+    "negative scale": variant("any", scale="factor = Constant<value_float=-0.25>()\n scaled = Mul(raw, factor)"),
+    "no scale": variant("raised", scale="scaled = Identity(raw)"),
+    "divided": variant("raised", scale="factor = Constant<value_float=5.0>()\n scaled = Div(raw, factor)"),
+    "scale on q": variant("raised", dot="f = Constant<value_float=0.4>()\n q2 = Mul(q, f)\n raw = MatMul(q2, kt)", scale="scaled = Identity(raw)"),
+    "scaled twice": variant("raised", dot="f = Constant<value_float=0.4>()\n q2 = Mul(q, f)\n raw = MatMul(q2, kt)"),
+    "window 9": variant("raised", visible=WINDOW + "close = Less(near, w)\n see = And(causal, close)"),
+    "window 10 by <=": variant("raised", visible=WINDOW + "close = LessOrEqual(near, w)\n see = And(causal, close)"),
+    "greater or equal": variant("raised", visible="see = GreaterOrEqual(rows, cols)"),
+    "not greater": variant("raised", visible="gt = Greater(cols, rows)\n see = Not(gt)"),
+    "where on scores": variant("raised", bias="", masked="masked = Where(see, capped, low)"),
+    "softcap": variant("raised", cap="c = Constant<value_float=2.0>()\n t0 = Div(scaled, c)\n t1 = Tanh(t0)\n capped = Mul(t1, c)"),
+    "additive mask input": variant("any", "float[B,1,S,T] extra", **{**NO_MASK, "masked": "masked = Add(capped, extra)"}),
+    "key padding": variant("any", "bool[B,1,1,T] pad", visible="causal = LessOrEqual(cols, rows)\n see = And(causal, pad)"),
+    # The mask is another one.
+    "strictly before": variant(visible="see = Less(cols, rows)"),
+    "strictly before, minus infinity": variant(visible="see = Less(cols, rows)", values=MINUS_INF),
+    "one ahead": variant(visible="r1 = Add(rows, one)\n see = LessOrEqual(cols, r1)"),
+    "anti-causal": variant(visible="see = GreaterOrEqual(cols, rows)"),
+    "diagonal only": variant(visible="see = Equal(cols, rows)"),
+    "everything but": variant(visible="le = LessOrEqual(cols, rows)\n see = Not(le)"),
+    "start aligned": variant(rows="rows1 = Identity(rows0)"),
+    "rows doubled": variant(rows="two = Constant<value_int=2>()\n rows2 = Mul(rows0, two)\n rows1 = Add(rows2, past)"),
+    "rows and columns swapped": variant(grid="rows = Unsqueeze(cols0, flat)\n cols1 = Add(rows0, past)\n cols = Unsqueeze(cols1, first)"),
+    "or instead of and": variant(visible=WINDOW + "close = Less(near, w)\n see = Or(causal, close)"),
+    "window ahead too": variant(visible="near = Sub(rows, cols)\n w = Constant<value_int=9>()\n ab = Abs(near)\n see = Less(ab, w)"),
+    "window of one": variant(visible=WINDOW + "close = Less(near, one)\n see = And(causal, close)"),
+    "window of none": variant(visible=WINDOW + "close = Less(near, nil)\n see = And(causal, close)"),
+    "chunks": variant(visible="w = Constant<value_int=8>()\n cr = Div(rows, w)\n cc = Div(cols, w)\n same = Equal(cr, cc)\n le = LessOrEqual(cols, rows)\n see = And(same, le)"),
+    "parity": variant(visible="two = Constant<value_int=2>()\n m = Mod(cols, two)\n ev = Equal(m, nil)\n le = LessOrEqual(cols, rows)\n see = Or(ev, le)"),
+    "mask by row": variant("any", "bool[B,1,S,1] pad", visible="causal = LessOrEqual(cols, rows)\n see = And(causal, pad)"),
+    "mask from the batch": variant("any", "bool[B,1,1,T] pad", visible="causal = LessOrEqual(cols, rows)\n see = Or(causal, pad)"),
+    "mask per head": variant("any", "bool[B,4,1,T] pad", visible="causal = LessOrEqual(cols, rows)\n see = And(causal, pad)"),
+    # The value of the mask is not minus infinity.
+    **{
+        f"finite {value:g}": variant(values=f"zero = Constant<value_float=0.0>()\n low = Constant<value_float={value!r}>()")
+        for value in (-1.0, -10.0, -10000.0, -1e9, 5.0, -1e30)
+    },
+    "mask given at run time": variant("any", "float[1] low", values="zero = Constant<value_float=0.0>()"),
+    "visible ones are not zero": variant(values="zero = Constant<value_float=1.5>()\n low = Constant<value_float=-3.4028234663852886e38>()"),
+    "mask value the wrong way": variant(bias="bias = Where(see, low, zero)"),
+    "multiplied mask": variant(bias="bias = Cast<to=1>(see)", masked="masked = Mul(capped, bias)"),
+    "added one and zero": variant(bias="bias = Cast<to=1>(see)"),
+    "mask scaled too": variant(scale="scaled = Identity(raw)", masked="m0 = Add(capped, bias)\n f = Constant<value_float=0.25>()\n masked = Mul(m0, f)"),
+    "mask before the cap": variant(cap="capped = Identity(scaled)", masked="m0 = Add(capped, bias)\n c = Constant<value_float=30.0>()\n m1 = Div(m0, c)\n m2 = Tanh(m1)\n masked = Mul(m2, c)"),
+    "cap and uncap differ": variant(cap="c = Constant<value_float=2.0>()\n c2 = Constant<value_float=3.0>()\n t0 = Div(scaled, c)\n t1 = Tanh(t0)\n capped = Mul(t1, c2)"),
+    "mask added twice": variant(masked="m0 = Add(capped, bias)\n masked = Add(m0, bias)"),
+    "where zero": variant(bias="", masked="masked = Where(see, capped, zero)"),
+    # Scale and softmax.
+    "scale a head": variant("any", "float[4,1,1] factor", scale="scaled = Mul(raw, factor)"),
+    "scale a row": variant("any", "float[S,1] factor", scale="scaled = Mul(raw, factor)"),
+    "scale at run time": variant("any", "float[1] factor", scale="scaled = Mul(raw, factor)"),
+    "scale by shape": variant(scale="hs = Shape<start=2, end=3>(k)\n hf = Cast<to=1>(hs)\n hq = Sqrt(hf)\n scaled = Div(raw, hq)"),
+    "softmax over rows": variant("kept", softmax="p = Softmax<axis=-2>(masked)"),
+    "softmax over heads": variant("kept", softmax="p = Softmax<axis=1>(masked)"),
+    "log softmax": variant("kept", softmax="p = LogSoftmax<axis=-1>(masked)"),
+    "hardmax": variant("kept", softmax="p = Hardmax<axis=-1>(masked)"),
+    "softmax halved": variant(guard="h = Constant<value_float=0.5>()\n pg = Mul(p, h)"),
+    "softmax plus one": variant(guard="h = Constant<value_float=1.0>()\n pg = Add(p, h)"),
+    "guard by one": variant(values=MINUS_INF, visible="see = Less(cols, rows)", guard="bad = IsNaN(p)\n nought = Constant<value_float=1.0>()\n pg = Where(bad, nought, p)"),
+    "guard inverted": variant(values=MINUS_INF, guard="bad = IsNaN(p)\n nought = Constant<value_float=0.0>()\n pg = Where(bad, p, nought)"),
+    # Values are used elsewhere.
+    "probabilities are an output": variant("kept", outputs="float[B,4,S,T] p"),
+    "guarded probabilities are an output": variant("kept", outputs="float[B,4,S,T] pg"),
+    "scores are an output": variant("any", outputs="float[B,4,S,T] raw"),
+    "mask is an output": variant("any", outputs="float[S,T] bias"),
+    "visibility is used elsewhere": variant("any", outputs="float[S,T] seen", apply="seen = Cast<to=1>(see)\n o = MatMul(pg, v)"),
+    "transposed k is used elsewhere": variant("any", outputs="float[B,4,16,T] k2", apply="k2 = Neg(kt)\n o = MatMul(pg, v)"),
+    "k is v": variant("any", apply="o = MatMul(pg, k)"),
+    "q is k": variant("any", transpose="kt = Transpose<perm=[0,1,3,2]>(q)", sizes=STEPS["sizes"].replace("(k)", "(q)"), apply="o = MatMul(pg, q)"),
+    "probabilities used twice": variant("any", outputs="float[B,4,S,16] o2", apply="o = MatMul(pg, v)\n o2 = MatMul(pg, k)"),
+    "one mask, two softmaxes": variant("any", outputs="float[B,4,S,16] o2", apply="o = MatMul(pg, v)\n m2 = Sub(raw, bias)\n p2 = Softmax<axis=-1>(m2)\n o2 = MatMul(p2, v)"),
+    # Layout.
+    "v rolled": variant("any", apply="v1 = Slice(v, vb, ve, va)\n v2 = Slice(v, vz, vb, va)\n vr = Concat<axis=2>(v1, v2)\n o = MatMul(pg, vr)", values=STEPS["values"] + "\n vb = Constant<value_ints=[1]>()\n ve = Constant<value_ints=[100000]>()\n va = Constant<value_ints=[2]>()\n vz = Constant<value_ints=[0]>()"),
+    "output transposed": variant("any", outputs="", apply="ot = MatMul(pg, v)\n o0 = Transpose<perm=[0,2,1,3]>(ot)\n o = Transpose<perm=[0,2,1,3]>(o0)"),
+}
+#: Shared heads: which query head reads which KV head.
+GROUPED = {
+    "grouped": ("raised", "[0,0,1,1]"),
+    "tiled": ("any", "[0,1,0,1]"),
+    "reversed": ("any", "[1,1,0,0]"),
+    "uneven": ("any", "[0,0,0,1]"),
+}
+
+
+def text_of(recipe: dict, kv_heads: int = HEADS) -> str:
+    """The model in ONNX's text form."""
+    steps = {**STEPS, **recipe["steps"]}
+    if recipe["opset"] < 13:
+        raise ValueError("Squeeze and Unsqueeze need axes as inputs")
+    body = "\n".join(steps.values())
+    inputs = f"float[B,{HEADS},S,{DIM}] q, float[B,{kv_heads},T,{DIM}] k, float[B,{kv_heads},T,{DIM}] v"
+    inputs += f", {recipe['inputs']}" if recipe["inputs"] else ""
+    outputs = f"float[B,{HEADS},S,{DIM}] o" + (f", {recipe['outputs']}" if recipe["outputs"] else "")
+    return (
+        f'<ir_version: 8, opset_import: ["" : {recipe["opset"]}]>\n'
+        f"attention ({inputs}) => ({outputs}) {{\n{body}\n}}"
+    )
+
+
+def feeds_for(session, s: int, t: int, batch: int, loud: bool) -> dict[str, np.ndarray]:
+    """Random inputs; `loud` makes scores large, so that finite masks leak."""
+    rng = np.random.default_rng([s, t, batch, loud])
+    sizes = {"B": batch, "S": s, "T": t}
+    feeds = {}
+    for item in session.get_inputs():
+        shape = [sizes.get(d, d) for d in item.shape]
+        if item.type == "tensor(bool)":
+            value = rng.random(shape) < 0.7
+            if item.name == "pad":
+                value[..., -1] = True
+        else:
+            value = rng.standard_normal(shape).astype(np.float32)
+            if loud and item.name in ("q", "k"):
+                value *= 40
+            if item.name == "low":
+                value = np.full(shape, -7.0, np.float32)
+        feeds[item.name] = value
+    return feeds
+
+
+def check(model: onnx.ModelProto, expect: str, tmp_path, strict_sizes: bool = True) -> None:
+    """Compiles a model and compares it with the original at all sizes."""
+    path = save_model(model, tmp_path / "model.onnx")
+    # Unoptimised: the reference must be the graph itself.
+    original = plain_session(path, optimise=False)
+    folder = prefill_opt.compile(path, tmp_path / "out", timeout=60)
+    rewritten = prefill_opt.session(folder, log_severity_level=4, intra_op_num_threads=1)
+    names = [item.name for item in original.get_outputs()]
+    wrong = []
+    for s, t in SIZES:
+        for batch, loud in ((1, False), (2, True)):
+            feeds = feeds_for(original, s, t, batch, loud)
+            try:
+                expected = original.run(None, feeds)
+            except Exception:  # noqa: BLE001  (sizes that the graph itself cannot do)
+                continue
+            got = rewritten.run(None, feeds)
+            # Large scores make softmax one-hot: rounding of the scores shows.
+            where = f"s={s} t={t} batch={batch} loud={loud}"
+            wrong += compare(names, got, expected, where, factor=50 if loud else 1)
+    assert not wrong, "; ".join(wrong[:5])
+    kernels = count_kernels(folder)
+    if expect == "raised":
+        assert kernels == 1, "a plain attention was not raised"
+    elif expect == "kept":
+        assert kernels == 0, "was raised although no kernel can express it"
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_variant(name, compiler, tmp_path):
+    recipe = VARIANTS[name]
+    check(onnx.parser.parse_model(text_of(recipe)), recipe["expect"], tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(GROUPED))
+def test_grouped_heads(name, compiler, tmp_path):
+    """KV heads repeated by Gather: only the usual order is a group."""
+    expect, order = GROUPED[name]
+    steps = {
+        "transpose": f"pick = Constant<value_ints={order}>()\n kk = Gather<axis=1>(k, pick)\n"
+        "vv = Gather<axis=1>(v, pick)\n kt = Transpose<perm=[0,1,3,2]>(kk)",
+        "apply": "o = MatMul(pg, vv)",
+    }
+    check(onnx.parser.parse_model(text_of(variant(**steps), kv_heads=2)), "any", tmp_path)
+
+
+EXPANSIONS = {
+    # repeat_kv: [B,2,T,16] -> [B,2,1,T,16] -> [B,2,2,T,16] -> [B,4,T,16]
+    "repeat": ("raised", 2, "[1,1,2,1,1]"),
+    # tile: [B,1,2,T,16] -> [B,2,2,T,16]: query heads 0, 2 read KV head 0
+    "tile": ("any", 1, "[1,2,1,1,1]"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPANSIONS))
+def test_expanded_heads(name, compiler, tmp_path):
+    expect, axis, repeats = EXPANSIONS[name]
+    lines = [f"ax = Constant<value_ints=[{axis}]>()", f"rep = Constant<value_ints={repeats}>()"]
+    lines.append("shape4 = Constant<value_ints=[0, 4, -1, 16]>()")
+    for x in "kv":
+        lines.append(f"{x}5 = Unsqueeze({x}, ax)")
+        lines.append(f"{x}6 = Expand({x}5, rep)")
+        lines.append(f"{x}{x} = Reshape({x}6, shape4)")
+    lines.append("kt = Transpose<perm=[0,1,3,2]>(kk)")
+    steps = {"transpose": "\n".join(lines), "apply": "o = MatMul(pg, vv)"}
+    model = onnx.parser.parse_model(text_of(variant(**steps), kv_heads=2))
+    check(model, expect, tmp_path)
+
+
+@pytest.mark.parametrize("order", ["past first", "new first"])
+def test_cache_order(order, compiler, tmp_path):
+    """A cache in front is usual; behind, the same causal mask means something else."""
+    first = order == "past first"
+    join = "past_{0}, {0}" if first else "{0}, past_{0}"
+    lines = [f"{x}{x} = Concat<axis=2>({join.format(x)})" for x in "kv"]
+    lines.append("kt = Transpose<perm=[0,1,3,2]>(kk)")
+    steps = {
+        "transpose": "\n".join(lines),
+        "sizes": STEPS["sizes"].replace("(k)", "(kk)"),
+        "apply": "o = MatMul(pg, vv)",
+    }
+    past = ", ".join(f"float[B,{HEADS},P,{DIM}] past_{x}" for x in "kv")
+    model = onnx.parser.parse_model(text_of(variant(inputs=past, **steps)))
+    path = save_model(model, tmp_path / "model.onnx")
+    original = plain_session(path, optimise=False)
+    folder = prefill_opt.compile(path, tmp_path / "out", timeout=60)
+    rewritten = prefill_opt.session(folder, log_severity_level=4)
+    wrong = []
+    rng = np.random.default_rng(0)
+    for s, p in ((1, 0), (1, 5), (65, 0), (65, 70), (3, 200)):
+        feeds = {
+            name: rng.standard_normal((2, HEADS, n, DIM)).astype(np.float32)
+            for name, n in {"q": s, "k": s, "v": s, "past_k": p, "past_v": p}.items()
+        }
+        wrong += compare(["o"], rewritten.run(None, feeds), original.run(None, feeds), f"s={s} past={p}")
+    assert not wrong, "; ".join(wrong)
+    assert not first or count_kernels(folder) == 1
+
+
+def test_transposed_wrongly(compiler, tmp_path):
+    """Scores over heads instead of keys: S = H = T makes the shapes fit."""
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    attention (float[B,{HEADS},{HEADS},{DIM}] q, float[B,{HEADS},{HEADS},{DIM}] k,
+               float[B,{HEADS},{HEADS},{DIM}] v) => (float[B,{HEADS},{HEADS},{DIM}] o) {{
+      kt = Transpose<perm=[0,2,3,1]>(k)
+      raw = MatMul(q, kt)
+      factor = Constant<value_float=0.25>()
+      scaled = Mul(raw, factor)
+      p = Softmax<axis=-1>(scaled)
+      o = MatMul(p, v)
+    }}"""
+    check(onnx.parser.parse_model(text), "any", tmp_path)
