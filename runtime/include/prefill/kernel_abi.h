@@ -75,7 +75,10 @@ typedef struct prefill_tile_args {
                                 multiple of block_k rows (padding is zero) */
   const int32_t *col_pos; /* position of each gathered key (for causal and window
                              tests); INT32_MAX: skip this column. Padded with
-                             INT32_MAX to a multiple of block_k */
+                             INT32_MAX to a multiple of block_k; a whole tile
+                             of block_k columns may be INT32_MAX. Key mask and
+                             kv_len are applied here already; bias and segments
+                             never occur together with columns */
   int64_t col_count;
   const uint8_t *key_mask; /* [kv_len], nonzero: visible */
   const float *bias;       /* of (tile row 0, key 0); may hold -inf */

@@ -1,0 +1,261 @@
+/*===- internal.h - What the runtime's files share ----------------*- C -*-===*\
+|*
+|* The runtime is a pipeline: check.c turns DLTensors into a `pf_call` (plain
+|* pointers and strides, nothing left to doubt), visibility.c says per tile of
+|* query rows which key blocks the masks leave, estimate.c and index.c leave out
+|* more of them where the kernel has a sparse plan, attention.c runs the tiles.
+|*
+|* Names of internal functions begin with pf_; nothing here is exported from a
+|* library. Positions, rows and keys are int64_t throughout; strides are in
+|* elements.
+|*
+\*===----------------------------------------------------------------------===*/
+#ifndef PREFILL_RUNTIME_INTERNAL_H
+#define PREFILL_RUNTIME_INTERNAL_H
+
+#include "prefill/kernel_abi.h"
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Windows at or past this are no bound at all (kernel_abi.h). */
+#define PF_UNBOUNDED (INT64_MAX / 4)
+/* Longest sequence: positions of gathered keys are int32_t, INT32_MAX is
+ * taken, and the last block must not overflow either. */
+#define PF_MAX_LENGTH ((int64_t)INT32_MAX - 65536)
+/* Value of bool masks' false. */
+#define PF_MINUS_INF (-__builtin_inff())
+/* Longest accepted block_q and block_k. */
+#define PF_MAX_BLOCK 1024
+/* DLPack's code of bool, newer than Debian's header. */
+#define PF_DL_BOOL 6
+
+/*===-- cpu.c ------------------------------------------------------------===*/
+
+/* The highest PREFILL_ISA_* level that processor and operating system support
+ * (0 below x86-64-v2). */
+uint32_t pf_cpu_isa(void);
+
+/*===-- hot.c: loops compiled once per instruction set -------------------===*/
+
+/* Element types of the loops below; PREFILL_F32 and so on come first. */
+enum { PF_BOOL8 = 3 };
+
+typedef struct pf_hot {
+  uint32_t isa;
+  /* dst[i] = src[i * stride] as float32; PF_BOOL8 gives 0 or -inf. */
+  void (*to_float)(float *dst, const void *src, int64_t stride, int64_t n,
+                   int dtype);
+  /* dst[i] = src[i] rounded to nearest even; dtype is not PF_BOOL8. */
+  void (*from_float)(void *dst, const float *src, int64_t n, int dtype);
+  /* dst[i] += src[i] as float32. */
+  void (*accumulate)(float *dst, const void *src, int64_t n, int dtype);
+  /* Scores of `lanes` queries, transposed to q[d][lanes] and already scaled,
+   * against n rows of K: out[j * lanes + i]. */
+  void (*score)(float *out, const float *q, int64_t lanes, int64_t d,
+                const void *k, int64_t k_stride, int64_t n, int dtype);
+  /* m[i] = max(m[i], s[j][i]) over n keys. */
+  void (*row_max)(float *m, const float *s, int64_t lanes, int64_t n);
+  /* l[i] += sum over j of exp(s[j][i] - m[i]); s is not changed. */
+  void (*exp_sum)(float *l, const float *s, const float *m, int64_t lanes,
+                  int64_t n);
+  /* With p = exp(s[j][i] - m[i]) * inv_l[i]: column[j] += sum over i of p, and
+   * diagonal[i - j] += p, where diagonal points at the sum of row 0, key 0. */
+  void (*sums)(float *column, float *diagonal, const float *s, const float *m,
+               const float *inv_l, int64_t lanes, int64_t n);
+  /* s[i] = cap * tanh(s[i] / cap). */
+  void (*softcap)(float *s, float cap, int64_t n);
+} pf_hot;
+
+extern const pf_hot pf_hot_v2, pf_hot_v3, pf_hot_v4;
+/* The best table for an instruction set level. */
+const pf_hot *pf_hot_for(uint32_t isa);
+
+/*===-- a call, checked --------------------------------------------------===*/
+
+/* Q, K, V or O as [batch][head][row][element]; elements of a row adjacent. */
+typedef struct pf_rows {
+  char *data;
+  int64_t batch, head, row;
+} pf_rows;
+
+/* A tensor of up to four dimensions broadcast to [b][h][s][t]: strides of
+ * broadcast dimensions are 0. data NULL: absent. */
+typedef struct pf_bias {
+  const char *data;
+  int dtype; /* PREFILL_* or PF_BOOL8 */
+  int64_t bytes;
+  int64_t stride[4];
+} pf_bias;
+
+/* What a block of keys is before positions are looked at. */
+enum {
+  PF_BLOCK_HIDDEN = 0, /* no key visible to anyone: never visited */
+  PF_BLOCK_SOME = 1,
+  PF_BLOCK_ALL = 2 /* every key visible as far as the key mask goes */
+};
+
+/* Facts of one batch entry. */
+typedef struct pf_batch {
+  int64_t offset;         /* key position of query row 0 */
+  int64_t kv_len;         /* keys at or past it are invisible */
+  int64_t first_key;      /* first visible key; kv_len if there is none */
+  int64_t last_key;       /* one past the last visible key; 0 if none */
+  const uint8_t *key_mask; /* [t] 0 or 1; NULL: all visible */
+  const uint8_t *state;    /* [blocks] PF_BLOCK_*; NULL: all ALL */
+  const int32_t *q_segment, *k_segment; /* [s], [t]; NULL: one segment */
+  const int32_t *block_segment; /* [blocks][2] least and greatest segment */
+} pf_batch;
+
+struct pf_head_index;
+
+/* Everything a call needs, resolved. Read-only once the tiles run. */
+typedef struct pf_call {
+  const prefill_attention_desc *desc;
+  prefill_context *context;
+  const prefill_tile_variant *variant;
+  const pf_hot *hot;
+
+  int64_t b, s, t;       /* batch, query rows, keys */
+  int64_t hq, hk, group; /* group = hq / hk */
+  int64_t d, e, bq, bk;
+  int64_t tiles, blocks; /* ceil(s / bq), ceil(t / bk) */
+  int64_t element;       /* bytes of an element of Q, K, V, O */
+  bool causal, window;   /* features, with the bounds below */
+  int64_t window_left, window_right;
+  float scale;
+
+  pf_rows q, k, v, o;
+  pf_bias bias;
+  const float *sinks;     /* [hq] or NULL */
+  pf_rows lse;            /* float32 [b][hq][s], row stride in .row; or NULL */
+  pf_rows density;        /* float32 [b][hq] or NULL */
+  pf_rows block_map;      /* uint8 [b][hq][tiles], block stride in map_block */
+  int64_t map_block;
+  const pf_batch *batch;  /* [b] */
+  const float *value_mean; /* [b][hk][e] for PREFILL_MASKED_MEAN, or NULL */
+  bool may_mask_rows; /* some row may see no key, and masked_row is not ZERO */
+
+  /* Rotary tables as [b][1][position][element], see rotary.c. */
+  pf_rows cosine, sine;
+  int rotary_dtype;
+  int64_t rotary_width, rotary_rows;
+  bool rotary;
+
+  const uint8_t *ones;     /* [t], for kernels with an absent key mask */
+  const int32_t *zeros;    /* [max(s, t)], for absent segments */
+  void *rotated_k;             /* [b][hk][t][d], see rotary.c */
+  struct pf_head_index *index; /* [b][hq], or NULL: all dense */
+  int64_t most_columns;        /* longest column list of any head */
+  int32_t *visited;            /* [b][hq][tiles][2]: visited, visible blocks */
+
+  /* Workspace to release at the end of the call. */
+  void *owned[24];
+  int owned_count;
+} pf_call;
+
+/*===-- context.c: errors, memory, loops ---------------------------------===*/
+
+/* Writes the context's message, `kernel 'name': ` and the formatted text, and
+ * returns status. */
+prefill_status pf_fail(const pf_call *call, prefill_status status,
+                       const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* The same without a kernel. */
+prefill_status pf_fail_context(prefill_context *context, prefill_status status,
+                               const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* count * size bytes of 64-byte aligned memory from the context, released by
+ * pf_release_all; NULL with the message set if it does not fit or there is
+ * none. A size of 0 gives a valid pointer. */
+void *pf_alloc(pf_call *call, int64_t count, int64_t size);
+void pf_release_all(pf_call *call);
+
+/* Runs body(call, state of the worker, item) for all items in ascending order
+ * of their start. Workers pick items from one counter, so that the order is
+ * kept whatever the host's parallel_for does; item results must not depend on
+ * the worker. Every worker has worker_bytes of aligned memory of its own, not
+ * cleared. Denormals are flushed to zero while
+ * bodies run, so that results do not depend on the state of host threads.
+ * work: rough number of floating-point operations of the whole loop; little
+ * work stays on the calling thread. */
+prefill_status pf_parallel(pf_call *call, int64_t items, double work,
+                           int64_t worker_bytes,
+                           void (*body)(pf_call *call, void *worker,
+                                        int64_t item));
+
+/*===-- check.c ----------------------------------------------------------===*/
+
+/* Fills call from the arguments; after success no tensor can be wrong. Reads
+ * small inputs (lengths, offsets, masks), touches no Q, K, V or O. */
+prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
+                        size_t input_count, DLTensor *const *outputs,
+                        size_t output_count);
+
+/*===-- prepare.c --------------------------------------------------------===*/
+
+/* Per-batch facts from the small inputs: fills call->batch, ones, zeros. The
+ * tensors have been checked. */
+prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
+                                  const DLTensor *kv_lengths,
+                                  const DLTensor *q_segment,
+                                  const DLTensor *k_segment,
+                                  const DLTensor *q_offset);
+/* call->value_mean, for kernels that give it to masked rows. */
+prefill_status pf_prepare_value_mean(pf_call *call);
+
+/*===-- rotary.c ---------------------------------------------------------===*/
+
+/* Replaces call->k by a rotated copy in workspace. */
+prefill_status pf_rotate_keys(pf_call *call);
+/* Rows [row, row + rows) of query head h, rotated, into out (compact, type of
+ * q); scratch: 2 * d + 2 * rotary_width floats. */
+void pf_rotate_queries(const pf_call *call, int64_t b, int64_t h, int64_t row,
+                       int64_t rows, void *out, float *scratch);
+
+/*===-- visibility.c -----------------------------------------------------===*/
+
+/* What the masks leave for rows [row, row + rows) of batch entry b: blocks
+ * [begin, end) hold every visible key; of these, blocks in [full_begin,
+ * full_end) need no test of positions or kv_len. */
+typedef struct pf_span {
+  int64_t position; /* key position of the first row */
+  int64_t begin, end, full_begin, full_end;
+} pf_span;
+pf_span pf_visible_span(const pf_call *call, int64_t b, int64_t row,
+                        int64_t rows);
+
+/* Writes the ids of the blocks to visit, full ones first, to out, and returns
+ * their number. kept: bitmap over blocks, or NULL for all of the span.
+ * bias_state: [blocks] PF_BLOCK_* of the tile's bias, or NULL. */
+int64_t pf_list_blocks(const pf_call *call, int64_t b, int64_t row,
+                       int64_t rows, const pf_span *span, const uint64_t *kept,
+                       const uint8_t *bias_state, uint32_t *out,
+                       int64_t *full_count);
+/* The number of blocks that pf_list_blocks would give with kept NULL and
+ * without bias and segments: the dense work of the tile. */
+int64_t pf_count_visible(const pf_call *call, int64_t b, const pf_span *span);
+
+/* Floor division for possibly negative a and positive b. */
+static inline int64_t pf_floor_div(int64_t a, int64_t b) {
+  return a / b - (a % b != 0 && a < 0);
+}
+static inline int64_t pf_ceil_div(int64_t a, int64_t b) {
+  return -pf_floor_div(-a, b);
+}
+static inline int64_t pf_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t pf_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t pf_round_up(int64_t a, int64_t to) {
+  return (a + to - 1) / to * to;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif
