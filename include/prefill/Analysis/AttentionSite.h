@@ -127,7 +127,7 @@ struct SiteReport {
 
 /// All attentions of the module, in the model's order, refused ones included
 /// (attention inside subgraphs and functions is always refused).
-llvm::SmallVector<AttentionSite> findAttention(mlir::ModuleOp module);
+llvm::SmallVector<AttentionSite, 0> findAttention(mlir::ModuleOp module);
 
 /// The report of `findAttention`: what raise-attention would do.
 llvm::SmallVector<SiteReport> inspectAttention(mlir::ModuleOp module);
