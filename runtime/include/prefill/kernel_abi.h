@@ -11,6 +11,10 @@
 
 #include "prefill/prefill.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define PREFILL_KERNEL_ABI 1
 
 enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
@@ -167,4 +171,7 @@ prefill_status prefill_attention(const prefill_attention_desc *desc,
                                  size_t input_count, DLTensor *const *outputs,
                                  size_t output_count);
 
+#ifdef __cplusplus
+}
+#endif
 #endif
