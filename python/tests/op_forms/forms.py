@@ -114,8 +114,9 @@ def group_query_attention(inputs, attributes):
     if a.get("do_rotary", 0):
         if positions is None:
             positions = past[:, None] + np.arange(s)
-        else:
-            positions = np.broadcast_to(positions, (b, s))
+        elif total == s:
+            # A first prompt counts from the first number of all batches.
+            positions = np.broadcast_to(positions[0, 0] + np.arange(s), (b, s))
         inter = a.get("rotary_interleaved", 0)
         q4, k4 = (rotate(x, positions, cos, sin, inter) for x in (q4, k4))
     if past_key is not None:
@@ -158,3 +159,108 @@ def group_query_attention(inputs, attributes):
         o_rank=3,
     )
     return [y, k4, v4]
+
+
+def _padding(mask, b, t, filter_value):
+    """What a padding mask of MultiHeadAttention or Attention adds."""
+    j = np.arange(t)[None]
+    if mask.ndim == 1 and mask.shape[0] == b:
+        visible = (j < mask[:, None])[:, None, None]
+    elif mask.ndim == 1 and mask.shape[0] == 2 * b:
+        end, start = mask.reshape(2, b, 1)
+        visible = ((j < end) & (j >= start))[:, None, None]
+    elif mask.ndim == 2:
+        visible = (mask > 0)[:, None, None]
+    elif mask.ndim == 3:
+        visible = (mask > 0)[:, None]
+    else:
+        raise ValueError("declined")
+    return np.where(visible, 0.0, filter_value)
+
+
+def _masks(padding, bias, b, t, filter_value):
+    if padding is None:
+        return bias
+    added = _padding(padding, b, t, filter_value)
+    return added if bias is None else added + bias
+
+
+def multi_head_attention(inputs, attributes):
+    """com.microsoft MultiHeadAttention: output, present_key, present_value."""
+    a = dict(attributes)
+    q, k, v = inputs[:3]
+    if k is None or v is None or q.ndim != 3:
+        raise ValueError("declined")
+    bias, padding, scores_bias, past_key, past_value = (
+        _input(inputs, i) for i in range(3, 8)
+    )
+    h = a["num_heads"]
+    b, s, width = q.shape
+    cross = k.ndim == 4
+    causal = a.get("unidirectional", 0) == 1
+    if causal and k.shape[2 if cross else 1] != s:
+        raise ValueError("declined")
+    if bias is not None:
+        q = q + bias[:width]
+        if not cross:
+            k, v = k + bias[width : 2 * width], v + bias[2 * width :]
+    k4, v4 = (k, v) if cross else (heads_first(k, h), heads_first(v, h))
+    if past_key is not None:
+        k4 = np.concatenate([past_key, k4], 2)
+        v4 = np.concatenate([past_value, v4], 2)
+    mask = _masks(
+        padding, scores_bias, b, k4.shape[2], a.get("mask_filter_value", -10000.0)
+    )
+    y = prefill_attention(
+        q,
+        k4,
+        v4,
+        q_heads=h,
+        kv_heads=h,
+        scale=a.get("scale", 0.0) or 1 / np.sqrt(width // h),
+        bias=mask,
+        causal=causal,
+        masked_row="zero" if scores_bias is None else "nan",
+        q_layout="bshd",
+        o_layout="bshd",
+        o_rank=3,
+    )
+    return [y, k4, v4]
+
+
+def packed_weight_attention(inputs, attributes):
+    """com.microsoft Attention: output, present."""
+    a = dict(attributes)
+    x, weights = inputs[:2]
+    bias, padding, past, scores_bias = (_input(inputs, i) for i in range(2, 6))
+    h = a["num_heads"]
+    b, s, _ = x.shape
+    third = weights.shape[1] // 3
+    widths = a.get("qkv_hidden_sizes", [third] * 3)
+    packed = x.astype(np.float64) @ weights.astype(np.float64)
+    if bias is not None:
+        packed = packed + bias
+    q, k, v = np.split(packed, np.cumsum(widths)[:2], -1)
+    k4, v4 = heads_first(k, h), heads_first(v, h)
+    if past is not None:
+        k4 = np.concatenate([past[0], k4], 2)
+        v4 = np.concatenate([past[1], v4], 2)
+    mask = _masks(
+        padding, scores_bias, b, k4.shape[2], a.get("mask_filter_value", -10000.0)
+    )
+    y = prefill_attention(
+        q,
+        k4,
+        v4,
+        q_heads=h,
+        kv_heads=h,
+        scale=a.get("scale", 0.0) or 1 / np.sqrt(widths[0] // h),
+        bias=mask,
+        causal=a.get("unidirectional", 0) == 1,
+        masked_row="zero" if scores_bias is None else "nan",
+        q_layout="bshd",
+        o_layout="bshd",
+        o_rank=3,
+    )
+    present = np.stack([k4, v4]) if k4.shape == v4.shape else None
+    return [y, present]

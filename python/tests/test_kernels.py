@@ -1,0 +1,411 @@
+"""Compiled kernels against the float64 reference: in ONNX Runtime and through the C ABI."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import oracle
+import pytest
+from onnx import TensorProto, helper
+from support import plain_session, row_error, save_model
+
+import prefill_opt
+
+FLOAT = TensorProto.FLOAT
+NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+KINDS = {"float32": FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+LIMIT = {"float32": 3e-6, "float16": 3e-3, "bfloat16": 2e-2}
+SIZES = ((1, 1), (2, 2), (63, 63), (64, 64), (65, 65), (130, 130), (333, 333))
+
+
+def attention_model(
+    q_heads: int,
+    kv_heads: int,
+    dim: int,
+    v_dim: int | None = None,
+    dtype: str = "float32",
+    past: bool = False,
+    mask: int | None = None,
+    **attributes,
+) -> onnx.ModelProto:
+    """One ai.onnx Attention-23 on 4-D tensors.
+
+    Args:
+        past: with past_key and past_value inputs and present outputs.
+        mask: element type of a fourth input ``mask`` [b, 1, s, t]; None: no such input.
+        attributes: of the op (is_causal, scale, softcap).
+    """
+    v_dim = v_dim or dim
+    kind = KINDS[dtype]
+    info = helper.make_tensor_value_info
+    inputs = [
+        info("q", kind, ["b", q_heads, "s", dim]),
+        info("k", kind, ["b", kv_heads, "n", dim]),
+        info("v", kind, ["b", kv_heads, "n", v_dim]),
+    ]
+    outputs = [info("o", kind, ["b", q_heads, "s", v_dim])]
+    names, results = ["q", "k", "v"], ["o"]
+    if mask is not None:
+        inputs.append(info("mask", mask, ["b", 1, "s", "t"]))
+    if mask is not None or past:
+        names.append("mask" if mask is not None else "")
+    if past:
+        names += ["past_k", "past_v"]
+        results += ["present_k", "present_v"]
+        for x, d in (("k", dim), ("v", v_dim)):
+            inputs.append(info(f"past_{x}", kind, ["b", kv_heads, "p", d]))
+            outputs.append(info(f"present_{x}", kind, ["b", kv_heads, "t", d]))
+    node = helper.make_node("Attention", names, results, **attributes)
+    graph = helper.make_graph([node], "attention", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def build(compiler, tmp_path_factory):
+    """A function (sparsify, **attention_model arguments) -> compiled folder, cached."""
+    made: dict = {}
+
+    def get(sparsify=None, **arguments):
+        key = (sparsify, *sorted(arguments.items()))
+        if key not in made:
+            root = tmp_path_factory.mktemp("kernel")
+            path = save_model(attention_model(**arguments), root / "model.onnx")
+            made[key] = prefill_opt.compile(path, root / "out", sparsify=sparsify, timeout=60)
+        return made[key]
+
+    return get
+
+
+def tensors(q_heads, kv_heads, s, t, dim, v_dim=None, batch=1, dtype="float32", seed=0):
+    """Random q, k, v in a storage type."""
+    rng = np.random.default_rng([seed, s, t, dim])
+    shapes = ((q_heads, s, dim), (kv_heads, t, dim), (kv_heads, t, v_dim or dim))
+    return [rng.standard_normal((batch, *shape)).astype(NUMPY[dtype]) for shape in shapes]
+
+
+HEADS = ((4, 4, 64, 64), (9, 3, 64, 64), (4, 2, 128, 128), (2, 2, 80, 80), (2, 1, 96, 96),
+         (1, 1, 256, 256), (4, 2, 16, 24), (3, 3, 40, 40), (2, 2, 32, 64), (8, 1, 8, 8))  # fmt: skip
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_in_onnxruntime(heads, causal, build):
+    q_heads, kv_heads, dim, v_dim = heads
+    arguments = {"q_heads": q_heads, "kv_heads": kv_heads, "dim": dim, "v_dim": v_dim}
+    session = prefill_opt.session(build(**arguments, is_causal=causal), intra_op_num_threads=2)
+    for s, t in SIZES:
+        for batch in (1, 3):
+            q, k, v = tensors(*heads[:2], s, t, dim, v_dim, batch)
+            got = session.run(None, {"q": q, "k": k, "v": v})[0]
+            expected, _ = oracle.attention(q, k, v, causal=bool(causal))
+            assert row_error(got, expected) < LIMIT["float32"], f"s={s} batch={batch}"
+
+
+@pytest.mark.parametrize("dtype", ["float16"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_half_in_onnxruntime(dtype, dim, build):
+    session = prefill_opt.session(
+        build(q_heads=4, kv_heads=2, dim=dim, dtype=dtype, is_causal=1), intra_op_num_threads=2
+    )
+    for s, t in SIZES:
+        q, k, v = tensors(4, 2, s, t, dim, dtype=dtype, batch=2)
+        got = session.run(None, {"q": q, "k": k, "v": v})[0]
+        expected, _ = oracle.attention(q, k, v, causal=True)
+        assert row_error(got, expected) < LIMIT[dtype], f"s={s}"
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.0, "softcap": 5.0}], ids=str)
+def test_scale_and_softcap(options, build):
+    session = prefill_opt.session(build(q_heads=4, kv_heads=2, dim=32, is_causal=1, **options))
+    for s, t in SIZES:
+        q, k, v = tensors(4, 2, s, t, 32)
+        got = session.run(None, {"q": q, "k": k, "v": v})[0]
+        expected, _ = oracle.attention(q, k, v, causal=True, **options)
+        # The softcap's tanh is approximated.
+        assert row_error(got, expected) < 1e-5, f"s={s}"
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_mask_input(kind, causal, build):
+    mask_kind = TensorProto.BOOL if kind == "bool" else FLOAT
+    session = prefill_opt.session(
+        build(q_heads=4, kv_heads=4, dim=32, is_causal=causal, mask=mask_kind)
+    )
+    for s, t in ((1, 1), (64, 64), (65, 65), (200, 200)):
+        q, k, v = tensors(4, 4, s, t, 32, batch=2)
+        rng = np.random.default_rng(s)
+        mask = rng.random((2, 1, s, t)) < 0.6
+        mask[..., np.arange(s), np.arange(s)] = True
+        if kind == "float":
+            mask = np.where(mask, rng.standard_normal(mask.shape), -np.inf).astype(np.float32)
+        got = session.run(None, {"q": q, "k": k, "v": v, "mask": mask})[0]
+        expected, _ = oracle.attention(q, k, v, causal=bool(causal), bias=mask)
+        assert row_error(got, expected) < 1e-5, f"s={s}"
+
+
+def test_past(build):
+    folder = build(q_heads=4, kv_heads=2, dim=64, is_causal=1, past=True)
+    session = prefill_opt.session(folder)
+    for s, p in ((1, 0), (1, 1), (1, 130), (65, 0), (65, 64), (65, 70), (3, 333)):
+        q, k, v = tensors(4, 2, s, s, 64, batch=2)
+        _, past_k, past_v = tensors(4, 2, s, p, 64, batch=2, seed=1)
+        feeds = {"q": q, "k": k, "v": v, "past_k": past_k, "past_v": past_v}
+        got, present_k, present_v = session.run(["o", "present_k", "present_v"], feeds)
+        all_k, all_v = np.concatenate([past_k, k], 2), np.concatenate([past_v, v], 2)
+        assert np.array_equal(present_k, all_k) and np.array_equal(present_v, all_v)
+        expected, _ = oracle.attention(q, all_k, all_v, causal=True)
+        assert row_error(got, expected) < LIMIT["float32"], f"s={s} past={p}"
+
+
+# --- the C ABI ------------------------------------------------------------------------------
+
+
+def call(folder, arrays, outputs=("o", "lse"), threads=1, isa_limit=0, block=64):
+    """Runs the first kernel of a folder on q, k, v (BHSD); returns the named outputs."""
+    q, k, v = arrays
+    b, h, s, _ = q.shape
+    t = k.shape[2]
+    blocks = (b, h, -(-s // block), -(-t // block))
+    made = {
+        "o": np.full((b, h, s, v.shape[3]), 77, q.dtype),
+        "lse": np.full((b, h, s), 77, np.float32),
+        "density": np.full((b, h), 77, np.float32),
+        "block_map": np.full(blocks, 77, np.uint8),
+    }
+    wanted = {name: made[name] for name in outputs}
+    with prefill_opt.Library(folder, threads) as library:
+        library.run(library.kernels[0], {"q": q, "k": k, "v": v}, wanted, isa_limit=isa_limit)
+    return tuple(wanted.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_c_abi(dtype, threads, build):
+    folder = build(q_heads=4, kv_heads=2, dim=64, dtype=dtype, is_causal=1)
+    for s, t in SIZES:
+        arrays = tensors(4, 2, s, t, 64, dtype=dtype, batch=2)
+        out, lse = call(folder, arrays, threads=threads)
+        expected, expected_lse = oracle.attention(*arrays, causal=True)
+        assert row_error(out, expected) < LIMIT[dtype]
+        assert np.allclose(lse, expected_lse, atol=1e-4, rtol=1e-5)
+
+
+def test_instruction_sets_agree(build):
+    folder = build(q_heads=4, kv_heads=2, dim=64, is_causal=1)
+    arrays = tensors(4, 2, 200, 200, 64)
+    expected, _ = oracle.attention(*arrays, causal=True)
+    for limit in (2, 3, 4, 0):
+        (out,) = call(folder, arrays, ("o",), isa_limit=limit)
+        assert row_error(out, expected) < LIMIT["float32"], f"isa_limit={limit}"
+
+
+def test_threads_agree_bit_for_bit(build):
+    for pattern in (None, "vertical-slash:density=0.3,dense-below=0"):
+        folder = build(pattern, q_heads=9, kv_heads=3, dim=64, is_causal=1)
+        arrays = tensors(9, 3, 700, 700, 64)
+        results = [call(folder, arrays, threads=n)[0].tobytes() for n in (1, 2, 3, 5)]
+        assert len(set(results)) == 1
+
+
+def test_strides(build):
+    """[b, s, h, d] memory seen as [b, h, s, d], and padded rows: no copy is needed."""
+    folder = build(q_heads=4, kv_heads=2, dim=64, is_causal=1)
+    arrays = tensors(4, 2, 130, 130, 64, batch=2)
+    (compact,) = call(folder, arrays, ("o",))
+    turned = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for x in arrays]
+    (strided,) = call(folder, turned, ("o",))
+    assert np.array_equal(compact, strided)
+
+
+def test_refusals(build):
+    """Wrong arguments give a status and a message, not a crash."""
+    folder = build(q_heads=4, kv_heads=2, dim=64, is_causal=1)
+    q, k, v = tensors(4, 2, 64, 64, 64)
+    out = np.empty_like(q)
+    library = prefill_opt.Library(folder)
+    name = library.kernels[0]
+    wrong = [
+        (name, {"q": q, "k": k}, {"o": out}),
+        (name, {"q": q[..., :32].copy(), "k": k, "v": v}, {"o": out}),
+        (name, {"q": q, "k": k[:, :1].copy(), "v": v}, {"o": out}),
+        (name, {"q": q, "k": k[:, :, :10].copy(), "v": v}, {"o": out}),
+        (name, {"q": q.astype(np.float64), "k": k, "v": v}, {"o": out}),
+        (name, {"q": q, "k": k, "v": v}, {"o": out[:, :, :10].copy()}),
+        (name, {"q": q, "k": k, "v": v}, {}),
+        (name, {"q": q[0], "k": k, "v": v}, {"o": out}),
+        ("no_such_kernel", {"q": q, "k": k, "v": v}, {"o": out}),
+    ]
+    for kernel, inputs, outputs in wrong:
+        with pytest.raises(prefill_opt.KernelError) as caught:
+            library.run(kernel, inputs, outputs)
+        assert caught.value.status != 0 and len(str(caught.value)) > len(kernel) + 4
+
+
+def test_empty(build):
+    """No queries, no batch: nothing to do, no error."""
+    folder = build(q_heads=4, kv_heads=2, dim=64, is_causal=1)
+    q, k, v = tensors(4, 2, 5, 5, 64)
+    assert call(folder, (q[:0], k[:0], v[:0]), ("o",))[0].shape[0] == 0
+    assert call(folder, (q[:, :, :0], k[:, :, :0], v[:, :, :0]), ("o",))[0].size == 0
+
+
+# --- sparse patterns ------------------------------------------------------------------------
+
+
+def sparse(build, pattern, arrays, **extra):
+    """o, lse, density and block map of a pattern, forced even where dense is cheaper."""
+    q, k, v = arrays
+    folder = build(
+        f"{pattern},dense-below=0",
+        q_heads=q.shape[1],
+        kv_heads=k.shape[1],
+        dim=q.shape[3],
+        is_causal=1,
+        **extra,
+    )
+    return call(folder, arrays, ("o", "lse", "density", "block_map"))
+
+
+def rows_of(block_map: np.ndarray) -> list[list[int]]:
+    """Wholly visited blocks of one head's map, a list for each query block."""
+    return [np.nonzero(row == 1)[0].tolist() for row in block_map]
+
+
+@pytest.mark.parametrize("tokens", [64, 200, 640, 1000])
+@pytest.mark.parametrize(
+    "pattern,rows",
+    [
+        ("a-shape:init=64,local=128", lambda n: oracle.a_shape(n, n, 64, 128)),
+        ("a-shape:init=1,local=64", lambda n: oracle.a_shape(n, n, 1, 64)),
+        ("a-shape:init=130,local=200", lambda n: oracle.a_shape(n, n, 130, 200)),
+        ("tri-shape:init=64,local=128,last=100", lambda n: oracle.tri_shape(n, n, 64, 128, 100)),
+    ],
+)
+def test_static_patterns(pattern, rows, tokens, build):
+    arrays = tensors(4, 2, tokens, tokens, 32)
+    out, lse, density, block_map = sparse(build, pattern, arrays)
+    wanted = rows(tokens)
+    for head in range(4):
+        assert rows_of(block_map[0, head]) == wanted
+    allowed = oracle.allowed_from(wanted, [[]] * len(wanted), tokens, tokens)
+    expected, expected_lse = oracle.attention(*arrays, causal=True, allowed=allowed)
+    assert row_error(out, expected) < LIMIT["float32"]
+    assert np.allclose(lse, expected_lse, atol=1e-4)
+    blocks = len(wanted)
+    share = sum(map(len, wanted)) / (blocks * (blocks + 1) / 2)
+    assert np.allclose(density, share, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [200, 640, 1000])
+@pytest.mark.parametrize("vertical,slash", [(30, 100), (60, 120), (100, 300)])
+def test_vertical_slash(vertical, slash, tokens, build):
+    arrays = tensors(4, 2, tokens, tokens, 32, batch=2)
+    # Some keys that many rows like: the columns must show.
+    arrays[1][:, :, :: max(tokens // 9, 1)] += arrays[0][:, ::2, -8:].mean(2, keepdims=True) * 2
+    pattern = f"vertical-slash:vertical={vertical},slash={slash}"
+    out, lse, density, block_map = sparse(build, pattern, arrays)
+    for b in range(2):
+        for head in range(4):
+            q, k, v = arrays[0][b, head], arrays[1][b, head // 2], arrays[2][b, head // 2]
+            scores = oracle.vertical_slash_scores(q, k)
+            columns, slashes = oracle.vertical_slash_select(*scores, vertical, slash)
+            rows = oracle.slash_blocks(slashes, tokens, tokens)
+            assert rows_of(block_map[b, head]) == rows, f"batch {b}, head {head}"
+            single = oracle.live_columns(columns, rows, tokens, tokens)
+            allowed = oracle.allowed_from(rows, single, tokens, tokens)
+            expected, expected_lse = oracle.attention(
+                q[None, None], k[None, None], v[None, None], causal=True, allowed=allowed
+            )
+            assert row_error(out[b, head], expected[0, 0]) < 2e-5
+            assert np.allclose(lse[b, head], expected_lse[0, 0], atol=1e-4)
+            assert 0 < density[b, head] <= 1.3
+
+
+@pytest.mark.parametrize("tokens", [256, 640, 1000])
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_block_sparse(count, tokens, build):
+    arrays = tensors(4, 2, tokens, tokens, 32)
+    out, _, _, block_map = sparse(build, f"block-sparse:top-k={count}", arrays)
+    for head in range(4):
+        q, k, v = arrays[0][0, head], arrays[1][0, head // 2], arrays[2][0, head // 2]
+        rows = oracle.block_sparse(q, k, count)
+        assert rows_of(block_map[0, head]) == rows, f"head {head}"
+        allowed = oracle.allowed_from(rows, [[]] * len(rows), tokens, tokens)
+        expected, _ = oracle.attention(
+            q[None, None], k[None, None], v[None, None], causal=True, allowed=allowed
+        )
+        assert row_error(out[0, head], expected[0, 0]) < LIMIT["float32"]
+
+
+@pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 1.0])
+def test_density_budget(density, build):
+    """What is kept is near the budget, the output is the attention over what is kept."""
+    tokens = 2048
+    arrays = tensors(4, 2, tokens, tokens, 64)
+    out, lse, got, block_map = sparse(build, f"vertical-slash:density={density}", arrays)
+    dense = build(q_heads=4, kv_heads=2, dim=64, is_causal=1)
+    dense_out, dense_lse = call(dense, arrays)
+    assert (lse <= dense_lse + 1e-4).all()
+    diagonal = np.arange(tokens // 64)
+    assert (block_map[:, :, diagonal, diagonal] == 1).all()
+    if density == 1.0:
+        assert row_error(out, dense_out) < 1e-5
+    else:
+        assert (got <= density * 1.15 + 0.05).all(), got
+        # At 64 tokens a block the forced columns and diagonals alone are about a tenth.
+        assert (got >= density * 0.5).all(), got
+
+
+def test_sparse_with_past(build):
+    """q_len < kv_len: the a-shape lies at the end of the keys."""
+    arrays = tensors(4, 2, 256, 640, 32)
+    folder = build(
+        "a-shape:init=64,local=128,dense-below=0",
+        q_heads=4,
+        kv_heads=2,
+        dim=32,
+        is_causal=1,
+        past=True,
+    )
+    session = prefill_opt.session(folder)
+    q, k, v = arrays
+    past_k, new_k = k[:, :, :384].copy(), k[:, :, 384:].copy()
+    past_v, new_v = v[:, :, :384].copy(), v[:, :, 384:].copy()
+    feeds = {"q": q, "k": new_k, "v": new_v, "past_k": past_k, "past_v": past_v}
+    got = session.run(["o"], feeds)[0]
+    rows = oracle.a_shape(256, 640, 64, 128)
+    allowed = oracle.allowed_from(rows, [[]] * len(rows), 256, 640)
+    expected, _ = oracle.attention(q, k, v, causal=True, allowed=allowed)
+    assert row_error(got, expected) < LIMIT["float32"]
+
+
+@pytest.mark.parametrize("pattern", ["vertical-slash", "a-shape", "block-sparse", "tri-shape"])
+def test_short_prompts_run_dense(pattern, build):
+    """By itself a short prompt or a single row is exact, whatever was asked for."""
+    folder = build(pattern, q_heads=4, kv_heads=2, dim=64, is_causal=1)
+    dense = build(q_heads=4, kv_heads=2, dim=64, is_causal=1)
+    for s in (1, 2, 64, 130):
+        arrays = tensors(4, 2, s, s, 64)
+        assert np.array_equal(call(folder, arrays)[0], call(dense, arrays)[0])
+
+
+def test_statistics_in_onnxruntime(build):
+    folder = build(
+        "a-shape:init=64,local=128,dense-below=0", q_heads=4, kv_heads=2, dim=32, is_causal=1
+    )
+    session = prefill_opt.session(folder, statistics=True)
+    q, k, v = tensors(4, 2, 640, 640, 32)
+    (entry,) = prefill_opt.attention_statistics(session, {"q": q, "k": k, "v": v})
+    assert entry["block_map"].shape == (1, 4, 10, 10)
+    assert rows_of(entry["block_map"][0, 0]) == oracle.a_shape(640, 640, 64, 128)
+    assert np.allclose(entry["density"], (entry["block_map"][0] == 1).sum((1, 2)) / 55)
+
+
+def test_reference_models_run_in_onnxruntime():
+    """The models of this file are valid: ONNX Runtime's own Attention agrees with the oracle."""
+    session = plain_session(attention_model(4, 2, 32, is_causal=1).SerializeToString())
+    q, k, v = tensors(4, 2, 65, 65, 32)
+    expected, _ = oracle.attention(q, k, v, causal=True)
+    assert row_error(session.run(None, {"q": q, "k": k, "v": v})[0], expected) < 1e-5
