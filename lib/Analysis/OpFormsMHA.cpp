@@ -325,6 +325,9 @@ void prefill::matchPackedWeightAttention(OpForm &form) {
     return form.refuse("hidden sizes of Q and K differ or do not add up to " +
                            Twine(total),
                        weights);
+  // ONNX Runtime rejects it, so what it means is not settled.
+  if (past && bias)
+    return form.refuse("past together with attention_bias", bias);
   if (past && form.rank(past) != 5)
     return form.refuse("past is not known to be 5-D", past);
   int64_t headDim = widths[0] / heads, vHeadDim = widths[2] / heads;

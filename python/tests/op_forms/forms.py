@@ -8,6 +8,7 @@ declined.
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from .prefill_reference import prefill_attention
@@ -53,7 +54,7 @@ def onnx_attention(inputs, attributes, opset):
     if mask is not None and mask.dtype != bool and opset < 25:
         # ONNX Runtime's kernel takes the lowest number for -inf in a row where
         # nothing else is visible; elsewhere both leave no weight.
-        mask = np.where(mask <= np.finfo(mask.dtype).min, -np.inf, mask)
+        mask = np.where(mask <= ml_dtypes.finfo(mask.dtype).min, -np.inf, mask)
     left, right = a.get("left_window_size", -1), a.get("right_window_size", -1)
     y = prefill_attention(
         q,
@@ -233,6 +234,8 @@ def packed_weight_attention(inputs, attributes):
     a = dict(attributes)
     x, weights = inputs[:2]
     bias, padding, past, scores_bias = (_input(inputs, i) for i in range(2, 6))
+    if past is not None and scores_bias is not None:
+        raise ValueError("declined")  # ONNX Runtime: not both
     h = a["num_heads"]
     b, s, _ = x.shape
     third = weights.shape[1] // 3

@@ -106,6 +106,10 @@ def test_attention(kind, bias, past, extra):
               f(3 * H * D) if bias else None, padding(kind, rng, s, total),
               None if past is None else f(2, B, H, past, D),
               f(1, H, s, total) if bias == "both" else None]  # fmt: skip
+    if past is not None and bias == "both":
+        with pytest.raises(ValueError):
+            packed_weight_attention(inputs, {"num_heads": H})
+        return
     compare("Attention", packed_weight_attention, inputs, {"num_heads": H, **extra}, 2)
 
 
