@@ -79,8 +79,7 @@ static void convert_bias(const pf_call *call, int64_t b, int64_t h, int64_t row,
       const int64_t last = pf_min((block + 1) * call->bk, call->t);
       bool any = false, all = true;
       for (int64_t i = 0; i < distinct; ++i) {
-        const uint8_t *bytes =
-            (const uint8_t *)base + i * bias->stride[2];
+        const uint8_t *bytes = (const uint8_t *)base + i * bias->stride[2];
         uint8_t some = 0, none = 0;
         for (int64_t j = block * call->bk; j < last; ++j) {
           some |= bytes[j * step];
@@ -95,8 +94,8 @@ static void convert_bias(const pf_call *call, int64_t b, int64_t h, int64_t row,
     }
   for (int64_t i = 0; i < distinct; ++i)
     call->hot->to_float(m->bias + i * width + begin,
-                        base + (i * bias->stride[2] + begin * step) *
-                                   bias->bytes,
+                        base +
+                            (i * bias->stride[2] + begin * step) * bias->bytes,
                         step, end - begin, bias->dtype);
 }
 
@@ -170,9 +169,9 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
            (b * call->v.batch + kv_head * call->v.head) * call->element;
   args.k_stride = call->k.row;
   args.v_stride = call->v.row;
-  char *o = call->o.data + (b * call->o.batch + h * call->o.head +
-                            row * call->o.row) *
-                               call->element;
+  char *o = call->o.data +
+            (b * call->o.batch + h * call->o.head + row * call->o.row) *
+                call->element;
   args.o = o;
   args.o_stride = call->o.row;
   args.workspace = m.tile_workspace;
@@ -214,15 +213,12 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
       args.col_count = pf_index_columns(index, &grid, span.begin, span.end,
                                         kept, m.columns, &first);
       args.col_pos = m.columns;
-      args.col_k =
-          (const char *)index->col_k + first * call->d * call->element;
-      args.col_v =
-          (const char *)index->col_v + first * call->e * call->element;
+      args.col_k = (const char *)index->col_k + first * call->d * call->element;
+      args.col_v = (const char *)index->col_v + first * call->e * call->element;
     }
   }
-  args.block_count =
-      pf_list_blocks(call, b, row, rows, &span, kept, bias_state, m.blocks,
-                     &args.full_count);
+  args.block_count = pf_list_blocks(call, b, row, rows, &span, kept, bias_state,
+                                    m.blocks, &args.full_count);
   args.blocks = m.blocks;
   args.key_mask = batch->key_mask ? batch->key_mask : call->ones;
   args.q_segment = batch->q_segment ? batch->q_segment + row : call->zeros;
@@ -244,9 +240,9 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
       args.q = m.q;
       args.q_stride = call->d;
     } else {
-      args.q = call->q.data + (b * call->q.batch + h * call->q.head +
-                               row * call->q.row) *
-                                  call->element;
+      args.q = call->q.data +
+               (b * call->q.batch + h * call->q.head + row * call->q.row) *
+                   call->element;
       args.q_stride = call->q.row;
     }
     call->variant->attention(&args);
@@ -273,9 +269,9 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
   if (call->visited) {
     int32_t *visited =
         call->visited + ((b * call->hq + h) * call->tiles + tile) * 2;
-    visited[0] = (int32_t)(args.block_count +
-                           live_column_tiles(call, args.col_pos,
-                                             args.col_count));
+    visited[0] =
+        (int32_t)(args.block_count +
+                  live_column_tiles(call, args.col_pos, args.col_count));
     visited[1] = (int32_t)pf_count_visible(call, b, &span);
   }
 }
@@ -291,8 +287,8 @@ static void write_density(const pf_call *call) {
         visited += of_tile[2 * i];
         visible += of_tile[2 * i + 1];
       }
-      ((float *)call->density.data)[b * call->density.batch +
-                                    h * call->density.head] =
+      ((float *)call->density
+           .data)[b * call->density.batch + h * call->density.head] =
           visible ? (float)((double)visited / (double)visible) : 1.0f;
     }
 }
@@ -328,8 +324,8 @@ prefill_status prefill_attention(const prefill_attention_desc *desc,
                                  size_t input_count, DLTensor *const *outputs,
                                  size_t output_count) {
   /* Zero is a zeroed context; smaller sizes have no message to write to. */
-  if (!context || (context->struct_size &&
-                   context->struct_size < sizeof(prefill_context)))
+  if (!context ||
+      (context->struct_size && context->struct_size < sizeof(prefill_context)))
     return PREFILL_INVALID_ARGUMENT;
   context->message[0] = '\0';
   if (!desc)

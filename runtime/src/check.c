@@ -40,11 +40,10 @@ static const char *print_dims(char *text, size_t size, const int64_t *dims,
                               int rank) {
   size_t used = (size_t)snprintf(text, size, "[");
   for (int i = 0; i < rank && used + 24 < size; ++i)
-    used += dims[i] < 0
-                ? (size_t)snprintf(text + used, size - used, "%s?",
-                                   i ? "," : "")
-                : (size_t)snprintf(text + used, size - used, "%s%lld",
-                                   i ? "," : "", (long long)dims[i]);
+    used += dims[i] < 0 ? (size_t)snprintf(text + used, size - used, "%s?",
+                                           i ? "," : "")
+                        : (size_t)snprintf(text + used, size - used, "%s%lld",
+                                           i ? "," : "", (long long)dims[i]);
   snprintf(text + used, size - used, "]");
   return text;
 }
@@ -55,9 +54,8 @@ static prefill_status wrong_shape(const subject *x, const int64_t *expected,
   print_dims(want, sizeof(want), expected, rank);
   print_dims(have, sizeof(have), x->tensor->shape,
              x->tensor->ndim > MAX_RANK ? MAX_RANK : x->tensor->ndim);
-  return pf_fail(x->call, PREFILL_INVALID_SHAPE,
-                 "%s %s: expected %s, got %s", kind(x), slot_name(x), want,
-                 have);
+  return pf_fail(x->call, PREFILL_INVALID_SHAPE, "%s %s: expected %s, got %s",
+                 kind(x), slot_name(x), want, have);
 }
 
 /* "float32", "bool", "int64", ... */
@@ -141,17 +139,17 @@ static prefill_status check_any(subject *x) {
                      slot_name(x), i, (long long)tensor->shape[i]);
     empty |= tensor->shape[i] == 0;
   }
-  /* last: offset of the last element; written: compact size so far. */
+  /* last: offset of the last element; compact: size so far. */
   int64_t last = 0, compact = 1, step;
   bool overflow = false;
   for (int i = tensor->ndim - 1; i >= 0; --i) {
     int64_t dim = tensor->shape[i];
     x->stride[i] = tensor->strides ? tensor->strides[i] : compact;
-    if (!empty && dim > 1 && x->stride[i] < 0)
+    if (tensor->strides && !empty && dim > 1 && x->stride[i] < 0)
       return pf_fail(call, PREFILL_INVALID_SHAPE,
                      "%s %s: stride of dimension %d is negative (%lld)",
                      kind(x), slot_name(x), i, (long long)x->stride[i]);
-    if (!empty && x->output && dim > 1 && x->stride[i] == 0)
+    if (tensor->strides && !empty && x->output && dim > 1 && x->stride[i] == 0)
       return pf_fail(call, PREFILL_INVALID_SHAPE,
                      "%s %s: stride of dimension %d is 0", kind(x),
                      slot_name(x), i);
@@ -251,8 +249,7 @@ static prefill_status check_bias(subject *x, pf_bias *bias) {
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "input BIAS: the kernel is compiled without it");
   const DLTensor *tensor = x->tensor;
-  bias->dtype =
-      is_bool(tensor->dtype) ? PF_BOOL8 : float_dtype(tensor->dtype);
+  bias->dtype = is_bool(tensor->dtype) ? PF_BOOL8 : float_dtype(tensor->dtype);
   if (bias->dtype < 0)
     return wrong_type(x, "bool, float32, float16 or bfloat16");
   bias->bytes = tensor->dtype.bits / 8;
@@ -297,13 +294,12 @@ static prefill_status check_mask(subject *x, int64_t length, uint32_t feature,
     return status;
   if (!(call->desc->features & feature))
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
-                   "input %s: the kernel is compiled without it",
-                   slot_name(x));
+                   "input %s: the kernel is compiled without it", slot_name(x));
   DLDataType type = x->tensor->dtype;
   if (!is_type(type, kDLInt, 64) && !is_type(type, kDLInt, 32) &&
       !(bool_or_int && is_bool(type)))
-    return wrong_type(x, bool_or_int ? "bool, int32 or int64"
-                                     : "int64 or int32");
+    return wrong_type(x,
+                      bool_or_int ? "bool, int32 or int64" : "int64 or int32");
   const int64_t expected[2] = {call->b, length};
   return check_shape(x, expected, 2);
 }
@@ -325,8 +321,7 @@ static prefill_status check_sinks(subject *x) {
   float *sinks = pf_alloc(call, call->hq, sizeof(float));
   if (!sinks)
     return PREFILL_OUT_OF_MEMORY;
-  call->hot->to_float(sinks, data_of(x->tensor), x->stride[0], call->hq,
-                      dtype);
+  call->hot->to_float(sinks, data_of(x->tensor), x->stride[0], call->hq, dtype);
   call->sinks = sinks;
   return PREFILL_OK;
 }
@@ -341,8 +336,7 @@ static prefill_status check_rotary(subject *x, pf_rows *table) {
     return status;
   if (!desc->rotary)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
-                   "input %s: the kernel is compiled without it",
-                   slot_name(x));
+                   "input %s: the kernel is compiled without it", slot_name(x));
   const DLTensor *tensor = x->tensor;
   int dtype = float_dtype(tensor->dtype);
   if (dtype != PREFILL_F32 && dtype != desc->dtype)
@@ -432,8 +426,8 @@ static prefill_status check_desc(pf_call *call) {
       desc->variant_count >= 0 && (desc->variants || !desc->variant_count) &&
       (!desc->rotary || (desc->rotary_dim > 0 && desc->rotary_dim % 2 == 0 &&
                          desc->rotary_dim <= desc->head_dim)) &&
-      (!desc->plan || (desc->plan->head_count == desc->q_heads &&
-                       desc->plan->heads));
+      (!desc->plan ||
+       (desc->plan->head_count == desc->q_heads && desc->plan->heads));
   if (!sane)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "the kernel's description is inconsistent");
@@ -451,19 +445,18 @@ static prefill_status check_desc(pf_call *call) {
    * number is an ordinary causal one. */
   call->window_left =
       desc->window_left > PF_MAX_LENGTH ? PF_UNBOUNDED : desc->window_left;
-  call->window_right = desc->window_right > PF_MAX_LENGTH
-                           ? (desc->window_right >= PF_UNBOUNDED
-                                  ? 0
-                                  : PF_MAX_LENGTH)
-                           : desc->window_right;
+  call->window_right =
+      desc->window_right > PF_MAX_LENGTH
+          ? (desc->window_right >= PF_UNBOUNDED ? 0 : PF_MAX_LENGTH)
+          : desc->window_right;
   if (!call->causal)
     call->window_right = PF_UNBOUNDED;
   if (!call->window || call->window_left == PF_UNBOUNDED) {
     call->window_left = PF_UNBOUNDED;
     call->window = false;
   }
-  call->scale = isnan(desc->scale) ? 1.0f / __builtin_sqrtf((float)call->d)
-                                   : desc->scale;
+  call->scale =
+      isnan(desc->scale) ? 1.0f / __builtin_sqrtf((float)call->d) : desc->scale;
   return PREFILL_OK;
 }
 
@@ -518,15 +511,15 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
 
   const prefill_attention_desc *desc = call->desc;
   call->b = call->s = call->t = -1;
-  if ((status = check_rows(&in[PREFILL_IN_Q], desc->q_layout, call->hq,
-                           call->d, 0, &call->b, &call->s, &call->q)) ||
-      (status = check_rows(&in[PREFILL_IN_K], desc->k_layout, call->hk,
-                           call->d, 0, &call->b, &call->t, &call->k)) ||
-      (status = check_rows(&in[PREFILL_IN_V], desc->v_layout, call->hk,
-                           call->e, 0, &call->b, &call->t, &call->v)) ||
-      (status = check_rows(&out[PREFILL_OUT_O], desc->o_layout, call->hq,
-                           call->e, desc->o_rank, &call->b, &call->s,
-                           &call->o)))
+  if ((status = check_rows(&in[PREFILL_IN_Q], desc->q_layout, call->hq, call->d,
+                           0, &call->b, &call->s, &call->q)) ||
+      (status = check_rows(&in[PREFILL_IN_K], desc->k_layout, call->hk, call->d,
+                           0, &call->b, &call->t, &call->k)) ||
+      (status = check_rows(&in[PREFILL_IN_V], desc->v_layout, call->hk, call->e,
+                           0, &call->b, &call->t, &call->v)) ||
+      (status =
+           check_rows(&out[PREFILL_OUT_O], desc->o_layout, call->hq, call->e,
+                      desc->o_rank, &call->b, &call->s, &call->o)))
     return status;
   call->tiles = pf_ceil_div(call->s, call->bq);
   call->blocks = pf_ceil_div(call->t, call->bk);
@@ -539,10 +532,11 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
 #define OPTIONAL_INPUT(slot, check)                                            \
   if (in[slot].tensor && (status = (check)))                                   \
   return status
-  OPTIONAL_INPUT(PREFILL_IN_BIAS, check_bias(&in[PREFILL_IN_BIAS], &call->bias));
-  OPTIONAL_INPUT(PREFILL_IN_KEY_MASK, check_mask(&in[PREFILL_IN_KEY_MASK],
-                                                 call->t, PREFILL_TILE_KEY_MASK,
-                                                 true));
+  OPTIONAL_INPUT(PREFILL_IN_BIAS,
+                 check_bias(&in[PREFILL_IN_BIAS], &call->bias));
+  OPTIONAL_INPUT(PREFILL_IN_KEY_MASK,
+                 check_mask(&in[PREFILL_IN_KEY_MASK], call->t,
+                            PREFILL_TILE_KEY_MASK, true));
   OPTIONAL_INPUT(PREFILL_IN_KV_LENGTHS,
                  check_per_batch(&in[PREFILL_IN_KV_LENGTHS]));
   OPTIONAL_INPUT(PREFILL_IN_SINKS, check_sinks(&in[PREFILL_IN_SINKS]));

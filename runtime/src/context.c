@@ -37,8 +37,7 @@ void *pf_alloc(pf_call *call, int64_t count, int64_t size) {
   void *memory = NULL;
   const int limit = (int)(sizeof(call->owned) / sizeof(call->owned[0]));
   if (call->owned_count < limit &&
-      !__builtin_mul_overflow(count, size, &bytes) &&
-      bytes < INT64_MAX - 64) {
+      !__builtin_mul_overflow(count, size, &bytes) && bytes < INT64_MAX - 64) {
     bytes = pf_round_up(pf_max(bytes, 1), 64);
     prefill_context *context = call->context;
     memory = context->alloc ? context->alloc(context->host, (size_t)bytes)

@@ -2,7 +2,8 @@
 |*
 |* CMake compiles this file three times, with -march=x86-64-v2, -v3 and -v4 and
 |* PF_HOT naming the table. Vector types are the compiler's own; a vector of 16
-|* floats is one register on v4, and the register blocks below are chosen to fit.
+|* floats is one register on v4, and the register blocks below are chosen to
+fit.
 |* No libm: exp is a polynomial (degree 5 on [-0.5, 0.5], about 2 ulp).
 |*
 \*===----------------------------------------------------------------------===*/
@@ -279,9 +280,7 @@ static inline vector exponential(vector x) {
   p = p * f + 1.0f;
   return (vector)((ivector)p + ((ivector)t << 23));
 }
-static inline float exponential1(float x) {
-  return exponential(splat(x))[0];
-}
+static inline float exponential1(float x) { return exponential(splat(x))[0]; }
 
 static void row_max(float *m, const float *s, int64_t lanes, int64_t n) {
   int64_t i = 0;
@@ -324,9 +323,8 @@ static inline float horizontal_sum(vector v) {
   return sum[0];
 }
 
-static void sums(float *column, float *diagonal, const float *s,
-                 const float *m, const float *inv_l, int64_t lanes,
-                 int64_t n) {
+static void sums(float *column, float *diagonal, const float *s, const float *m,
+                 const float *inv_l, int64_t lanes, int64_t n) {
   for (int64_t j = 0; j < n; ++j, --diagonal) {
     const float *row = s + j * lanes;
     vector sum = splat(0);

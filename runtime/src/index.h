@@ -3,13 +3,15 @@
 |* One index per (batch, query head), in one of three modes:
 |*
 |*   dense     every visible block;
-|*   relative  a set of block distances, a set of blocks visited by all rows, and
+|*   relative  a set of block distances, a set of blocks visited by all rows,
+and
 |*             a sorted list of single columns: vertical-slash, A-shape and
 |*             tri-shape, in a few KB a head however long the prompt;
 |*   blocks    a list of block ids per tile of query rows (CSR).
 |*
 |* Distances. Let tile i hold the rows at positions p0 = offset + i * bq up to
-|* p0 + bq - 1, and let its top block be the one of its last position. A diagonal
+|* p0 + bq - 1, and let its top block be the one of its last position. A
+diagonal
 |* delta (keys p - delta) touches, from the top block down, the distances
 |*   top - floor((p0 + bq - 1 - delta) / bk) .. top - floor((p0 - delta) / bk),
 |* which depend on p0 mod bk only: on the phase. With bq a multiple of bk and a
@@ -29,7 +31,11 @@
 extern "C" {
 #endif
 
-enum pf_head_mode { PF_HEAD_DENSE = 0, PF_HEAD_RELATIVE = 1, PF_HEAD_BLOCKS = 2 };
+enum pf_head_mode {
+  PF_HEAD_DENSE = 0,
+  PF_HEAD_RELATIVE = 1,
+  PF_HEAD_BLOCKS = 2
+};
 
 /* Block ids are 16 bits: longer prompts (4M keys in blocks of 64) run dense. */
 #define PF_MAX_INDEX_BLOCKS 65535
@@ -102,8 +108,8 @@ void pf_relative_set_columns(pf_head_index *index, const pf_grid *grid,
 
 /* Sets in kept the blocks that a tile visits, clipped to [begin, end) (the
  * tile's visible blocks); the bits of [0, blocks) must be clear. */
-void pf_index_row(const pf_head_index *index, const pf_grid *grid,
-                  int64_t tile, int64_t begin, int64_t end, uint64_t *kept);
+void pf_index_row(const pf_head_index *index, const pf_grid *grid, int64_t tile,
+                  int64_t begin, int64_t end, uint64_t *kept);
 
 /* Positions of the gathered columns for a tile: those in kept blocks or outside
  * of [begin, end) become INT32_MAX. Writes *first (a multiple of bk: tiles of

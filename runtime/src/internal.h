@@ -102,10 +102,10 @@ enum {
 
 /* Facts of one batch entry. */
 typedef struct pf_batch {
-  int64_t offset;         /* key position of query row 0 */
-  int64_t kv_len;         /* keys at or past it are invisible */
-  int64_t first_key;      /* first visible key; kv_len if there is none */
-  int64_t last_key;       /* one past the last visible key; 0 if none */
+  int64_t offset;          /* key position of query row 0 */
+  int64_t kv_len;          /* keys at or past it are invisible */
+  int64_t first_key;       /* first visible key; kv_len if there is none */
+  int64_t last_key;        /* one past the last visible key; 0 if none */
   const uint8_t *key_mask; /* [t] 0 or 1; NULL: all visible */
   const uint8_t *state;    /* [blocks] PF_BLOCK_*; NULL: all ALL */
   const int32_t *q_segment, *k_segment; /* [s], [t]; NULL: one segment */
@@ -132,12 +132,12 @@ typedef struct pf_call {
 
   pf_rows q, k, v, o;
   pf_bias bias;
-  const float *sinks;     /* [hq] or NULL */
-  pf_rows lse;            /* float32 [b][hq][s], row stride in .row; or NULL */
-  pf_rows density;        /* float32 [b][hq] or NULL */
-  pf_rows block_map;      /* uint8 [b][hq][tiles], block stride in map_block */
+  const float *sinks; /* [hq] or NULL */
+  pf_rows lse;        /* float32 [b][hq][s], row stride in .row; or NULL */
+  pf_rows density;    /* float32 [b][hq] or NULL */
+  pf_rows block_map;  /* uint8 [b][hq][tiles], block stride in map_block */
   int64_t map_block;
-  const pf_batch *batch;  /* [b] */
+  const pf_batch *batch;   /* [b] */
   const float *value_mean; /* [b][hk][e] for PREFILL_MASKED_MEAN, or NULL */
   bool may_mask_rows; /* some row may see no key, and masked_row is not ZERO */
 
@@ -147,8 +147,8 @@ typedef struct pf_call {
   int64_t rotary_width, rotary_rows;
   bool rotary;
 
-  const uint8_t *ones;     /* [t], for kernels with an absent key mask */
-  const int32_t *zeros;    /* [max(s, t)], for absent segments */
+  const uint8_t *ones;         /* [t], for kernels with an absent key mask */
+  const int32_t *zeros;        /* [max(s, t)], for absent segments */
   void *rotated_k;             /* [b][hk][t][d], see rotary.c */
   struct pf_head_index *index; /* [b][hq], or NULL: all dense */
   int64_t most_columns;        /* longest column list of any head */
@@ -185,10 +185,9 @@ void pf_release_all(pf_call *call);
  * bodies run, so that results do not depend on the state of host threads.
  * work: rough number of floating-point operations of the whole loop; little
  * work stays on the calling thread. */
-prefill_status pf_parallel(pf_call *call, int64_t items, double work,
-                           int64_t worker_bytes,
-                           void (*body)(pf_call *call, void *worker,
-                                        int64_t item));
+prefill_status
+pf_parallel(pf_call *call, int64_t items, double work, int64_t worker_bytes,
+            void (*body)(pf_call *call, void *worker, int64_t item));
 
 /*===-- check.c ----------------------------------------------------------===*/
 

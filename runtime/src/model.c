@@ -2,9 +2,7 @@
 #include "internal.h"
 #include <string.h>
 
-size_t prefill_kernel_count(void) {
-  return (size_t)prefill_model_kernel_count;
-}
+size_t prefill_kernel_count(void) { return (size_t)prefill_model_kernel_count; }
 
 /* NULL past the last kernel. */
 const char *prefill_kernel_name(size_t index) {
@@ -16,8 +14,8 @@ const char *prefill_kernel_name(size_t index) {
 prefill_status prefill_run(prefill_context *context, const char *name,
                            const DLTensor *const *inputs, size_t input_count,
                            DLTensor *const *outputs, size_t output_count) {
-  if (!context || (context->struct_size &&
-                   context->struct_size < sizeof(prefill_context)))
+  if (!context ||
+      (context->struct_size && context->struct_size < sizeof(prefill_context)))
     return PREFILL_INVALID_ARGUMENT;
   if (!name)
     return pf_fail_context(context, PREFILL_INVALID_ARGUMENT,

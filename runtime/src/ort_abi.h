@@ -53,9 +53,9 @@ enum {
   ONNX_DOUBLE = 11,
   ONNX_BFLOAT16 = 16,
 };
-enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };         /* OrtErrorCode */
-enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };             /* characteristic */
-enum { ORT_OP_ATTRIBUTE_STRING = 5 };                    /* OrtOpAttrType */
+enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 }; /* OrtErrorCode */
+enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };     /* characteristic */
+enum { ORT_OP_ATTRIBUTE_STRING = 5 };            /* OrtOpAttrType */
 
 /* A custom op: ONNX Runtime reads the members up to GetEndVersion when version
  * is 17. It keeps the pointer for the life of the sessions. */
@@ -83,8 +83,7 @@ struct OrtCustomOp {
   OrtStatus *(*CreateKernelV2)(const OrtCustomOp *, const OrtApi *,
                                const OrtKernelInfo *, void **);
   OrtStatus *(*KernelComputeV2)(void *, OrtKernelContext *);
-  OrtStatus *(*InferOutputShapeFn)(const OrtCustomOp *,
-                                   OrtShapeInferContext *);
+  OrtStatus *(*InferOutputShapeFn)(const OrtCustomOp *, OrtShapeInferContext *);
   int (*GetStartVersion)(const OrtCustomOp *);
   int (*GetEndVersion)(const OrtCustomOp *);
 };
@@ -102,8 +101,7 @@ ORT_FUNCTION(OrtStatus *, CreateStatus, 0,
 ORT_FUNCTION(OrtStatus *, CreateCustomOpDomain, 26,
              (const OrtApi *api, const char *name, OrtCustomOpDomain **out),
              (name, out))
-#define ORT_TYPES_CustomOpDomain_Add                                           \
-  (OrtCustomOpDomain *, const OrtCustomOp *)
+#define ORT_TYPES_CustomOpDomain_Add (OrtCustomOpDomain *, const OrtCustomOp *)
 ORT_FUNCTION(OrtStatus *, CustomOpDomain_Add, 27,
              (const OrtApi *api, OrtCustomOpDomain *domain,
               const OrtCustomOp *op),
@@ -129,7 +127,8 @@ ORT_FUNCTION(OrtStatus *, SetDimensions, 59,
              (const OrtApi *api, OrtTensorTypeAndShapeInfo *info,
               const int64_t *dims, size_t count),
              (info, dims, count))
-#define ORT_TYPES_GetTensorElementType (const OrtTensorTypeAndShapeInfo *, int *)
+#define ORT_TYPES_GetTensorElementType                                         \
+  (const OrtTensorTypeAndShapeInfo *, int *)
 ORT_FUNCTION(OrtStatus *, GetTensorElementType, 60,
              (const OrtApi *api, const OrtTensorTypeAndShapeInfo *info,
               int *out),
@@ -221,8 +220,7 @@ ORT_FUNCTION(OrtStatus *, SetSymbolicDimensions, 271,
               const char **names, size_t count),
              (info, names, count))
 /* *size: bytes of data, then bytes needed. */
-#define ORT_TYPES_ReadOpAttr                                                   \
-  (const OrtOpAttr *, int, void *, size_t, size_t *)
+#define ORT_TYPES_ReadOpAttr (const OrtOpAttr *, int, void *, size_t, size_t *)
 ORT_FUNCTION(OrtStatus *, ReadOpAttr, 272,
              (const OrtApi *api, const OrtOpAttr *attribute, int type,
               void *data, size_t size, size_t *out),

@@ -110,8 +110,8 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
   OrtStatus *status =
       ort_KernelInfoGetAttribute_string(api, info, "kernel", NULL, &size);
   if (!status && size <= sizeof(name))
-    status = ort_KernelInfoGetAttribute_string(api, info, "kernel", name,
-                                               &size);
+    status =
+        ort_KernelInfoGetAttribute_string(api, info, "kernel", name, &size);
   if (status) {
     ort_ReleaseStatus(api, status);
     return ort_CreateStatus(
@@ -261,8 +261,8 @@ typedef struct host {
 static void parallel_for(void *opaque, size_t count,
                          void (*body)(void *data, size_t i), void *data) {
   const host *h = opaque;
-  OrtStatus *status = ort_KernelContext_ParallelFor(h->api, h->context, body,
-                                                    count, 0, data);
+  OrtStatus *status =
+      ort_KernelContext_ParallelFor(h->api, h->context, body, count, 0, data);
   if (status) {
     /* Refused before it began. Bodies pick their work from a counter, so to
      * run them (again) is right in any case. */
@@ -319,9 +319,8 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
   prefill_context call = {.struct_size = sizeof(prefill_context),
                           .host = &h,
                           .parallel_for = parallel_for};
-  prefill_status status =
-      prefill_attention(desc, &call, inputs, PREFILL_IN_COUNT, outputs,
-                        PREFILL_OUT_COUNT);
+  prefill_status status = prefill_attention(
+      desc, &call, inputs, PREFILL_IN_COUNT, outputs, PREFILL_OUT_COUNT);
   if (status)
     return ort_CreateStatus(api,
                             status == PREFILL_OUT_OF_MEMORY ||
@@ -343,8 +342,8 @@ static OrtStatus *infer_shape(const OrtCustomOp *op,
   char name[256] = "";
   size_t size = 0;
   const OrtOpAttr *attribute = NULL;
-  OrtStatus *status = ort_ShapeInferContext_GetAttribute(api, context,
-                                                         "kernel", &attribute);
+  OrtStatus *status =
+      ort_ShapeInferContext_GetAttribute(api, context, "kernel", &attribute);
   if (!status)
     status = ort_ReadOpAttr(api, attribute, ORT_OP_ATTRIBUTE_STRING, name,
                             sizeof(name) - 1, &size);

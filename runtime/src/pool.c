@@ -24,7 +24,7 @@ struct prefill_pool {
   pthread_mutex_t mutex;  /* guards what follows, up to next */
   pthread_cond_t wake, idle;
   bool stop;
-  size_t active; /* threads inside the current job */
+  size_t active;                      /* threads inside the current job */
   void (*body)(void *data, size_t i); /* NULL: no job */
   void *data;
   size_t count;
@@ -123,8 +123,7 @@ void prefill_pool_destroy(prefill_pool *pool) {
 
 /* A prefill_parallel_for_fn; `opaque` is the pool, NULL runs on the caller. */
 void prefill_pool_parallel_for(void *opaque, size_t count,
-                               void (*body)(void *data, size_t i),
-                               void *data) {
+                               void (*body)(void *data, size_t i), void *data) {
   prefill_pool *pool = opaque;
   if (!pool || !pool->threads || count < 2 ||
       pthread_mutex_trylock(&pool->caller) != 0) {

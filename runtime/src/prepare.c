@@ -72,8 +72,7 @@ static prefill_status prepare_mask(pf_call *call, const DLTensor *mask,
 
 /* A [b, n] tensor of segment ids as int32. */
 static prefill_status read_segments(pf_call *call, const DLTensor *tensor,
-                                    const char *name, int64_t n,
-                                    int32_t *out) {
+                                    const char *name, int64_t n, int32_t *out) {
   const int64_t batch_stride = stride_of(tensor, 0);
   const int64_t stride = stride_of(tensor, 1);
   for (int64_t b = 0; b < call->b; ++b)
@@ -95,8 +94,7 @@ static prefill_status prepare_segments(pf_call *call, const DLTensor *q,
   int32_t *ranges = of_keys ? pf_alloc(call, call->b, call->blocks * 8) : NULL;
   if (!ranges)
     return PREFILL_OUT_OF_MEMORY;
-  prefill_status status =
-      read_segments(call, q, "Q_SEGMENT", call->s, of_rows);
+  prefill_status status = read_segments(call, q, "Q_SEGMENT", call->s, of_rows);
   if (status ||
       (status = read_segments(call, k, "K_SEGMENT", call->t, of_keys)))
     return status;
@@ -183,10 +181,10 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
     memset(zeros, 0, (size_t)count * sizeof(int32_t));
     call->zeros = zeros;
   }
-  call->may_mask_rows =
-      desc->masked_row != PREFILL_MASKED_ZERO && call->t > 0 &&
-      (key_mask || kv_lengths || q_segment || call->bias.data || negative ||
-       call->window);
+  call->may_mask_rows = desc->masked_row != PREFILL_MASKED_ZERO &&
+                        call->t > 0 &&
+                        (key_mask || kv_lengths || q_segment ||
+                         call->bias.data || negative || call->window);
   return PREFILL_OK;
 }
 
@@ -196,8 +194,8 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
  * for long sequences. */
 static void mean_body(pf_call *call, void *worker, int64_t item) {
   const int64_t b = item / call->hk, h = item % call->hk;
-  const char *v = call->v.data +
-                  (b * call->v.batch + h * call->v.head) * call->element;
+  const char *v =
+      call->v.data + (b * call->v.batch + h * call->v.head) * call->element;
   float *mean = (float *)call->value_mean + item * call->e;
   float *partial = worker;
   memset(mean, 0, (size_t)call->e * sizeof(float));

@@ -28,15 +28,15 @@ static void rotate_row(const pf_call *call, int64_t b, int64_t position,
   const int table_bytes = call->rotary_dtype == PREFILL_F32 ? 4 : 2;
   float *x = scratch, *y = x + d, *c = y + d, *s = c + width;
   call->hot->to_float(x, source, 1, d, call->desc->dtype);
-  call->hot->to_float(c,
-                      call->cosine.data + (b * call->cosine.batch +
-                                           position * call->cosine.row) *
-                                              table_bytes,
-                      1, width, call->rotary_dtype);
+  call->hot->to_float(
+      c,
+      call->cosine.data +
+          (b * call->cosine.batch + position * call->cosine.row) * table_bytes,
+      1, width, call->rotary_dtype);
   call->hot->to_float(s,
-                      call->sine.data + (b * call->sine.batch +
-                                         position * call->sine.row) *
-                                            table_bytes,
+                      call->sine.data +
+                          (b * call->sine.batch + position * call->sine.row) *
+                              table_bytes,
                       1, width, call->rotary_dtype);
   memcpy(y, x, (size_t)d * sizeof(float));
   if (call->desc->rotary == 1) {
@@ -50,8 +50,8 @@ static void rotate_row(const pf_call *call, int64_t b, int64_t position,
     const int64_t step = width == n ? 2 : 1, other = width == n ? 1 : 0;
     for (int64_t i = 0; i < half; ++i) {
       y[2 * i] = x[2 * i] * c[step * i] - x[2 * i + 1] * s[step * i];
-      y[2 * i + 1] = x[2 * i + 1] * c[step * i + other] +
-                     x[2 * i] * s[step * i + other];
+      y[2 * i + 1] =
+          x[2 * i + 1] * c[step * i + other] + x[2 * i] * s[step * i + other];
     }
   }
   call->hot->from_float(out, y, d, call->desc->dtype);
@@ -76,12 +76,13 @@ static void rotate_keys_body(pf_call *call, void *worker, int64_t item) {
   const int64_t head = item / chunks, b = head / call->hk, h = head % call->hk;
   const int64_t begin = item % chunks * KEYS_PER_ITEM;
   const int64_t end = pf_min(begin + KEYS_PER_ITEM, call->t);
-  char *out = (char *)call->rotated_k + head * call->t * call->d * call->element;
+  char *out =
+      (char *)call->rotated_k + head * call->t * call->d * call->element;
   for (int64_t j = begin; j < end; ++j)
     rotate_row(call, b, j,
-               call->k.data + (b * call->k.batch + h * call->k.head +
-                               j * call->k.row) *
-                                  call->element,
+               call->k.data +
+                   (b * call->k.batch + h * call->k.head + j * call->k.row) *
+                       call->element,
                out + j * call->d * call->element, worker);
 }
 
@@ -92,11 +93,10 @@ prefill_status pf_rotate_keys(pf_call *call) {
   call->rotated_k = pf_alloc(call, heads * call->t, call->d * call->element);
   if (!call->rotated_k)
     return PREFILL_OUT_OF_MEMORY;
-  prefill_status status =
-      pf_parallel(call, heads * pf_ceil_div(call->t, KEYS_PER_ITEM),
-                  4.0 * (double)(heads * call->t) * (double)call->d,
-                  scratch_floats(call) * (int64_t)sizeof(float),
-                  rotate_keys_body);
+  prefill_status status = pf_parallel(
+      call, heads * pf_ceil_div(call->t, KEYS_PER_ITEM),
+      4.0 * (double)(heads * call->t) * (double)call->d,
+      scratch_floats(call) * (int64_t)sizeof(float), rotate_keys_body);
   call->k = (pf_rows){.data = call->rotated_k,
                       .batch = call->hk * call->t * call->d,
                       .head = call->t * call->d,

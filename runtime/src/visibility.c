@@ -1,4 +1,5 @@
-/*===- visibility.c - Which key blocks a tile of query rows visits ---------===*\
+/*===- visibility.c - Which key blocks a tile of query rows visits
+---------===*\
 |*
 |* The masks that are functions of positions (causal, windows, number of keys)
 |* are intervals of blocks per tile; key masks and segments are facts per block.

@@ -1,4 +1,5 @@
-//===- Reference.h - A tile function and an attention to compare with -*- C++ -*-=//
+//===- Reference.h - A tile function and an attention to compare with -*- C++
+//-*-=//
 //
 // `referenceTile` stands in for generated code: it obeys kernel_abi.h to the
 // letter, in float64, one key at a time, and trusts the runtime where the
@@ -48,10 +49,11 @@ inline void narrow(double x, bf16 &out) {
   memcpy(&bits, &f, 4);
   out.bits = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-template <class T> constexpr int dtypeOf() {
-  return sizeof(T) == 4                      ? PREFILL_F32
+template <class T>
+constexpr int dtypeOf() {
+  return sizeof(T) == 4                     ? PREFILL_F32
          : std::is_same<T, _Float16>::value ? PREFILL_F16
-                                             : PREFILL_BF16;
+                                            : PREFILL_BF16;
 }
 
 /// What tile functions saw: per output row, the keys visited, and breaches of
@@ -209,10 +211,12 @@ struct Tensor {
     dl.byte_offset = static_cast<uint64_t>(lead);
     absent = false;
   }
-  template <class T> T *data() {
+  template <class T>
+  T *data() {
     return reinterpret_cast<T *>(bytes.data() + dl.byte_offset);
   }
-  template <class T> T &at(std::vector<int64_t> index) {
+  template <class T>
+  T &at(std::vector<int64_t> index) {
     int64_t offset = 0;
     for (size_t i = 0; i < index.size(); ++i)
       offset += index[i] * strides[i];
@@ -223,15 +227,15 @@ struct Tensor {
 
 /// One call: shapes, options, tensors, the kernel's description and the
 /// expected result.
-template <int D, int E, int BQ, int BK, class T, unsigned F> struct Problem {
+template <int D, int E, int BQ, int BK, class T, unsigned F>
+struct Problem {
   int64_t b = 1, hq = 4, hk = 2, s = 40, t = 40;
   int qLayout = PREFILL_BHSD, kLayout = PREFILL_BHSD, vLayout = PREFILL_BHSD,
       oLayout = PREFILL_BHSD;
   bool flat = false; ///< 3-D Q, K, V, O
   int64_t pad = 0;   ///< extra elements per row
-  int64_t windowLeft = Unbounded, windowRight = F & PREFILL_TILE_CAUSAL
-                                                    ? 0
-                                                    : Unbounded;
+  int64_t windowLeft = Unbounded,
+          windowRight = F & PREFILL_TILE_CAUSAL ? 0 : Unbounded;
   float softcap = F & PREFILL_TILE_SOFTCAP ? 2.0f : 0.0f;
   int maskedRow = PREFILL_MASKED_ZERO, alignment = PREFILL_ALIGN_END;
   int rotary = 0, rotaryDim = 0;
@@ -299,8 +303,8 @@ template <int D, int E, int BQ, int BK, class T, unsigned F> struct Problem {
             narrow(random.normal(), v(bi, h, j, c));
         }
     }
-    variant = {PREFILL_ISA_X86_64_V2, 16, 64,
-               referenceTile<D, E, BQ, BK, T, F>, nullptr};
+    variant = {PREFILL_ISA_X86_64_V2, 16, 64, referenceTile<D, E, BQ, BK, T, F>,
+               nullptr};
     desc = {};
     desc.abi = PREFILL_KERNEL_ABI;
     desc.features = F;
@@ -346,8 +350,8 @@ template <int D, int E, int BQ, int BK, class T, unsigned F> struct Problem {
       inputs[i] = in[i].get();
     for (int i = 0; i < PREFILL_OUT_COUNT; ++i)
       outputs[i] = out[i].get();
-    return prefill_attention(&desc, &context, inputs, PREFILL_IN_COUNT,
-                             outputs, PREFILL_OUT_COUNT);
+    return prefill_attention(&desc, &context, inputs, PREFILL_IN_COUNT, outputs,
+                             PREFILL_OUT_COUNT);
   }
 
   int64_t integer(int slot, std::vector<int64_t> index) {
@@ -360,10 +364,9 @@ template <int D, int E, int BQ, int BK, class T, unsigned F> struct Problem {
   }
   int64_t position(int64_t bi, int64_t i) {
     if (!in[PREFILL_IN_Q_OFFSET].absent)
-      return i + integer(PREFILL_IN_Q_OFFSET,
-                         in[PREFILL_IN_Q_OFFSET].dl.ndim
-                             ? std::vector<int64_t>{bi}
-                             : std::vector<int64_t>{});
+      return i + integer(PREFILL_IN_Q_OFFSET, in[PREFILL_IN_Q_OFFSET].dl.ndim
+                                                  ? std::vector<int64_t>{bi}
+                                                  : std::vector<int64_t>{});
     return alignment == PREFILL_ALIGN_END ? i + t - s : i;
   }
   int64_t kvLen(int64_t bi) {
@@ -409,10 +412,10 @@ template <int D, int E, int BQ, int BK, class T, unsigned F> struct Problem {
   /// Rows of Q and K as the products see them. Tests with rotary replace it.
   std::function<double(bool ofQuery, int64_t bi, int64_t h, int64_t row,
                        int64_t c)>
-      element = [this](bool ofQuery, int64_t bi, int64_t h, int64_t n,
-                       int64_t c) {
-        return ofQuery ? widen(q(bi, h, n, c)) : widen(k(bi, h, n, c));
-      };
+      element =
+          [this](bool ofQuery, int64_t bi, int64_t h, int64_t n, int64_t c) {
+            return ofQuery ? widen(q(bi, h, n, c)) : widen(k(bi, h, n, c));
+          };
 
   /// The attention of one row over the keys that `kept` allows.
   void expectedRow(int64_t bi, int64_t h, int64_t i, std::vector<double> &o,
@@ -469,7 +472,7 @@ template <int D, int E, int BQ, int BK, class T, unsigned F> struct Problem {
       if (std::isnan(x) != std::isnan(y) || std::isinf(x) != std::isinf(y))
         worst = INFINITY;
       else if (std::isfinite(x))
-        worst = std::max(worst, std::fabs(x - y));
+        worst = std::max(worst, std::fabs(x - y) / std::max(1.0, std::fabs(y)));
     };
     std::vector<double> row;
     for (int64_t bi = 0; bi < b; ++bi)
