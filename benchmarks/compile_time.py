@@ -19,11 +19,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
-from common import Target, finish
 from onnx import TensorProto, helper, numpy_helper
 
 import prefill_opt
+from common import Target, finish
 from prefill_opt.demo import smollm2
 
 
@@ -162,7 +161,9 @@ def timed(arguments: list, repeats: int = 3) -> dict:
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if status != 0:
-            raise prefill_opt.CompileError((errors.strip().splitlines() or ["failed"])[-1], command, 1, errors)
+            raise prefill_opt.CompileError(
+                (errors.strip().splitlines() or ["failed"])[-1], command, 1, errors
+            )
         if not best or wall < best["wall"]:
             best = {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "mb": best.get("mb", 0)}
         best["mb"] = max(best["mb"], usage.ru_maxrss * 1024 / 1e6)

@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import Target, finish
 
+from common import Target, finish
 from prefill_opt import CompileError
 from prefill_opt.demo import smollm2, suite, texts
 from prefill_opt.demo.contender import ContenderError, measure

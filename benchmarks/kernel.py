@@ -22,13 +22,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import ml_dtypes  # noqa: E402
-import models  # noqa: E402
-import numpy as np  # noqa: E402
-from common import Target, finish  # noqa: E402
+import ml_dtypes
+import numpy as np
 
-import prefill_opt  # noqa: E402
-from prefill_opt.demo import smollm2, suite  # noqa: E402
+import models
+import prefill_opt
+from common import Target, finish
+from prefill_opt.demo import smollm2, suite
 
 HERE = Path(__file__).resolve().parent
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -126,9 +126,7 @@ class Bench:
     def library(self, dim: int, dtype: str, threads: int, sparsify=None):
         """Our kernel for the benchmark's heads, or None with a printed reason."""
         try:
-            folder = compiled(
-                self.work, self.options.heads, self.options.kv_heads, dim, dtype, sparsify
-            )
+            folder = compiled(self.work, self.options.heads, self.options.kv_heads, dim, dtype, sparsify)
             return prefill_opt.Library(folder, threads)
         except (prefill_opt.CompileError, OSError) as error:
             print(f"head dim {dim}, {dtype}, {sparsify or 'dense'}: {error}", flush=True)
@@ -226,9 +224,7 @@ class Bench:
         if tokens >= 8192:
             note = "time over density, extrapolated to 0"
             value = overhead / best["dense"]
-            self.targets.append(
-                Target(f"{what}: estimate + index / dense time", value, 0.08, False, note)
-            )
+            self.targets.append(Target(f"{what}: estimate + index / dense time", value, 0.08, False, note))
         for library in libraries.values():
             library.close()
 
@@ -264,9 +260,7 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--parts", nargs="*", default=["dense", "types", "dims", "sparse", "crossover"]
-    )
+    parser.add_argument("--parts", nargs="*", default=["dense", "types", "dims", "sparse", "crossover"])
     parser.add_argument("--name", default="kernel", help="name of the result file")
     options = parser.parse_args()
     work = smollm2.models_dir().parent / "bench" / "kernel"

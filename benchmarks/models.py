@@ -52,8 +52,7 @@ def onnxruntime_calls(heads, kv_heads, dim, arrays, threads):
     Returns {"ort gqa": f, "ort attention": f, "ort mha": f}; each returns o as [1, h, s, d].
     MultiHeadAttention has no grouped heads and is left out if there are any.
     """
-    q, k, v = arrays
-    tokens = q.shape[2]
+    tokens = arrays[0].shape[2]
     flat = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(1, tokens, -1) for x in arrays]
     info = helper.make_tensor_value_info
     kind = TensorProto.FLOAT
@@ -90,9 +89,7 @@ def onnxruntime_calls(heads, kv_heads, dim, arrays, threads):
             num_heads=heads,
             unidirectional=1,
         )
-        mha = _session(
-            _model(node, [info(n, kind, None) for n in "qkv"], [info("o", kind, None)]), threads
-        )
+        mha = _session(_model(node, [info(n, kind, None) for n in "qkv"], [info("o", kind, None)]), threads)
         calls["ort mha"] = lambda: back(mha.run(None, feeds)[0])
     return calls
 
@@ -107,8 +104,6 @@ def torch_call(arrays, kv_groups: int, dtype: str):
 
     def call():
         with torch.inference_mode():
-            return torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, **options
-            )
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
 
     return call

@@ -38,9 +38,7 @@ def _with_statistics(path: Path) -> bytes:
             node.output[slot] = f"{prefix}{number}"
             kind = onnx.TensorProto.FLOAT if slot == SLOT_DENSITY else onnx.TensorProto.UINT8
             shape = [None] * (2 if slot == SLOT_DENSITY else rank)
-            model.graph.output.append(
-                onnx.helper.make_tensor_value_info(node.output[slot], kind, shape)
-            )
+            model.graph.output.append(onnx.helper.make_tensor_value_info(node.output[slot], kind, shape))
     return model.SerializeToString()
 
 
@@ -87,9 +85,7 @@ def session(
     session_options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder.resolve())
     )
-    return onnxruntime.InferenceSession(
-        _with_statistics(model), session_options, providers=providers
-    )
+    return onnxruntime.InferenceSession(_with_statistics(model), session_options, providers=providers)
 
 
 def attention_statistics(
@@ -106,6 +102,4 @@ def attention_statistics(
     if not wanted:
         return []
     values = ready.run(wanted, feeds)
-    return [
-        {"density": values[2 * i], "block_map": values[2 * i + 1]} for i in range(count)
-    ]
+    return [{"density": values[2 * i], "block_map": values[2 * i + 1]} for i in range(count)]

@@ -170,10 +170,7 @@ class Library:
     @property
     def kernels(self) -> list[str]:
         """The names of the kernels, in order of compilation."""
-        return [
-            self._c.prefill_kernel_name(i).decode()
-            for i in range(self._c.prefill_kernel_count())
-        ]
+        return [self._c.prefill_kernel_name(i).decode() for i in range(self._c.prefill_kernel_count())]
 
     def run(
         self,
@@ -208,9 +205,7 @@ class Library:
         context = _Context(struct_size=ctypes.sizeof(_Context), isa_limit=isa_limit)
         if self._pool:
             context.host = self._pool
-            context.parallel_for = ctypes.cast(
-                self._c.prefill_pool_parallel_for, ctypes.c_void_p
-            ).value
+            context.parallel_for = ctypes.cast(self._c.prefill_pool_parallel_for, ctypes.c_void_p).value
         in_pointers, out_pointers = _array_of_pointers(ins), _array_of_pointers(outs)
         status = self._c.prefill_run(
             ctypes.byref(context), kernel.encode(), in_pointers, len(ins), out_pointers, len(outs)

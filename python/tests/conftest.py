@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import prefill_opt  # noqa: E402
+import prefill_opt
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,11 @@ def tensor_types() -> onnx.ModelProto:
         else:
             try:
                 bits = {
-                    "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2,
+                    "INT4": 4,
+                    "UINT4": 4,
+                    "FLOAT4E2M1": 4,
+                    "INT2": 2,
+                    "UINT2": 2,
                 }.get(name) or helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
             except (KeyError, ValueError):
                 bits = 8
@@ -236,9 +240,9 @@ def holes_and_names() -> onnx.ModelProto:
     """Omitted optional inputs and outputs, odd names, unknown ops, every attribute kind."""
     node = helper.make_node(
         "Everything",
-        ["x", "", "y/with:odd names\n\"quoted\"", ""],
+        ["x", "", 'y/with:odd names\n"quoted"', ""],
         ["", "o1", ""],
-        name="name with spaces é \\ \"",
+        name='name with spaces é \\ "',
         domain="example.unknown",
         i=-(2**63),
         f=0.1,
@@ -319,8 +323,17 @@ def old_model() -> onnx.ModelProto:
 def all_models() -> dict[str, onnx.ModelProto]:
     """Every model above by the name of its function."""
     makers = (
-        if_subgraph, loop_subgraph, scan_subgraph, local_functions, tensor_types,
-        sparse_initialisers, quantisation, odd_types, holes_and_names, duplicate_inputs,
-        bare, old_model,
+        if_subgraph,
+        loop_subgraph,
+        scan_subgraph,
+        local_functions,
+        tensor_types,
+        sparse_initialisers,
+        quantisation,
+        odd_types,
+        holes_and_names,
+        duplicate_inputs,
+        bare,
+        old_model,
     )
     return {maker.__name__: maker() for maker in makers}

@@ -71,7 +71,7 @@ def attention(
         allowed: broadcast to [b, hq, s, t]; what a sparse index keeps.
     """
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    b, hq, s, d = q.shape
+    _, hq, s, d = q.shape
     hk, t = k.shape[1:3]
     group = hq // hk
     k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
@@ -173,9 +173,7 @@ def vertical_slash_select(
     vertical, slash = vertical.copy(), slash.copy()
     vertical[:forced_vertical] = np.inf
     slash[:forced_slash] = np.inf
-    return top_k(vertical, min(t, max(count_vertical, 30))), top_k(
-        slash, min(t, max(count_slash, 50))
-    )
+    return top_k(vertical, min(t, max(count_vertical, 30))), top_k(slash, min(t, max(count_slash, 50)))
 
 
 def slash_blocks(slashes, s: int, t: int, block: int = 64) -> list[list[int]]:

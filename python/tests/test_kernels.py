@@ -115,7 +115,9 @@ def test_half_in_onnxruntime(dtype, dim, build):
         assert row_error(got, expected) < LIMIT[dtype], f"s={s}"
 
 
-@pytest.mark.parametrize("options", [{"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.0, "softcap": 5.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.0, "softcap": 5.0}], ids=str
+)
 def test_scale_and_softcap(options, build):
     session = prefill_opt.session(build(q_heads=4, kv_heads=2, dim=32, is_causal=1, **options))
     for s, t in SIZES:
@@ -130,9 +132,7 @@ def test_scale_and_softcap(options, build):
 @pytest.mark.parametrize("kind", ["bool", "float"])
 def test_mask_input(kind, causal, build):
     mask_kind = TensorProto.BOOL if kind == "bool" else FLOAT
-    session = prefill_opt.session(
-        build(q_heads=4, kv_heads=4, dim=32, is_causal=causal, mask=mask_kind)
-    )
+    session = prefill_opt.session(build(q_heads=4, kv_heads=4, dim=32, is_causal=causal, mask=mask_kind))
     for s, t in ((1, 1), (64, 64), (65, 65), (200, 200)):
         q, k, v = tensors(4, 4, s, t, 32, batch=2)
         rng = np.random.default_rng(s)
@@ -256,7 +256,7 @@ def test_empty(build):
 
 def sparse(build, pattern, arrays, **extra):
     """o, lse, density and block map of a pattern, forced even where dense is cheaper."""
-    q, k, v = arrays
+    q, k, _ = arrays
     folder = build(
         f"{pattern},dense-below=0",
         q_heads=q.shape[1],
@@ -392,9 +392,7 @@ def test_short_prompts_run_dense(pattern, build):
 
 
 def test_statistics_in_onnxruntime(build):
-    folder = build(
-        "a-shape:init=64,local=128,dense-below=0", q_heads=4, kv_heads=2, dim=32, is_causal=1
-    )
+    folder = build("a-shape:init=64,local=128,dense-below=0", q_heads=4, kv_heads=2, dim=32, is_causal=1)
     session = prefill_opt.session(folder, statistics=True)
     q, k, v = tensors(4, 2, 640, 640, 32)
     (entry,) = prefill_opt.attention_statistics(session, {"q": q, "k": k, "v": v})

@@ -117,9 +117,7 @@ def test_attention_against_a_loop():
     rng = np.random.default_rng(4)
     q, k, v = (rng.standard_normal((1, h, n, 8)) for h, n in ((4, 5), (2, 9), (2, 9)))
     sinks = rng.standard_normal(4)
-    out, lse = oracle.attention(
-        q, k, v, causal=True, window_left=3, softcap=2.0, sinks=sinks, scale=0.7
-    )
+    out, lse = oracle.attention(q, k, v, causal=True, window_left=3, softcap=2.0, sinks=sinks, scale=0.7)
     for h in range(4):
         for i in range(5):
             position = i + 4

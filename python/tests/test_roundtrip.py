@@ -22,7 +22,8 @@ def difference(copy, original, path: str = "model") -> str:
         mine, theirs = getattr(copy, field.name), getattr(original, field.name)
         if not field.is_repeated:
             if field.has_presence and copy.HasField(field.name) != original.HasField(field.name):
-                return f"{path}.{field.name}: present in {'copy' if copy.HasField(field.name) else 'original'} only"
+                where = "copy" if copy.HasField(field.name) else "original"
+                return f"{path}.{field.name}: present in {where} only"
             if field.message_type is not None and field.has_presence:
                 if original.HasField(field.name):
                     found = difference(mine, theirs, f"{path}.{field.name}")
@@ -152,9 +153,7 @@ def broken_models() -> dict[str, onnx.ModelProto]:
     huge = onnx.TensorProto(name="w", data_type=1, dims=[2**62, 8], raw_data=b"\0" * 4)
     negative = onnx.TensorProto(name="w", data_type=1, dims=[-1], raw_data=b"\0" * 4)
     models = {
-        "cycle": exotic.model(
-            [node("Add", ["x", "b"], ["a"]), node("Neg", ["a"], ["b"])], x, [info("a")]
-        ),
+        "cycle": exotic.model([node("Add", ["x", "b"], ["a"]), node("Neg", ["a"], ["b"])], x, [info("a")]),
         "missing input": exotic.model([node("Neg", ["nowhere"], ["y"])], x, [info("y")]),
         "missing output": exotic.model([node("Neg", ["x"], ["y"])], x, [info("other")]),
         "duplicate name": exotic.model(

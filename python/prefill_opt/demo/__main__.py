@@ -39,9 +39,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--depth", type=float, default=0.5, help="where the key is hidden (0.5)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the runtime (2)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of the prompt; the fastest counts")
-    parser.add_argument(
-        "--text-tokens", type=int, help="length of the perplexity text (as the prompt)"
-    )
+    parser.add_argument("--text-tokens", type=int, help="length of the perplexity text (as the prompt)")
     parser.add_argument("--skip-export", action="store_true", help="leave out the slow first row")
     parser.add_argument("--out", type=Path, help="folder of table, JSON and picture (build/demo)")
     parser.add_argument("--no-progress", action="store_true")
@@ -91,7 +89,7 @@ def main() -> int:
         return 1
     prompts = suite.Prompts(work / "prompts")
     key_name, prompt, key_run = prompts.passkey(options.tokens, options.depth)
-    text_name, text_ids, text_rows, text_run = prompts.text(options.text_tokens)
+    _, text_ids, text_rows, text_run = prompts.text(options.text_tokens)
     key_run["repeats"] = options.repeats
 
     bar = suite.Progress(3 * len(contenders), not options.no_progress)
@@ -154,8 +152,7 @@ def main() -> int:
     bar.close()
 
     title = (
-        f"{smollm2.NAME}, {options.tokens} tokens, {options.threads} threads, "
-        f"{suite.machine()['processor']}"
+        f"{smollm2.NAME}, {options.tokens} tokens, {options.threads} threads, {suite.machine()['processor']}"
     )
     text = title + "\n\n" + suite.table(HEADER, rows)
     if reference:

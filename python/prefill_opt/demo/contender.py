@@ -63,9 +63,7 @@ def _onnx_runner(session):
 
 def _genai_runner(session):
     """Runs the genai builder's graph without past; logits of the last row only."""
-    past = {
-        i.name: (i.shape[1], 64) for i in session.get_inputs() if i.name.startswith("past_key")
-    }
+    past = {i.name: (i.shape[1], 64) for i in session.get_inputs() if i.name.startswith("past_key")}
 
     def run(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -106,15 +104,11 @@ def _load(job: dict):
     if job["kind"] == "prefill":
         from ..hosting import session
 
-        return _onnx_runner(
-            session(job["path"], intra_op_num_threads=job["threads"], log_severity_level=3)
-        )
+        return _onnx_runner(session(job["path"], intra_op_num_threads=job["threads"], log_severity_level=3))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job["threads"]
     options.log_severity_level = 3
-    ready = onnxruntime.InferenceSession(
-        job["path"], options, providers=["CPUExecutionProvider"]
-    )
+    ready = onnxruntime.InferenceSession(job["path"], options, providers=["CPUExecutionProvider"])
     return {"onnx": _onnx_runner, "genai": _genai_runner}[job["kind"]](ready)
 
 
@@ -142,9 +136,7 @@ def _child(job: dict) -> None:
     """Does a job and reports loaded, run (one each), statistics and done."""
     start = time.perf_counter()
     run = _load(job)
-    _emit(
-        event="loaded", seconds=time.perf_counter() - start, resident_mb=_status_mb("VmRSS")
-    )
+    _emit(event="loaded", seconds=time.perf_counter() - start, resident_mb=_status_mb("VmRSS"))
     for entry in job["runs"]:
         ids, rows = np.load(entry["ids"]), np.load(entry["rows"])
         seconds = []

@@ -12,7 +12,9 @@ def choose_heads(densities: list[np.ndarray], count: int = 6) -> list[tuple[int,
 
     Args: densities: one float array [q_heads] a layer.
     """
-    flat = sorted((float(d), layer, head) for layer, row in enumerate(densities) for head, d in enumerate(row))
+    flat = sorted(
+        (float(d), layer, head) for layer, row in enumerate(densities) for head, d in enumerate(row)
+    )
     if not flat:
         return []
     picks = np.unique(np.linspace(0, len(flat) - 1, min(count, len(flat))).astype(int))
@@ -39,9 +41,7 @@ def draw(maps: list[tuple[str, np.ndarray]], path: Path, title: str) -> Path:
     names = ["skipped", "visited", "some columns visited"]
     columns = min(3, len(maps))
     lines = -(-len(maps) // columns)
-    figure, axes = pyplot.subplots(
-        lines, columns, figsize=(3.6 * columns, 3.8 * lines + 0.8), squeeze=False
-    )
+    figure, axes = pyplot.subplots(lines, columns, figsize=(3.6 * columns, 3.8 * lines + 0.8), squeeze=False)
     for axis in axes.flat[len(maps) :]:
         axis.axis("off")
     for axis, (caption, block_map) in zip(axes.flat, maps, strict=False):

@@ -153,9 +153,7 @@ def build_export(force: bool = False, opset: int = 18) -> Path:
             self.inner = inner
 
         def forward(self, input_ids, logits_to_keep):
-            result = self.inner(
-                input_ids=input_ids, use_cache=True, logits_to_keep=logits_to_keep
-            )
+            result = self.inner(input_ids=input_ids, use_cache=True, logits_to_keep=logits_to_keep)
             cache = []
             for layer in result.past_key_values.layers:
                 cache += [layer.keys, layer.values]
@@ -199,14 +197,10 @@ def check_export(tokens: int = 77) -> float:
 
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (2, tokens))
     rows = np.array([0, 5, tokens - 2, tokens - 1])
-    session = onnxruntime.InferenceSession(
-        str(build_export()), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(build_export()), providers=["CPUExecutionProvider"])
     got = session.run(None, {"input_ids": ids, "logits_to_keep": rows})
     with torch.no_grad():
-        result = load_torch()(
-            input_ids=torch.from_numpy(ids), logits_to_keep=torch.from_numpy(rows)
-        )
+        result = load_torch()(input_ids=torch.from_numpy(ids), logits_to_keep=torch.from_numpy(rows))
     expected = [result.logits]
     for layer in result.past_key_values.layers:
         expected += [layer.keys, layer.values]
@@ -230,9 +224,7 @@ def build_genai(force: bool = False) -> Path:
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     command += ["-i", str(build_hf()), "-o", str(out), "-p", "fp32", "-e", "cpu"]
     command += ["-c", str(out / "cache"), "--extra_options", "prune_lm_head=true"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode != 0 or not path.exists():
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
         raise ModelError(f"the onnxruntime-genai builder failed: {lines[-1]}")

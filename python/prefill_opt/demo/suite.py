@@ -167,9 +167,7 @@ def machine() -> dict:
             flags = line.split(":", 1)[1]
             break
     wanted = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
-    memory = next(
-        line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line
-    )
+    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     return {
         "processor": model,
         "cpus": os.cpu_count(),

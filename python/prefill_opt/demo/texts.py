@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FILLER = (
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-)
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 #: Where in the filler the key is hidden, as shares of its length.
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -55,9 +53,7 @@ def passkey(tokenizer, tokens: int, depth: float, seed: int = 0) -> Passkey:
         "Find it and memorize it.\n\n"
     )
     needle = encode(f"The pass key is {key}. Remember it. {key} is the pass key. ")
-    tail = encode(
-        "\n\nWhat is the pass key?<|im_end|>\n<|im_start|>assistant\nThe pass key is "
-    )
+    tail = encode("\n\nWhat is the pass key?<|im_end|>\n<|im_start|>assistant\nThe pass key is ")
     answer = encode(key)
     room = tokens - len(head) - len(needle) - len(tail) - len(answer)
     if room < 1:
