@@ -1,5 +1,4 @@
-//===- ONNXConstants.cpp - Elements of small constants
-//-----------------------===//
+//===- ONNXConstants.cpp - Elements of small constants --------------------===//
 //
 // Part of prefill-opt, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception

@@ -1,5 +1,4 @@
-//===- ONNXDialect.cpp - Types and attributes of the onnx dialect
-//------------===//
+//===- ONNXDialect.cpp - Types and attributes of the onnx dialect ---------===//
 //
 // Part of prefill-opt, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception

@@ -1,5 +1,4 @@
-//===- ONNXNode.cpp - Views on nodes and names
-//-------------------------------===//
+//===- ONNXNode.cpp - Views on nodes and names ----------------------------===//
 //
 // Part of prefill-opt, under the Apache License v2.0 with LLVM Exceptions.
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception

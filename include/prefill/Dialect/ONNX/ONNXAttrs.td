@@ -128,11 +128,12 @@ def ONNX_ValueInfoAttr : ONNX_Attr<"ValueInfo", "value_info"> {
   let summary = "A declared value with more to say than its name and type";
   let description = [{
     `bytes` is the serialised `ValueInfoProto`. `bound` says that the model had
-    a value of that name, so that the entry goes when the value goes.
+    a value of that name, so that the entry goes when the value goes; `follows`
+    that its type was the value's, so that the entry changes when it changes.
   }];
   let parameters = (ins "::mlir::StringAttr":$name, "::mlir::StringAttr":$bytes,
-                        "bool":$bound);
-  let assemblyFormat = "`<` $name `,` $bytes `,` $bound `>`";
+                        "bool":$bound, "bool":$follows);
+  let assemblyFormat = "`<` $name `,` $bytes `,` $bound `,` $follows `>`";
 }
 
 #endif // PREFILL_DIALECT_ONNX_ONNXATTRS_TD
