@@ -2,7 +2,8 @@
 //
 // Plain data between the driver, which derives it from `prefill.attention` ops,
 // and the code generator. It mirrors prefill_attention_desc of
-// runtime/include/prefill/kernel_abi.h; see there for the meaning of each field.
+// runtime/include/prefill/kernel_abi.h; see there for the meaning of each
+// field.
 //
 //===----------------------------------------------------------------------===//
 #ifndef PREFILL_CODEGEN_KERNELSPEC_H
@@ -29,14 +30,15 @@ struct KernelSpec {
 
   std::string name; ///< a C identifier, unique in the library
   DType dtype = DType::F32;
-  Layout qLayout = Layout::BHSD, kLayout = Layout::BHSD,
-         vLayout = Layout::BHSD, oLayout = Layout::BHSD;
+  Layout qLayout = Layout::BHSD, kLayout = Layout::BHSD, vLayout = Layout::BHSD,
+         oLayout = Layout::BHSD;
   int32_t oRank = 4;
   int32_t qHeads = 1, kvHeads = 1, headDim = 64, vHeadDim = 64;
   int32_t blockQ = 64, blockK = 64;
   bool causal = false;
-  int64_t windowLeft = Unbounded;  ///< keys >= position - windowLeft
-  int64_t windowRight = Unbounded; ///< keys <= position + windowRight; causal: 0
+  int64_t windowLeft = Unbounded; ///< keys >= position - windowLeft
+  int64_t windowRight =
+      Unbounded; ///< keys <= position + windowRight; causal: 0
   float scale = std::numeric_limits<float>::quiet_NaN(); ///< NaN: 1/sqrt(d)
   float softcap = 0;
   bool hasBias = false, hasKeyMask = false, hasSink = false,

@@ -1,0 +1,137 @@
+//===- KernelLowering.h - One tile.kernel to scf and vector -----*- C++ -*-===//
+#ifndef PREFILL_CODEGEN_CPU_KERNELLOWERING_H
+#define PREFILL_CODEGEN_CPU_KERNELLOWERING_H
+
+#include "Schedule.h"
+#include "VectorEmitter.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+
+namespace prefill {
+
+/// A view argument, with addresses in bytes.
+struct BoundView {
+  mlir::Type element;
+  mlir::Value base;
+  mlir::Value rowBytes;    ///< from row to row; null for one-dimensional views
+  mlir::Value rows;        ///< rows that exist; null where keys select the rows
+  mlir::Value keyBytes;    ///< from key to key where keys select columns
+  mlir::Value packed;      ///< copies of gathered keys; null if there are none
+  int64_t packedBytes = 0; ///< from copy to copy
+  bool nullable = false;
+};
+
+/// One round of a loop over the index.
+struct KeyTile {
+  mlir::Value isBlock; ///< else gathered columns
+  mlir::Value first;   ///< number of the first key, or of the first column
+  mlir::Value live;    ///< keys from here on that exist
+  mlir::Value masked;  ///< some key may be invisible to some row
+};
+
+/// Vectors of one piece of a tile: `rows` columns of the tile (rows of its
+/// transposed copy) by `vectors` groups of query rows.
+struct Piece {
+  Piece(mlir::Value row, int64_t rows, mlir::Value lane, int64_t vectors)
+      : row(row), rows(rows), lane(lane), vectors(vectors) {}
+  mlir::Value row; ///< number of the first transposed row
+  int64_t rows;
+  mlir::Value lane; ///< number of the first query row
+  int64_t vectors;
+  /// rows * vectors values each.
+  llvm::DenseMap<mlir::Value, llvm::SmallVector<mlir::Value>> squares;
+};
+
+class KernelLowering {
+public:
+  KernelLowering(tile::KernelOp kernel, const CpuTarget &target)
+      : kernel(kernel), target(target), builder(kernel->getContext()),
+        e(builder, kernel.getLoc(), target), b(builder), loc(kernel.getLoc()) {}
+
+  mlir::LogicalResult run();
+
+private:
+  using Vectors = llvm::SmallVector<mlir::Value>;
+  using RowCache = llvm::DenseMap<mlir::Value, Vectors>;
+
+  //===--- LowerKernel.cpp
+  //--------------------------------------------------===//
+  mlir::LogicalResult bindArguments();
+  mlir::Value field(size_t offset, mlir::Type type);
+  mlir::LogicalResult lowerBlock(mlir::Block &block);
+  mlir::LogicalResult lowerLoop(tile::ForTilesOp loop);
+  mlir::LogicalResult lowerRows(const Step &step, const Schedule &schedule);
+  void lowerRowLoad(tile::LoadOp load);
+  void emitPositions();
+  void assignSlots(mlir::Block &block, const Schedule &schedule);
+  int64_t allocate(int64_t bytes);
+  mlir::Value workspace(int64_t offset) { return e.at(memory, offset); }
+  void copySlot(mlir::Value from, mlir::Value to);
+  mlir::Value scalar(mlir::Value value) { return scalars.lookup(value); }
+
+  //===--- LowerSteps.cpp
+  //---------------------------------------------------===//
+  mlir::LogicalResult lowerStep(const Step &step, const Schedule &schedule);
+  mlir::LogicalResult lowerDot(const Step &step);
+  mlir::LogicalResult lowerMap(const Step &step);
+  mlir::LogicalResult lowerPack(const Step &step);
+  mlir::LogicalResult lowerKeyedPack(const Step &step);
+  mlir::LogicalResult lowerUnpack(const Step &step);
+  void storeRowVector(tile::StoreOp store);
+  void fillSlot(mlir::Value target, mlir::Value from);
+  /// Loops over groups of query rows.
+  void forLanes(int64_t vectors,
+                llvm::function_ref<void(mlir::Value lane)> body);
+  /// Loops over the transposed rows of a tile in pieces, carrying the
+  /// accumulators of the step's row reductions.
+  mlir::LogicalResult
+  forPieces(const Step &step, int64_t rows, int64_t pieceRows, int64_t vectors,
+            llvm::function_ref<mlir::LogicalResult(Piece &)> anchor);
+  /// Evaluates the ops that ride on a step, and saves what later steps need.
+  mlir::LogicalResult evaluate(const Step &step, Piece &piece);
+  void save(mlir::Value value, Piece &piece);
+  mlir::Value slotAddress(int64_t slot, mlir::Value row, mlir::Value lane);
+  mlir::FailureOr<Vectors> square(mlir::Value value, Piece &piece);
+  mlir::FailureOr<Vectors> rowVectors(mlir::Value value, mlir::Value lane,
+                                      int64_t vectors);
+  mlir::FailureOr<mlir::Value> keyScalar(mlir::Value value,
+                                         mlir::Value position);
+  mlir::FailureOr<mlir::Value>
+  elementwise(mlir::Operation *op, llvm::ArrayRef<mlir::Value> operands);
+  mlir::LogicalResult lowerMask(tile::MaskOp mask, Piece &piece);
+  mlir::LogicalResult storeKeys(tile::StoreOp store, Piece &piece);
+  mlir::LogicalResult productPiece(tile::DotOp dot, mlir::Value base,
+                                   mlir::Value stride, Piece &piece);
+  /// Where a product's second operand lies, as fp32 rows; converts 16-bit
+  /// types.
+  mlir::FailureOr<std::pair<mlir::Value, mlir::Value>>
+  productOperand(tile::DotOp dot);
+
+  tile::KernelOp kernel;
+  const CpuTarget &target;
+  mlir::OpBuilder builder;
+  VectorEmitter e;
+  mlir::OpBuilder &b;
+  mlir::Location loc;
+
+  llvm::DenseMap<mlir::Value, ValueKind> kinds;
+  llvm::DenseMap<mlir::Value, mlir::Value> scalars;
+  llvm::DenseMap<mlir::Value, BoundView> views;
+  /// Values that live in the workspace, by offset.
+  llvm::DenseMap<mlir::Value, int64_t> slots;
+  /// Values that an enclosing step has already put into registers.
+  RowCache rowCache;
+  KeyTile keyTile;
+  mlir::Value arguments, memory;
+  mlir::Value blockCount, fullCount, blocks, columnCount, columnPositions,
+      keyEnd, keyBegin, rowCount;
+  mlir::Value zeros;
+  int64_t queryRows = 0;
+  int64_t keyTileSize = 0; ///< of the loop over the index
+  int64_t used = 0;
+  int64_t operandSlot = -1, positionSlot = -1, trashSlot = 0;
+  bool needsPositions = false;
+};
+
+} // namespace prefill
+
+#endif

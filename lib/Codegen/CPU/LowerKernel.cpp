@@ -1,0 +1,585 @@
+//===- LowerKernel.cpp - Arguments, workspace and loops of a kernel -------===//
+
+#include "KernelLowering.h"
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
+#include "prefill/kernel_abi.h"
+#include "llvm/ADT/ScopeExit.h"
+#include <cstddef>
+
+using namespace mlir;
+using namespace prefill;
+
+/// Flush subnormal results and read subnormal operands as zero, all exceptions
+/// masked: a product with subnormal probabilities costs a hundred cycles each.
+static constexpr int32_t kControlWord = 0x1f80 | 0x8040;
+
+static RankedTensorType tileType(Value value) {
+  return cast<RankedTensorType>(value.getType());
+}
+
+int64_t KernelLowering::allocate(int64_t bytes) {
+  int64_t offset = used;
+  used += (bytes + 63) / 64 * 64;
+  return offset;
+}
+
+//===----------------------------------------------------------------------===//
+// Arguments
+//===----------------------------------------------------------------------===//
+
+Value KernelLowering::field(size_t offset, Type type) {
+  return e.load(type, e.at(arguments, int64_t(offset)));
+}
+
+#define ATTENTION(name) offsetof(prefill_tile_args, name)
+#define SCORE(name) offsetof(prefill_score_args, name)
+
+LogicalResult KernelLowering::bindArguments() {
+  const bool isScore = kernel.getAbi() == "score";
+  Type i64 = b.getI64Type();
+  memory = field(isScore ? SCORE(workspace) : ATTENTION(workspace), e.ptr());
+  rowCount = field(isScore ? SCORE(rows) : ATTENTION(rows), i64);
+  auto bytes = [&](size_t offset, Type element) {
+    return e.mul(field(offset, i64), element.getIntOrFloatBitWidth() / 8);
+  };
+  auto packed = [&](BoundView &view, size_t offset, tile::ViewType type) {
+    view.packed = field(offset, e.ptr());
+    view.packedBytes =
+        type.getShape()[1] * type.getElementType().getIntOrFloatBitWidth() / 8;
+  };
+  for (BlockArgument argument : kernel.getBody().getArguments()) {
+    StringRef name = kernel.getArgAttrOfType<StringAttr>(
+        argument.getArgNumber(), tile::kFieldAttr);
+    Type type = argument.getType();
+    auto unknown = [&] {
+      return kernel.emitOpError("argument ")
+             << argument.getArgNumber() << ": no field '" << name
+             << "' of type " << type << " in the " << kernel.getAbi()
+             << " block";
+    };
+    if (auto viewType = dyn_cast<tile::ViewType>(type)) {
+      BoundView view;
+      Type element = view.element = viewType.getElementType();
+      struct Matrix {
+        StringRef name;
+        size_t base, stride;
+        bool keyed;
+      };
+      const Matrix attention[] = {
+          {"q", ATTENTION(q), ATTENTION(q_stride), false},
+          {"k", ATTENTION(k), ATTENTION(k_stride), true},
+          {"v", ATTENTION(v), ATTENTION(v_stride), true},
+          {"o", ATTENTION(o), ATTENTION(o_stride), false}};
+      const Matrix score[] = {{"q", SCORE(q), SCORE(q_stride), false},
+                              {"k", SCORE(k), SCORE(k_stride), true}};
+      ArrayRef<Matrix> matrices =
+          isScore ? ArrayRef<Matrix>(score) : ArrayRef<Matrix>(attention);
+      const auto *matrix = llvm::find_if(
+          matrices, [&](const Matrix &m) { return m.name == name; });
+      if (matrix != matrices.end() && viewType.getRank() == 2) {
+        view.base = field(matrix->base, e.ptr());
+        view.rowBytes = bytes(matrix->stride, element);
+        if (!matrix->keyed)
+          view.rows = rowCount;
+        else if (!isScore)
+          packed(view, name == "k" ? ATTENTION(col_k) : ATTENTION(col_v),
+                 viewType);
+      } else if (isScore && name == "out" && element.isF32() &&
+                 viewType.getRank() == 2) {
+        view.base = field(SCORE(out), e.ptr());
+        view.rowBytes = e.integer(4);
+        view.keyBytes = e.integer(viewType.getShape()[0] * 4);
+      } else if (!isScore && name == "bias" && element.isF32() &&
+                 viewType.getRank() == 2) {
+        view.base = field(ATTENTION(bias), e.ptr());
+        view.rowBytes = bytes(ATTENTION(bias_row_stride), element);
+        view.keyBytes = bytes(ATTENTION(bias_key_stride), element);
+        view.rows = rowCount;
+      } else if (!isScore && name == "lse" && element.isF32() &&
+                 viewType.getRank() == 1) {
+        view.base = field(ATTENTION(lse), e.ptr());
+        view.rows = rowCount;
+        view.nullable = true;
+      } else if (!isScore && name == "key_mask" && element.isInteger(8) &&
+                 viewType.getRank() == 1) {
+        view.base = field(ATTENTION(key_mask), e.ptr());
+      } else if (!isScore && name == "k_segment" && element.isInteger(32) &&
+                 viewType.getRank() == 1) {
+        view.base = field(ATTENTION(k_segment), e.ptr());
+      } else if (!isScore && name == "q_segment" && element.isInteger(32) &&
+                 viewType.getRank() == 1) {
+        view.base = field(ATTENTION(q_segment), e.ptr());
+        view.rows = rowCount;
+      } else {
+        return unknown();
+      }
+      views[argument] = view;
+    } else if (isa<tile::KeyIndexType>(type)) {
+      if (isScore && name == "range") {
+        keyBegin = field(SCORE(key_begin), i64);
+        keyEnd = field(SCORE(key_end), i64);
+      } else if (!isScore && name == "keys") {
+        blocks = field(ATTENTION(blocks), e.ptr());
+        blockCount = field(ATTENTION(block_count), i64);
+        fullCount = field(ATTENTION(full_count), i64);
+        columnCount = field(ATTENTION(col_count), i64);
+        columnPositions = field(ATTENTION(col_pos), e.ptr());
+        keyEnd = field(ATTENTION(kv_len), i64);
+      } else {
+        return unknown();
+      }
+    } else {
+      struct Number {
+        StringRef name;
+        size_t offset;
+        bool isFloat;
+      };
+      const Number attention[] = {
+          {"scale", ATTENTION(scale), true},
+          {"softcap", ATTENTION(softcap), true},
+          {"sink", ATTENTION(sink), true},
+          {"position", ATTENTION(position), false},
+          {"window_left", ATTENTION(window_left), false},
+          {"window_right", ATTENTION(window_right), false}};
+      const Number score[] = {{"scale", SCORE(scale), true}};
+      ArrayRef<Number> numbers =
+          isScore ? ArrayRef<Number>(score) : ArrayRef<Number>(attention);
+      const auto *number = llvm::find_if(
+          numbers, [&](const Number &n) { return n.name == name; });
+      if (number == numbers.end() ||
+          !(number->isFloat ? type.isF32() : type.isInteger(64)))
+        return unknown();
+      scalars[argument] = field(number->offset, type);
+    }
+  }
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Workspace
+//===----------------------------------------------------------------------===//
+
+void KernelLowering::assignSlots(Block &block, const Schedule &schedule) {
+  const unsigned end = schedule.steps.size();
+  DenseMap<Operation *, unsigned> stepOfOp;
+  for (auto [number, step] : llvm::enumerate(schedule.steps)) {
+    if (step.anchor)
+      stepOfOp[step.anchor] = number;
+    for (Operation *op : step.ops)
+      stepOfOp[op] = number;
+  }
+  // Last step that reads a value, through ops that are evaluated in place; and
+  // whether that step reads it other than element by element.
+  struct Use {
+    unsigned last = 0;
+    bool whole = false, any = false;
+  };
+  std::function<void(Value, Use &)> collect = [&](Value value, Use &use) {
+    for (OpOperand &operand : value.getUses()) {
+      Operation *user = block.findAncestorOpInBlock(*operand.getOwner());
+      if (!user)
+        continue;
+      unsigned step = end;
+      bool whole = false;
+      if (user == block.getTerminator()) {
+        whole = true;
+      } else if (auto found = stepOfOp.find(user); found != stepOfOp.end()) {
+        step = found->second;
+        auto dot = dyn_cast<tile::DotOp>(user);
+        whole =
+            isa<tile::ForTilesOp>(user) || (dot && dot.getA() == operand.get());
+      } else {
+        for (Value result : user->getResults())
+          collect(result, use);
+        continue;
+      }
+      if (!use.any || step > use.last) {
+        use.last = step;
+        use.whole = whole;
+      } else if (step == use.last) {
+        use.whole |= whole;
+      }
+      use.any = true;
+    }
+  };
+  struct Free {
+    int64_t slot, columns;
+    unsigned from;    ///< first step that may write it
+    bool elementwise; ///< its last reader reads it element by element
+  };
+  SmallVector<Free> free;
+  for (unsigned number = 0; number < end; ++number) {
+    const Step &step = schedule.steps[number];
+    SmallVector<Value> results;
+    if (step.anchor && step.kind != Step::Loop)
+      llvm::append_range(results, step.anchor->getResults());
+    for (Operation *op : step.ops)
+      llvm::append_range(results, op->getResults());
+    for (Value value : results) {
+      Use use;
+      collect(value, use);
+      if (!use.any || (use.last == number && !use.whole &&
+                       kinds.lookup(value) == ValueKind::Square))
+        continue;
+      if (kinds.lookup(value) == ValueKind::Row) {
+        bool within = use.last == number && step.kind == Step::Rows;
+        if (!within)
+          slots[value] = allocate(queryRows * 4);
+        continue;
+      }
+      int64_t columns = tileType(value).getDimSize(1);
+      // A product that continues a carried tile writes where it reads.
+      auto yield = dyn_cast<tile::YieldOp>(block.getTerminator());
+      if (yield && value.hasOneUse() &&
+          value.getUses().begin()->getOwner() == yield.getOperation()) {
+        auto loop = cast<tile::ForTilesOp>(block.getParentOp());
+        unsigned carried = value.getUses().begin()->getOperandNumber();
+        Use before;
+        collect(loop.getIterArgs()[carried], before);
+        if (before.last <= number && !before.whole) {
+          slots[value] = slots.lookup(loop.getIterArgs()[carried]);
+          continue;
+        }
+      }
+      auto *reuse = llvm::find_if(free, [&](const Free &f) {
+        return f.columns == columns &&
+               (f.from < number || (f.from == number && f.elementwise));
+      });
+      if (reuse != free.end()) {
+        slots[value] = reuse->slot;
+        free.erase(reuse);
+      } else {
+        slots[value] = allocate(queryRows * columns * 4);
+      }
+      if (use.last < end)
+        free.push_back({slots[value], columns, use.last, !use.whole});
+    }
+  }
+}
+
+void KernelLowering::copySlot(Value from, Value to) {
+  if (slots.contains(from) && slots.lookup(from) == slots.lookup(to))
+    return;
+  int64_t columns =
+      tileType(to).getRank() == 2 ? tileType(to).getDimSize(1) : 1;
+  int64_t target = slots.lookup(to);
+  bool isRow = kinds.lookup(to) == ValueKind::Row;
+  forLanes(1, [&](Value lane) {
+    auto copyRow = [&](Value row) {
+      Value vector;
+      if (isRow) {
+        auto vectors = rowVectors(from, lane, 1);
+        if (failed(vectors))
+          return;
+        vector = (*vectors)[0];
+      } else {
+        Piece piece(row, 1, lane, 1);
+        auto vectors = square(from, piece);
+        if (failed(vectors))
+          return;
+        vector = (*vectors)[0];
+      }
+      e.store(vector, slotAddress(target, row, lane), 4);
+    };
+    if (columns == 1)
+      return copyRow(e.integer(0));
+    auto loop = scf::ForOp::create(b, loc, e.integer(0), e.integer(columns),
+                                   e.integer(1));
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(loop.getBody());
+    copyRow(loop.getInductionVar());
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Structure
+//===----------------------------------------------------------------------===//
+
+LogicalResult KernelLowering::lowerBlock(Block &block) {
+  FailureOr<Schedule> schedule = scheduleBlock(block, kinds);
+  if (failed(schedule))
+    return failure();
+  for (Operation *op : schedule->scalars) {
+    IRMapping mapping;
+    for (Value operand : op->getOperands())
+      mapping.map(operand, scalar(operand));
+    Operation *copy = b.clone(*op, mapping);
+    for (auto [from, to] : llvm::zip(op->getResults(), copy->getResults()))
+      scalars[from] = to;
+  }
+  assignSlots(block, *schedule);
+  for (const Step &step : schedule->steps)
+    if (failed(lowerStep(step, *schedule)))
+      return failure();
+  return success();
+}
+
+LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
+  const int64_t size = loop.getIndex().getType().getSize();
+  for (auto [init, argument, result] :
+       llvm::zip(loop.getInits(), loop.getIterArgs(), loop.getResults())) {
+    RankedTensorType type = tileType(argument);
+    if (!type.getElementType().isF32())
+      return loop.emitOpError("carries something else than fp32 tiles");
+    int64_t columns = type.getRank() == 2 ? type.getDimSize(1) : 1;
+    slots[argument] = slots[result] = allocate(queryRows * columns * 4);
+    copySlot(init, argument);
+  }
+  auto ceilDiv = [&](Value x) {
+    return arith::ShRUIOp::create(b, loc, e.add(x, size - 1),
+                                  e.integer(llvm::Log2_64(uint64_t(size))))
+        .getResult();
+  };
+  if (!llvm::isPowerOf2_64(uint64_t(size)))
+    return loop.emitOpError("tiles of an index hold a power of two of keys");
+  Value count;
+  if (keyBegin) {
+    count = arith::SubIOp::create(b, loc, keyEnd, keyBegin);
+    count = arith::MaxSIOp::create(b, loc, count, e.integer(0));
+    count = ceilDiv(count);
+  } else {
+    count = e.add(blockCount, ceilDiv(columnCount));
+  }
+  auto rounds = scf::ForOp::create(b, loc, e.integer(0), count, e.integer(1));
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(rounds.getBody());
+  Value round = rounds.getInductionVar();
+  KeyTile saved = keyTile;
+  auto restore = llvm::scope_exit([&] { keyTile = saved; });
+  if (keyBegin) {
+    keyTile.isBlock = Value();
+    keyTile.first = e.add(keyBegin, e.mul(round, size));
+  } else {
+    keyTile.isBlock = e.less(round, blockCount);
+    auto first = scf::IfOp::create(b, loc, TypeRange{b.getI64Type()},
+                                   keyTile.isBlock, /*withElse=*/true);
+    {
+      OpBuilder::InsertionGuard inIf(b);
+      b.setInsertionPointToStart(first.thenBlock());
+      Value id = e.load(b.getI32Type(), e.at(blocks, e.mul(round, 4)));
+      id = arith::ExtUIOp::create(b, loc, b.getI64Type(), id);
+      scf::YieldOp::create(b, loc, e.mul(id, size));
+      b.setInsertionPointToStart(first.elseBlock());
+      Value column = arith::SubIOp::create(b, loc, round, blockCount);
+      scf::YieldOp::create(b, loc, e.mul(column, size));
+    }
+    keyTile.first = first.getResult(0);
+    keyTile.masked = arith::CmpIOp::create(b, loc, arith::CmpIPredicate::sge,
+                                           round, fullCount);
+    // Columns may be skipped or invisible one by one.
+    Value isColumn = arith::XOrIOp::create(
+        b, loc, keyTile.isBlock,
+        arith::ConstantOp::create(b, loc, b.getBoolAttr(true)));
+    keyTile.masked = arith::OrIOp::create(b, loc, keyTile.masked, isColumn);
+  }
+  Value left = arith::SubIOp::create(b, loc, keyEnd, keyTile.first);
+  keyTile.live = arith::MinSIOp::create(b, loc, left, e.integer(size));
+  if (keyTile.isBlock)
+    keyTile.live = e.select(keyTile.isBlock, keyTile.live, e.integer(size));
+  if (needsPositions)
+    emitPositions();
+  if (failed(lowerBlock(loop.getBody().front())))
+    return failure();
+  auto yield = cast<tile::YieldOp>(loop.getYield());
+  for (auto [value, argument] :
+       llvm::zip(yield.getValues(), loop.getIterArgs())) {
+    // Copied one after the other, so a value must not already be overwritten.
+    if (value != argument && llvm::is_contained(loop.getIterArgs(), value))
+      return yield.emitOpError("permutes carried values");
+    copySlot(value, argument);
+  }
+  return success();
+}
+
+/// Numbers of the round's keys, INT32_MAX where dead; not needed where nothing
+/// is masked and no bias is gathered key by key, but cheap.
+void KernelLowering::emitPositions() {
+  const int64_t size = positionSlot < 0 ? 0 : keyTileSize;
+  auto loop =
+      scf::ForOp::create(b, loc, e.integer(0), e.integer(size), e.integer(1));
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(loop.getBody());
+  Value key = loop.getInductionVar();
+  Type i32 = b.getI32Type();
+  auto position = scf::IfOp::create(b, loc, TypeRange{i32}, keyTile.isBlock,
+                                    /*withElse=*/true);
+  {
+    OpBuilder::InsertionGuard inIf(b);
+    b.setInsertionPointToStart(position.thenBlock());
+    Value number =
+        arith::TruncIOp::create(b, loc, i32, e.add(keyTile.first, key));
+    Value dead = arith::ConstantOp::create(
+        b, loc, b.getI32IntegerAttr(std::numeric_limits<int32_t>::max()));
+    scf::YieldOp::create(b, loc,
+                         e.select(e.less(key, keyTile.live), number, dead));
+    b.setInsertionPointToStart(position.elseBlock());
+    Value column = e.mul(e.add(keyTile.first, key), 4);
+    scf::YieldOp::create(b, loc, e.load(i32, e.at(columnPositions, column)));
+  }
+  e.store(position.getResult(0), e.at(workspace(positionSlot), e.mul(key, 4)));
+}
+
+LogicalResult KernelLowering::run() {
+  b.setInsertionPoint(kernel);
+  auto function = func::FuncOp::create(b, loc, kernel.getName(),
+                                       b.getFunctionType({e.ptr()}, {}));
+  auto dropOnFailure = llvm::scope_exit([&] { function.erase(); });
+  b.setInsertionPointToStart(function.addEntryBlock());
+  arguments = function.getArgument(0);
+  kinds = classifyValues(kernel);
+
+  // Every tile of the kernel's arithmetic has the same rows.
+  LogicalResult status = success();
+  int64_t trash = 0, operand = 0;
+  kernel.walk([&](Operation *op) {
+    for (Value value : op->getResults()) {
+      ValueKind kind = kinds.lookup(value);
+      auto type = dyn_cast<RankedTensorType>(value.getType());
+      if (!type || (kind != ValueKind::Square && kind != ValueKind::Row))
+        continue;
+      if (queryRows == 0)
+        queryRows = type.getDimSize(0);
+      if (type.getDimSize(0) != queryRows)
+        status = op->emitOpError("has ")
+                 << type.getDimSize(0) << " rows where others have "
+                 << queryRows;
+      trash = std::max(trash, type.getRank() == 2 ? type.getDimSize(1) : 1);
+    }
+    if (auto dot = dyn_cast<tile::DotOp>(op)) {
+      auto type = tileType(dot.getB());
+      operand = std::max(operand, type.getNumElements() * 4);
+    }
+    if (auto mask = dyn_cast<tile::MaskOp>(op))
+      keyTileSize = mask.getKeys().getType().getSize();
+    if (auto load = dyn_cast<tile::LoadOp>(op))
+      if (load.getKeys() && kinds.lookup(load) == ValueKind::Square)
+        keyTileSize = load.getKeys().getType().getSize();
+  });
+  if (failed(status))
+    return failure();
+  if (queryRows == 0 || queryRows % 16 != 0)
+    return kernel.emitOpError("needs tiles of a multiple of 16 rows");
+  trashSlot = allocate(std::max(trash, queryRows) * 4);
+  operandSlot = operand;
+  needsPositions = keyTileSize != 0;
+  if (needsPositions)
+    positionSlot = allocate(keyTileSize * 4);
+  int64_t controlSlot = allocate(8);
+  if (failed(bindArguments()))
+    return failure();
+  if (needsPositions && keyBegin)
+    return kernel.emitOpError("masks keys of a plain range");
+
+  // Rows that do not exist read as zero.
+  auto module = kernel->getParentOfType<ModuleOp>();
+  auto zeroType = LLVM::LLVMArrayType::get(b.getI8Type(), 4 * 1024);
+  constexpr StringLiteral zeroName = "prefill_tile_zeros";
+  if (!module.lookupSymbol(zeroName)) {
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(module.getBody());
+    auto global = LLVM::GlobalOp::create(b, loc, zeroType, /*isConstant=*/true,
+                                         LLVM::Linkage::Internal, zeroName,
+                                         Attribute(), /*alignment=*/64);
+    Block *init = b.createBlock(&global.getInitializerRegion());
+    b.setInsertionPointToStart(init);
+    LLVM::ReturnOp::create(b, loc,
+                           LLVM::ZeroOp::create(b, loc, zeroType).getResult());
+  }
+  zeros = LLVM::AddressOfOp::create(b, loc, e.ptr(), zeroName);
+
+  auto control = [&](StringRef intrinsic, Value address) {
+    LLVM::CallIntrinsicOp::create(b, loc, b.getStringAttr(intrinsic),
+                                  ValueRange{address});
+  };
+  Value before = workspace(controlSlot), during = workspace(controlSlot + 4);
+  control("llvm.x86.sse.stmxcsr", before);
+  e.store(arith::ConstantOp::create(b, loc, b.getI32IntegerAttr(kControlWord)),
+          during);
+  control("llvm.x86.sse.ldmxcsr", during);
+  if (failed(lowerBlock(kernel.getBody().front())))
+    return failure();
+  control("llvm.x86.sse.ldmxcsr", before);
+  func::ReturnOp::create(b, loc);
+  function->setAttr(kWorkspaceAttr, b.getI64IntegerAttr(used));
+  dropOnFailure.release();
+  kernel.erase();
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Numbers a row
+//===----------------------------------------------------------------------===//
+
+void KernelLowering::lowerRowLoad(tile::LoadOp load) {
+  // Only rows that exist are read; the others are zero.
+  const BoundView &view = views[load.getView()];
+  int64_t slot = slots.lookup(load.getResult());
+  Type element = view.element;
+  forLanes(1, [&](Value lane) {
+    Value zero =
+        arith::ConstantOp::create(b, loc, b.getZeroAttr(e.vector(element)));
+    e.store(zero, slotAddress(slot, e.integer(0), lane), 4);
+  });
+  auto loop = scf::ForOp::create(b, loc, e.integer(0), rowCount, e.integer(1));
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(loop.getBody());
+  Value offset = e.mul(loop.getInductionVar(), 4);
+  e.store(e.load(element, e.at(view.base, offset)),
+          e.at(workspace(slot), offset));
+}
+
+LogicalResult KernelLowering::lowerRows(const Step &step,
+                                        const Schedule &schedule) {
+  LogicalResult status = success();
+  SmallVector<Operation *> ops;
+  for (Operation *op : step.ops) {
+    if (auto load = dyn_cast<tile::LoadOp>(op)) {
+      if (tileType(load).getElementTypeBitWidth() != 32)
+        return op->emitOpError("loads one number of other than 32 bits a row");
+      if (slots.contains(load))
+        lowerRowLoad(load);
+    } else {
+      ops.push_back(op);
+    }
+  }
+  if (ops.empty())
+    return success();
+  forLanes(1, [&](Value lane) {
+    RowCache saved = rowCache;
+    for (Operation *op : ops) {
+      SmallVector<Value> operands;
+      for (Value operand : op->getOperands()) {
+        FailureOr<Vectors> vectors = rowVectors(operand, lane, 1);
+        if (failed(vectors)) {
+          status = failure();
+          return;
+        }
+        // A carried value may be overwritten below.
+        rowCache[operand] = *vectors;
+        operands.push_back((*vectors)[0]);
+      }
+      FailureOr<Value> result = elementwise(op, operands);
+      if (failed(result)) {
+        status = failure();
+        return;
+      }
+      rowCache[op->getResult(0)] = {*result};
+      auto slot = slots.find(op->getResult(0));
+      if (slot == slots.end())
+        continue;
+      if (tileType(op->getResult(0)).getElementTypeBitWidth() != 32) {
+        status = op->emitOpError("is used by a later loop and not of 32 bits");
+        return;
+      }
+      e.store(*result, slotAddress(slot->second, e.integer(0), lane), 4);
+    }
+    rowCache = std::move(saved);
+  });
+  return status;
+}
+
+LogicalResult prefill::lowerKernelToCpu(tile::KernelOp kernel,
+                                        const CpuTarget &target) {
+  return KernelLowering(kernel, target).run();
+}

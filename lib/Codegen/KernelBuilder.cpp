@@ -1,0 +1,422 @@
+//===- KernelBuilder.cpp - Attention and score kernels on tiles -----------===//
+
+#include "prefill/Codegen/KernelBuilder.h"
+#include "mlir/Dialect/Math/IR/Math.h"
+#include "prefill/kernel_abi.h"
+#include "llvm/ADT/StringExtras.h"
+
+using namespace mlir;
+using namespace prefill;
+
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+/// Lower bound of the running maximum: finite, so that differences of two
+/// maxima are never inf - inf, and low enough for every visible score.
+constexpr float kLowestMax = -3.0e38f;
+
+/// The ops of a kernel, with fewer words.
+class TileBuilder {
+public:
+  TileBuilder(OpBuilder &builder, const KernelSpec &spec)
+      : b(builder), loc(builder.getUnknownLoc()), spec(spec) {}
+
+  Type f32() { return b.getF32Type(); }
+  Type storage() {
+    switch (spec.dtype) {
+    case DType::F16:
+      return b.getF16Type();
+    case DType::BF16:
+      return b.getBF16Type();
+    case DType::F32:
+      break;
+    }
+    return f32();
+  }
+  RankedTensorType tensor(ArrayRef<int64_t> shape, Type type) {
+    return RankedTensorType::get(shape, type);
+  }
+  tile::ViewType view(ArrayRef<int64_t> shape, Type type) {
+    return tile::ViewType::get(b.getContext(), shape, type);
+  }
+  RankedTensorType scores() {
+    return tensor({spec.blockQ, spec.blockK}, f32());
+  }
+
+  Value constant(float value, Type type) {
+    Type element = getElementTypeOrSelf(type);
+    auto number = b.getFloatAttr(element, value);
+    if (auto shaped = dyn_cast<RankedTensorType>(type))
+      return arith::ConstantOp::create(b, loc,
+                                       DenseElementsAttr::get(shaped, number));
+    return arith::ConstantOp::create(b, loc, number);
+  }
+  Value integer(int64_t value) {
+    return arith::ConstantOp::create(b, loc, b.getI64IntegerAttr(value));
+  }
+  Value add(Value x, Value y) { return arith::AddFOp::create(b, loc, x, y); }
+  Value sub(Value x, Value y) { return arith::SubFOp::create(b, loc, x, y); }
+  Value mul(Value x, Value y) { return arith::MulFOp::create(b, loc, x, y); }
+  Value mul(Value x, double y) { return mul(x, constant(y, x.getType())); }
+  Value exp2(Value x) { return math::Exp2Op::create(b, loc, x); }
+  Value broadcast(Value x, ArrayRef<int64_t> dims, Type type) {
+    return tile::BroadcastOp::create(b, loc, type, x,
+                                     b.getDenseI64ArrayAttr(dims));
+  }
+  /// One number a row, repeated along the rows of `like`.
+  Value alongRows(Value x, Value like) {
+    return broadcast(x, {0}, like.getType());
+  }
+  /// The larger one; y when either is NaN.
+  Value larger(Value x, Value y) {
+    Value greater =
+        arith::CmpFOp::create(b, loc, arith::CmpFPredicate::OGT, x, y);
+    return arith::SelectOp::create(b, loc, greater, x, y);
+  }
+  Value load(Value view, RankedTensorType type, Value keys = {}) {
+    return tile::LoadOp::create(b, loc, type, view, keys);
+  }
+  Value widen(Value x) {
+    auto type = cast<RankedTensorType>(x.getType());
+    if (type.getElementType().isF32())
+      return x;
+    return arith::ExtFOp::create(b, loc, tensor(type.getShape(), f32()), x);
+  }
+
+  /// Starts a kernel; arguments follow by `argument`.
+  tile::KernelOp begin(StringRef name, StringRef abi) {
+    kernel = tile::KernelOp::create(b, loc, name, b.getFunctionType({}, {}),
+                                    abi, ArrayAttr(), ArrayAttr());
+    body = b.createBlock(&kernel.getBody());
+    return kernel;
+  }
+  Value argument(StringRef field, Type type) {
+    fields.push_back(b.getDictionaryAttr(
+        b.getNamedAttr(tile::kFieldAttr, b.getStringAttr(field))));
+    return body->addArgument(type, loc);
+  }
+  void end() {
+    tile::ReturnOp::create(b, loc);
+    kernel.setFunctionType(b.getFunctionType(body->getArgumentTypes(), {}));
+    kernel.setArgAttrsAttr(b.getArrayAttr(fields));
+    b.setInsertionPointAfter(kernel);
+  }
+
+  /// position + distance + row, one number a row, saturated to i32.
+  Value bound(Value position, Value distance) {
+    Value sum = position;
+    if (distance)
+      sum = arith::AddIOp::create(b, loc, sum, distance);
+    // Leaves room for the row number; INT32_MAX itself marks dead keys.
+    const int64_t limit = int64_t(std::numeric_limits<int32_t>::max()) - 65536;
+    sum = arith::MinSIOp::create(b, loc, sum, integer(limit));
+    sum = arith::MaxSIOp::create(b, loc, sum, integer(-limit));
+    Value start = arith::TruncIOp::create(b, loc, b.getI32Type(), sum);
+    auto type = tensor({spec.blockQ}, b.getI32Type());
+    Value rows = tile::RowsOp::create(b, loc, type);
+    return arith::AddIOp::create(b, loc, rows, broadcast(start, {}, type));
+  }
+
+  OpBuilder &b;
+  Location loc;
+  const KernelSpec &spec;
+
+private:
+  tile::KernelOp kernel;
+  Block *body = nullptr;
+  SmallVector<Attribute> fields;
+};
+
+/// What decides about visibility inside a kernel.
+struct Visibility {
+  Value highest, lowest;    ///< one number a row: last and first visible key
+  Value keyMask;            ///< view
+  Value qSegment, kSegment; ///< one number a row; view
+};
+
+} // namespace
+
+/// The body of the mask: which of these keys each row may see.
+static Value buildPredicate(TileBuilder &t, const Visibility &visibility,
+                            Value keys) {
+  OpBuilder &b = t.b;
+  Location loc = t.loc;
+  const int64_t bq = t.spec.blockQ, bk = t.spec.blockK;
+  auto ints = t.tensor({bq, bk}, b.getI32Type());
+  auto bools = t.tensor({bq, bk}, b.getI1Type());
+  Value visible;
+  auto require = [&](Value condition) {
+    visible =
+        visible ? arith::AndIOp::create(b, loc, visible, condition).getResult()
+                : condition;
+  };
+  auto compare = [&](arith::CmpIPredicate predicate, Value x, Value y) {
+    return arith::CmpIOp::create(b, loc, predicate, x, y).getResult();
+  };
+  if (visibility.highest || visibility.lowest) {
+    Value position =
+        tile::PositionsOp::create(b, loc, t.tensor({bk}, b.getI32Type()), keys);
+    Value key = t.broadcast(position, {1}, ints);
+    if (visibility.highest)
+      require(compare(arith::CmpIPredicate::sle, key,
+                      t.broadcast(visibility.highest, {0}, ints)));
+    if (visibility.lowest)
+      require(compare(arith::CmpIPredicate::sge, key,
+                      t.broadcast(visibility.lowest, {0}, ints)));
+  }
+  if (visibility.keyMask) {
+    auto bytes = t.tensor({bk}, b.getI8Type());
+    Value mask = t.load(visibility.keyMask, bytes, keys);
+    Value zero = arith::ConstantOp::create(
+        b, loc, DenseElementsAttr::get(bytes, b.getI8IntegerAttr(0)));
+    Value set = compare(arith::CmpIPredicate::ne, mask, zero);
+    require(t.broadcast(set, {1}, bools));
+  }
+  if (visibility.qSegment) {
+    Value segment =
+        t.load(visibility.kSegment, t.tensor({bk}, b.getI32Type()), keys);
+    require(compare(arith::CmpIPredicate::eq, t.broadcast(segment, {1}, ints),
+                    t.broadcast(visibility.qSegment, {0}, ints)));
+  }
+  if (!visible)
+    visible = arith::ConstantOp::create(
+        b, loc, DenseElementsAttr::get(bools, b.getBoolAttr(true)));
+  return visible;
+}
+
+uint32_t prefill::getTileFeatures(const KernelSpec &spec) {
+  uint32_t features = 0;
+  if (spec.causal)
+    features |= PREFILL_TILE_CAUSAL;
+  if (spec.windowLeft < KernelSpec::Unbounded ||
+      (!spec.causal && spec.windowRight < KernelSpec::Unbounded))
+    features |= PREFILL_TILE_WINDOW;
+  if (spec.hasKeyMask)
+    features |= PREFILL_TILE_KEY_MASK;
+  if (spec.hasBias)
+    features |= PREFILL_TILE_BIAS;
+  if (spec.softcap != 0)
+    features |= PREFILL_TILE_SOFTCAP;
+  if (spec.hasSink)
+    features |= PREFILL_TILE_SINK;
+  if (spec.hasSegments)
+    features |= PREFILL_TILE_SEGMENTS;
+  return features;
+}
+
+std::string prefill::checkKernelSpec(const KernelSpec &spec) {
+  auto range = [](StringRef what, int64_t value, int64_t low, int64_t high,
+                  int64_t multiple) -> std::string {
+    if (value >= low && value <= high && value % multiple == 0)
+      return "";
+    std::string text = (what + " " + Twine(value) + " is not in [" +
+                        Twine(low) + ", " + Twine(high) + "]")
+                           .str();
+    if (multiple > 1)
+      text += (" or no multiple of " + Twine(multiple)).str();
+    return text;
+  };
+  auto named = [&](std::string reason) {
+    return reason.empty() ? reason : "kernel '" + spec.name + "': " + reason;
+  };
+  std::string reason = range("head dimension", spec.headDim, 1, 1024, 1);
+  if (reason.empty())
+    reason = range("value head dimension", spec.vHeadDim, 1, 1024, 1);
+  if (reason.empty())
+    reason = range("block_q", spec.blockQ, 16, 256, 16);
+  if (reason.empty())
+    reason = range("block_k", spec.blockK, 16, 256, 16);
+  if (reason.empty())
+    reason = range("query head count", spec.qHeads, 1, 1 << 20, 1);
+  if (reason.empty())
+    reason = range("KV head count", spec.kvHeads, 1, spec.qHeads, 1);
+  if (reason.empty() && spec.qHeads % spec.kvHeads != 0)
+    reason = "KV heads do not divide query heads";
+  if (reason.empty() && !spec.heads.empty() &&
+      int32_t(spec.heads.size()) != spec.qHeads)
+    reason = "the plan does not have one entry a query head";
+  if (reason.empty() && spec.softcap < 0)
+    reason = "softcap is negative";
+  return named(reason);
+}
+
+static std::string keyOf(StringRef what, const KernelSpec &spec) {
+  static constexpr const char *names[] = {"f32", "f16", "bf16"};
+  return (what + "_" + names[int32_t(spec.dtype) % 3] + "_d" +
+          Twine(spec.headDim))
+      .str();
+}
+
+std::string prefill::getTileKey(const KernelSpec &spec) {
+  return (keyOf("attention", spec) + "_e" + Twine(spec.vHeadDim) + "_q" +
+          Twine(spec.blockQ) + "_k" + Twine(spec.blockK) + "_x" +
+          Twine::utohexstr(getTileFeatures(spec)))
+      .str();
+}
+
+std::string prefill::getScoreKey(const KernelSpec &spec) {
+  return (keyOf("score", spec) + "_q" + Twine(spec.blockQ) + "_k" +
+          Twine(spec.blockK))
+      .str();
+}
+
+tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
+                                             const KernelSpec &spec) {
+  OpBuilder::InsertionGuard guard(builder);
+  TileBuilder t(builder, spec);
+  OpBuilder &b = builder;
+  Location loc = t.loc;
+  constexpr int64_t any = ShapedType::kDynamic;
+  const int64_t bq = spec.blockQ, bk = spec.blockK, d = spec.headDim,
+                e = spec.vHeadDim;
+  const uint32_t features = getTileFeatures(spec);
+  Type type = t.storage(), f32 = t.f32(), i32 = b.getI32Type(),
+       i64 = b.getI64Type();
+  auto rowNumbers = t.tensor({bq}, f32);
+  auto outputs = t.tensor({bq, e}, f32);
+
+  tile::KernelOp kernel = t.begin(getTileKey(spec), "attention");
+  Value q = t.argument("q", t.view({any, d}, type));
+  Value k = t.argument("k", t.view({any, d}, type));
+  Value v = t.argument("v", t.view({any, e}, type));
+  Value o = t.argument("o", t.view({any, e}, type));
+  Value lse = t.argument("lse", t.view({any}, f32));
+  Value index =
+      t.argument("keys", tile::KeyIndexType::get(b.getContext(), spec.blockK));
+  Value scale = t.argument("scale", f32);
+
+  Visibility visibility;
+  if (features & (PREFILL_TILE_CAUSAL | PREFILL_TILE_WINDOW)) {
+    Value position = t.argument("position", i64);
+    if (features & PREFILL_TILE_CAUSAL)
+      visibility.highest = t.bound(position, {});
+    else
+      visibility.highest = t.bound(position, t.argument("window_right", i64));
+    if (features & PREFILL_TILE_WINDOW) {
+      Value left = t.argument("window_left", i64);
+      visibility.lowest =
+          t.bound(position, arith::SubIOp::create(b, loc, t.integer(0), left));
+    }
+  }
+  if (features & PREFILL_TILE_KEY_MASK)
+    visibility.keyMask = t.argument("key_mask", t.view({any}, b.getI8Type()));
+  if (features & PREFILL_TILE_SEGMENTS) {
+    visibility.qSegment = t.load(t.argument("q_segment", t.view({any}, i32)),
+                                 t.tensor({bq}, i32));
+    visibility.kSegment = t.argument("k_segment", t.view({any}, i32));
+  }
+  Value bias, softcap, sink;
+  if (features & PREFILL_TILE_BIAS)
+    bias = t.argument("bias", t.view({any, any}, f32));
+  if (features & PREFILL_TILE_SOFTCAP)
+    softcap = t.argument("softcap", f32);
+  if (features & PREFILL_TILE_SINK)
+    sink = t.argument("sink", f32);
+
+  // Scores are kept times log2(e), so that the softmax is a power of two. With
+  // a softcap the factor comes after the tanh, and q carries scale / softcap.
+  Value factor = softcap
+                     ? arith::DivFOp::create(b, loc, scale, softcap).getResult()
+                     : t.mul(scale, kLog2E);
+  Value rows = t.widen(t.load(q, t.tensor({bq, d}, type)));
+  Value scaled = t.mul(rows, t.broadcast(factor, {}, rows.getType()));
+
+  Value lowest = t.constant(kLowestMax, rowNumbers);
+  Value max = lowest, sum = t.constant(0, rowNumbers);
+  if (sink) {
+    Value logit = t.broadcast(t.mul(sink, kLog2E), {}, rowNumbers);
+    max = t.larger(lowest, logit);
+    sum = t.exp2(t.sub(logit, max));
+  }
+  auto loop = tile::ForTilesOp::create(
+      b, loc, index, ValueRange{max, sum, t.constant(0, outputs)});
+  {
+    OpBuilder::InsertionGuard inLoop(b);
+    b.setInsertionPointToStart(&loop.getBody().front());
+    Value keys = loop.getKeys();
+    Value oldMax = loop.getIterArgs()[0], oldSum = loop.getIterArgs()[1],
+          oldOut = loop.getIterArgs()[2];
+    Value biasTile;
+    if (bias)
+      biasTile = t.load(bias, t.scores(), keys);
+    Value kTile = t.load(k, t.tensor({bk, d}, type), keys);
+    Value s = tile::DotOp::create(b, loc, t.scores(), scaled, kTile, Value(),
+                                  /*transpose_b=*/true);
+    if (softcap) {
+      s = math::TanhOp::create(b, loc, s);
+      s = t.mul(s, t.broadcast(t.mul(softcap, kLog2E), {}, s.getType()));
+    }
+    if (biasTile)
+      s = math::FmaOp::create(b, loc, biasTile,
+                              t.constant(kLog2E, biasTile.getType()), s);
+    auto mask = tile::MaskOp::create(b, loc, t.scores(), s, keys);
+    {
+      OpBuilder::InsertionGuard inMask(b);
+      b.createBlock(&mask.getPredicate());
+      Value visible = buildPredicate(t, visibility, keys);
+      tile::YieldOp::create(b, loc, ValueRange{visible});
+    }
+    s = mask.getResult();
+    Value tileMax =
+        tile::ReduceRowOp::create(b, loc, rowNumbers, tile::ReduceKind::Max, s);
+    Value newMax = t.larger(tileMax, oldMax);
+    Value decay = t.exp2(t.sub(oldMax, newMax));
+    Value p = t.exp2(t.sub(s, t.alongRows(newMax, s)));
+    Value tileSum =
+        tile::ReduceRowOp::create(b, loc, rowNumbers, tile::ReduceKind::Sum, p);
+    Value newSum = t.add(t.mul(oldSum, decay), tileSum);
+    Value decayed = t.mul(oldOut, t.alongRows(decay, oldOut));
+    Value vTile = t.load(v, t.tensor({bk, e}, type), keys);
+    Value newOut = tile::DotOp::create(b, loc, outputs, p, vTile, decayed,
+                                       /*transpose_b=*/false);
+    tile::YieldOp::create(b, loc, ValueRange{newMax, newSum, newOut});
+  }
+  max = loop.getResult(0);
+  sum = loop.getResult(1);
+  Value out = loop.getResult(2);
+  Value zero = t.constant(0, rowNumbers);
+  Value none =
+      arith::CmpFOp::create(b, loc, arith::CmpFPredicate::OEQ, sum, zero);
+  Value inverse = arith::DivFOp::create(b, loc, t.constant(1, rowNumbers), sum);
+  inverse = arith::SelectOp::create(b, loc, none, zero, inverse);
+  out = t.mul(out, t.alongRows(inverse, out));
+  if (type != f32)
+    out = arith::TruncFOp::create(b, loc, t.tensor({bq, e}, type), out);
+  tile::StoreOp::create(b, loc, out, o, Value());
+  Value logSum = t.add(max, math::Log2Op::create(b, loc, sum));
+  tile::StoreOp::create(b, loc, t.mul(logSum, kLn2), lse, Value());
+  t.end();
+  return kernel;
+}
+
+tile::KernelOp prefill::buildScoreKernel(OpBuilder &builder,
+                                         const KernelSpec &spec) {
+  OpBuilder::InsertionGuard guard(builder);
+  TileBuilder t(builder, spec);
+  OpBuilder &b = builder;
+  Location loc = t.loc;
+  constexpr int64_t any = ShapedType::kDynamic;
+  const int64_t bq = spec.blockQ, bk = spec.blockK, d = spec.headDim;
+  tile::KernelOp kernel = t.begin(getScoreKey(spec), "score");
+  Value q = t.argument("q", t.view({any, d}, t.storage()));
+  Value k = t.argument("k", t.view({any, d}, t.storage()));
+  Value out = t.argument("out", t.view({bq, any}, t.f32()));
+  Value index =
+      t.argument("range", tile::KeyIndexType::get(b.getContext(), spec.blockK));
+  Value scale = t.argument("scale", t.f32());
+  Value rows = t.widen(t.load(q, t.tensor({bq, d}, t.storage())));
+  Value scaled = t.mul(rows, t.broadcast(scale, {}, rows.getType()));
+  auto loop = tile::ForTilesOp::create(b, loc, index, ValueRange{});
+  {
+    OpBuilder::InsertionGuard inLoop(b);
+    b.setInsertionPointToStart(&loop.getBody().front());
+    Value kTile = t.load(k, t.tensor({bk, d}, t.storage()), loop.getKeys());
+    Value s = tile::DotOp::create(b, loc, t.scores(), scaled, kTile, Value(),
+                                  /*transpose_b=*/true);
+    tile::StoreOp::create(b, loc, s, out, loop.getKeys());
+    tile::YieldOp::create(b, loc, ValueRange{});
+  }
+  t.end();
+  return kernel;
+}
