@@ -295,6 +295,18 @@ void prefill::exportMetadata(
   }
 }
 
+void prefill::exportOpsets(
+    ArrayAttr opsets,
+    google::protobuf::RepeatedPtrField<::onnx::OperatorSetIdProto> &imports) {
+  for (Attribute entry : opsets)
+    if (auto opset = dyn_cast<OpsetAttr>(entry)) {
+      auto *import = imports.Add();
+      if (opset.getDomain())
+        import->set_domain(opset.getDomain().str());
+      import->set_version(opset.getVersion());
+    }
+}
+
 /// Writes the plain form of a declared value; false when ONNX has no such type.
 static bool exportPlain(StringRef name, Type type,
                         ::onnx::ValueInfoProto &info) {

@@ -78,6 +78,11 @@ void exportMetadata(
     google::protobuf::RepeatedPtrField<::onnx::StringStringEntryProto>
         &entries);
 
+/// Writes opset imports.
+void exportOpsets(
+    mlir::ArrayAttr opsets,
+    google::protobuf::RepeatedPtrField<::onnx::OperatorSetIdProto> &imports);
+
 /// An entry of `inputs`, `value_info` or `output_names` for a value of type
 /// `type`: its name, or `#onnx.value_info` where that would lose something.
 mlir::Attribute importValueInfo(const ::onnx::ValueInfoProto &info,

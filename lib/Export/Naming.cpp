@@ -1,0 +1,126 @@
+//===- Naming.cpp - Names for values --------------------------------------===//
+//
+// Part of prefill-opt, under the Apache License v2.0 with LLVM Exceptions.
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+//===----------------------------------------------------------------------===//
+
+#include "Naming.h"
+#include "mlir/Transforms/RegionUtils.h"
+
+using namespace mlir;
+using namespace prefill;
+using namespace prefill::onnx;
+
+ValueNames::ValueNames(ModuleOp module) {
+  collect(module);
+  for (Operation &op : *module.getBody())
+    if (isa<GraphOp, FunctionOp>(op) && !op.getRegion(0).empty())
+      assign(op.getRegion(0));
+}
+
+void ValueNames::collect(ModuleOp module) {
+  auto addAll = [&](ArrayAttr entries) {
+    if (entries)
+      for (Attribute entry : entries)
+        if (StringAttr name = getEntryName(entry))
+          known.insert(name.getValue());
+  };
+  module.walk([&](Operation *op) {
+    if (auto node = dyn_cast<NodeOp>(op))
+      addAll(node.getOutputNamesAttr());
+    else if (auto initializer = dyn_cast<InitializerOp>(op))
+      known.insert(initializer.getName());
+    else if (auto terminator = dyn_cast<ReturnOp>(op))
+      addAll(terminator.getOutputNames());
+    else if (auto graph = dyn_cast<GraphOp>(op))
+      addAll(graph.getValueInfoAttr());
+    for (Region &region : op->getRegions())
+      for (Value argument : region.getArguments())
+        known.insert(getValueName(argument));
+  });
+}
+
+StringRef ValueNames::makeFresh(StringRef stem) {
+  unsigned &counter = counters[stem];
+  while (true) {
+    auto [it, isNew] = known.insert((stem + "_" + Twine(counter++)).str());
+    if (isNew)
+      return it->getKey();
+  }
+}
+
+void ValueNames::claim(Value value, StringRef own, StringRef stem,
+                       llvm::StringMap<Value> &claimed) {
+  if (!own.empty()) {
+    auto [it, isNew] = claimed.try_emplace(own, value);
+    if (isNew || it->second == value) {
+      names[value] = known.insert(own).first->getKey();
+      return;
+    }
+  }
+  names[value] = makeFresh(stem);
+}
+
+void ValueNames::assign(Region &region) {
+  llvm::StringMap<Value> claimed;
+  // What a subgraph uses of the graphs around it must not be hidden.
+  llvm::SetVector<Value> captured;
+  getUsedValuesDefinedAbove(region, captured);
+  for (Value value : captured)
+    if (StringRef name = names.lookup(value); !name.empty())
+      claimed[name] = value;
+
+  Block &block = region.front();
+  for (BlockArgument argument : block.getArguments())
+    claim(argument, getValueName(argument), "input", claimed);
+
+  // Outputs keep their names, so they come before everything that a pass may
+  // have given the same name.
+  if (auto terminator =
+          dyn_cast_or_null<ReturnOp>(block.empty() ? nullptr : &block.back()))
+    for (auto [value, entry] :
+         llvm::zip(terminator.getValues(), terminator.getOutputNames())) {
+      StringAttr name = getEntryName(entry);
+      auto node = value.getDefiningOp<NodeOp>();
+      bool isLocal = node && node->getBlock() == &block;
+      if (!name || name.empty() || names.contains(value) || !isLocal)
+        continue;
+      auto [it, isNew] = claimed.try_emplace(name.getValue(), value);
+      if (isNew)
+        names[value] = known.insert(name.getValue()).first->getKey();
+    }
+  // An output that will be an Identity has its name too.
+  if (auto terminator =
+          dyn_cast_or_null<ReturnOp>(block.empty() ? nullptr : &block.back()))
+    for (auto [value, entry] :
+         llvm::zip(terminator.getValues(), terminator.getOutputNames()))
+      if (StringAttr name = getEntryName(entry); name && !name.empty())
+        claimed.try_emplace(name.getValue(), Value());
+
+  for (Operation &op : block) {
+    for (OpResult result : op.getResults()) {
+      if (names.contains(result) || isAbsent(result))
+        continue;
+      StringRef own = getValueName(result);
+      auto node = dyn_cast<NodeOp>(op);
+      // "" is an omitted output, unless a pass made the node or uses it.
+      if (node && own.empty() && node.getOutputNamesAttr() &&
+          result.use_empty())
+        continue;
+      claim(result, own, node ? node.getOpType() : "constant", claimed);
+    }
+    for (Region &inner : op.getRegions())
+      if (!inner.empty())
+        assign(inner);
+  }
+}
+
+StringRef ValueNames::getOutputName(ReturnOp op, unsigned index) const {
+  StringAttr name = getEntryName(op.getOutputNames()[index]);
+  return name && !name.empty() ? name.getValue() : get(op.getOperand(index));
+}
+
+bool ValueNames::needsIdentity(ReturnOp op, unsigned index) const {
+  return getOutputName(op, index) != get(op.getOperand(index));
+}
