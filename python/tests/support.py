@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import onnxruntime
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models" / "onnx"
+#: Another folder in the same form (model.onnx + model.json), e.g. more exports of
+#: shared/models/export_models.py: a set that no pattern was written against.
+EXTRA_MODELS = Path(os.environ.get("PREFILL_EXTRA_MODELS", "nowhere"))
 
 NUMPY_TYPES = {
     "tensor(float)": np.float32,
@@ -102,6 +106,12 @@ def model_feeds(session: onnxruntime.InferenceSession, case: Case, vocabulary: i
             value = positions[:, case.past :]
         elif name == "token_type_ids":
             value = np.zeros((case.batch, case.tokens))
+        elif name in ("pixel_values", "input_features", "inputs_embeds"):
+            sizes = [d if isinstance(d, int) else None for d in item.shape]
+            sizes[0] = case.batch
+            if name == "inputs_embeds":
+                sizes[1] = case.tokens
+            value = rng.standard_normal(sizes)
         elif "past_key_values" in name and len(item.shape) == 4:
             heads, dim = _head_shape(item.shape)
             value = rng.standard_normal((case.batch, heads, case.past, dim)) * 0.7

@@ -6,11 +6,23 @@ import json
 
 import numpy as np
 import pytest
-from support import SHARED_MODELS, Case, attention_sites, compare, count_kernels, model_feeds, plain_session
+from support import (
+    EXTRA_MODELS,
+    SHARED_MODELS,
+    Case,
+    attention_sites,
+    compare,
+    count_kernels,
+    model_feeds,
+    plain_session,
+)
 
 import prefill_opt
 
-MODELS = sorted(path.stem for path in SHARED_MODELS.glob("*.onnx"))
+PATHS = {
+    path.stem: path for folder in (EXTRA_MODELS, SHARED_MODELS) for path in sorted(folder.glob("*.onnx"))
+}
+MODELS = sorted(PATHS)
 LENGTHS = (1, 2, 63, 64, 65, 200)
 
 pytestmark = pytest.mark.skipif(not MODELS, reason="no shared/models/onnx beside the repository")
@@ -18,7 +30,7 @@ pytestmark = pytest.mark.skipif(not MODELS, reason="no shared/models/onnx beside
 
 def facts(name: str) -> dict:
     """The description beside a model."""
-    return json.loads((SHARED_MODELS / f"{name}.json").read_text())
+    return json.loads(PATHS[name].with_suffix(".json").read_text())
 
 
 def is_gqa(name: str) -> bool:
@@ -46,21 +58,22 @@ def cases(name: str) -> list[Case]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_attention_is_raised(name, compiler):
-    report = prefill_opt.inspect(SHARED_MODELS / f"{name}.onnx", timeout=60)
+    report = prefill_opt.inspect(PATHS[name], timeout=60)
     sites = attention_sites(report)
     layers = facts(name)["dims"]["layers"]
     assert len(sites) == layers, f"{len(sites)} attentions found, the model has {layers}"
     declined = [f"layer {s['layer']}: {s['reason']}" for s in sites if not s["raised"]]
     assert not declined, "; ".join(declined)
-    dims = facts(name)["dims"]
-    for site in sites:
-        assert site["q_heads"] == dims["heads"]
-        assert site["head_dim"] == dims["hidden"] // dims["heads"]
+    if PATHS[name].parent == SHARED_MODELS:
+        dims = facts(name)["dims"]
+        for site in sites:
+            assert site["q_heads"] == dims["heads"]
+            assert site["head_dim"] == dims["hidden"] // dims["heads"]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_equal_the_original(name, compiled):
-    path = SHARED_MODELS / f"{name}.onnx"
+    path = PATHS[name]
     original = plain_session(path)
     folder = compiled(path)
     rewritten = prefill_opt.session(folder, intra_op_num_threads=1, log_severity_level=4)
@@ -107,7 +120,7 @@ def _without_padding(outputs: list[np.ndarray], case: Case) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n.startswith(("llama-dynamo18", "bert-ts17"))])
 def test_threads_do_not_change_a_bit(name, compiled):
-    folder = compiled(SHARED_MODELS / f"{name}.onnx")
+    folder = compiled(PATHS[name])
     case = Case(3, 200)
     results = []
     for threads in (1, 2, 3):

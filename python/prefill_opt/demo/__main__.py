@@ -100,7 +100,7 @@ def main() -> int:
         record: dict = {"name": contender.name, "note": contender.note}
         records.append(record)
         if contender.note:
-            rows.append([contender.name, contender.note] + [""] * (len(HEADER) - 2))
+            rows.append([contender.name] + ["-"] * (len(HEADER) - 1))
             bar.skip(3)
             continue
         runs = []
@@ -120,7 +120,7 @@ def main() -> int:
             measured = measure(job, bar.event, work / f"{slug}.log")
         except ContenderError as error:
             record["note"] = str(error)
-            rows.append([contender.name, f"failed: {error}"[:100]] + [""] * (len(HEADER) - 2))
+            rows.append([contender.name] + ["-"] * (len(HEADER) - 1))
             continue
         key_logits = np.load(runs[0]["save"])
         text_logits = np.load(runs[1]["save"])
@@ -161,6 +161,7 @@ def main() -> int:
             f"{len(text_rows)} of {options.text_tokens} tokens of pydoc_data.topics; density: visited "
             f"share of the causal blocks, mean over layers and heads"
         )
+    text += "".join(f"\n{r['name']}: {r['note']}" for r in records if r["note"])
     print("\n" + text + "\n")
     (work / "table.txt").write_text(text + "\n")
     summary = {
