@@ -50,6 +50,32 @@ DimsAttr::verifyEncoding(ArrayRef<int64_t> shape, Type elementType,
 }
 
 //===----------------------------------------------------------------------===//
+// OpsetAttr
+//===----------------------------------------------------------------------===//
+
+void OpsetAttr::print(AsmPrinter &printer) const {
+  printer << '<';
+  if (getDomain())
+    printer << getDomain() << ", ";
+  printer << getVersion() << '>';
+}
+
+Attribute OpsetAttr::parse(AsmParser &parser, Type) {
+  std::string domain;
+  int64_t version;
+  if (parser.parseLess())
+    return {};
+  bool hasDomain = succeeded(parser.parseOptionalString(&domain));
+  if ((hasDomain && parser.parseComma()) || parser.parseInteger(version) ||
+      parser.parseGreater())
+    return {};
+  MLIRContext *context = parser.getContext();
+  return get(context,
+             hasDomain ? StringAttr::get(context, domain) : StringAttr(),
+             version);
+}
+
+//===----------------------------------------------------------------------===//
 // ListAttr
 //===----------------------------------------------------------------------===//
 
@@ -80,18 +106,15 @@ static void printEntries(AsmPrinter &printer,
   printer << '}';
 }
 
-static ParseResult parseEntries(AsmParser &parser,
-                                SmallVectorImpl<NamedAttribute> &entries) {
-  return parser.parseCommaSeparatedList(
-      AsmParser::Delimiter::Braces, [&]() -> ParseResult {
-        std::string name;
-        Attribute value;
-        if (parser.parseKeywordOrString(&name) || parser.parseEqual() ||
-            parser.parseAttribute(value))
-          return failure();
-        entries.emplace_back(StringAttr::get(parser.getContext(), name), value);
-        return success();
-      });
+static ParseResult parseEntry(AsmParser &parser,
+                              SmallVectorImpl<NamedAttribute> &entries) {
+  std::string name;
+  Attribute value;
+  if (parser.parseKeywordOrString(&name) || parser.parseEqual() ||
+      parser.parseAttribute(value))
+    return failure();
+  entries.emplace_back(StringAttr::get(parser.getContext(), name), value);
+  return success();
 }
 
 void ListAttr::print(AsmPrinter &printer) const {
@@ -103,7 +126,10 @@ void ListAttr::print(AsmPrinter &printer) const {
 Attribute ListAttr::parse(AsmParser &parser, Type) {
   SmallVector<NamedAttribute> entries;
   SMLoc loc = parser.getCurrentLocation();
-  if (parser.parseLess() || parseEntries(parser, entries) ||
+  if (parser.parseLess() ||
+      parser.parseCommaSeparatedList(
+          AsmParser::Delimiter::Braces,
+          [&] { return parseEntry(parser, entries); }) ||
       parser.parseGreater())
     return {};
   return getChecked([&] { return parser.emitError(loc); }, parser.getContext(),
@@ -112,28 +138,20 @@ Attribute ListAttr::parse(AsmParser &parser, Type) {
 
 void prefill::onnx::printAttrList(OpAsmPrinter &printer, Operation *,
                                   ListAttr attrs) {
-  if (attrs)
-    printEntries(printer, attrs.getEntries());
+  printEntries(printer, attrs.getEntries());
 }
 
-ParseResult prefill::onnx::parseAttrList(OpAsmParser &parser, ListAttr &attrs) {
-  SmallVector<NamedAttribute> entries;
+OptionalParseResult prefill::onnx::parseAttrList(OpAsmParser &parser,
+                                                 ListAttr &attrs) {
   SMLoc loc = parser.getCurrentLocation();
   if (failed(parser.parseOptionalLBrace()))
-    return success();
-  if (failed(parser.parseOptionalRBrace())) {
-    auto parseEntry = [&]() -> ParseResult {
-      std::string name;
-      Attribute value;
-      if (parser.parseKeywordOrString(&name) || parser.parseEqual() ||
-          parser.parseAttribute(value))
-        return failure();
-      entries.emplace_back(StringAttr::get(parser.getContext(), name), value);
-      return success();
-    };
-    if (parser.parseCommaSeparatedList(parseEntry) || parser.parseRBrace())
-      return failure();
-  }
+    return std::nullopt;
+  SmallVector<NamedAttribute> entries;
+  if (failed(parser.parseOptionalRBrace()) &&
+      (parser.parseCommaSeparatedList(
+           [&] { return parseEntry(parser, entries); }) ||
+       parser.parseRBrace()))
+    return failure();
   attrs = ListAttr::getChecked([&] { return parser.emitError(loc); },
                                parser.getContext(), entries);
   return success(attrs != nullptr);

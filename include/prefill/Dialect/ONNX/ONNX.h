@@ -176,10 +176,11 @@ mlir::NamedAttribute stringAttr(mlir::Builder &b, llvm::StringRef name,
 mlir::NamedAttribute intsAttr(mlir::Builder &b, llvm::StringRef name,
                               llvm::ArrayRef<int64_t> v);
 
-/// Prints and parses `{axis = 0 : si64}`; nothing when there are no attributes.
+/// Prints and parses `{axis = 0 : si64}`, the attributes of a node.
 void printAttrList(mlir::OpAsmPrinter &printer, mlir::Operation *op,
                    ListAttr attrs);
-mlir::ParseResult parseAttrList(mlir::OpAsmParser &parser, ListAttr &attrs);
+mlir::OptionalParseResult parseAttrList(mlir::OpAsmParser &parser,
+                                        ListAttr &attrs);
 
 } // namespace prefill::onnx
 

@@ -68,7 +68,7 @@ def ONNX_OpsetAttr : ONNX_Attr<"Opset", "opset"> {
   }];
   let parameters = (ins OptionalParameter<"::mlir::StringAttr">:$domain,
                         "int64_t":$version);
-  let assemblyFormat = "`<` ($domain^ `,`)? $version `>`";
+  let hasCustomAssemblyFormat = 1;
   let extraClassDeclaration = [{
     /// The domain; "" is the default domain.
     llvm::StringRef getDomainName() const {

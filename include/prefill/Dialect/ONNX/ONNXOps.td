@@ -89,7 +89,7 @@ def ONNX_NodeOp : ONNX_Op<"node", [SingleBlock,
   let results = (outs Variadic<AnyType>:$outputs);
   let regions = (region VariadicRegion<SizedRegion<1>>:$subgraphs);
   let assemblyFormat = [{
-    $op_type `(` $inputs `)` custom<AttrList>($attrs) attr-dict-with-keyword
+    $op_type `(` $inputs `)` (custom<AttrList>($attrs)^)? attr-dict-with-keyword
     `:` functional-type($inputs, $outputs) (`subgraphs` $subgraphs^)?
   }];
   let hasVerifier = 1;
