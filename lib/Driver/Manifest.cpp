@@ -9,33 +9,37 @@ using namespace prefill;
 namespace json = llvm::json;
 
 static json::Object describe(const HeadPlan &plan) {
-  auto budget = [&](json::Object object, const char *key, int64_t count) {
-    if (plan.density > 0)
-      object["density"] = plan.density;
-    else
-      object[key] = count;
-    return object;
-  };
+  json::Object object;
   switch (plan.pattern) {
   case SparsePattern::Dense:
-    return {{"type", "dense"}};
-  case SparsePattern::AShape:
-    return {{"type", "a_shape"}, {"n_init", plan.init}, {"n_local", plan.local}};
+    object["type"] = "dense";
+    break;
   case SparsePattern::TriShape:
-    return {{"type", "tri_shape"},
-            {"n_init", plan.init},
-            {"n_local", plan.local},
-            {"n_last", plan.last}};
-  case SparsePattern::VerticalSlash: {
-    json::Object object{{"type", "vertical_and_slash"}, {"last", plan.last}};
-    if (plan.density <= 0)
+    object["n_last"] = plan.last;
+    [[fallthrough]];
+  case SparsePattern::AShape:
+    object["type"] =
+        plan.pattern == SparsePattern::AShape ? "a_shape" : "tri_shape";
+    object["n_init"] = plan.init;
+    object["n_local"] = plan.local;
+    break;
+  case SparsePattern::VerticalSlash:
+    object["type"] = "vertical_and_slash";
+    object["last"] = plan.last;
+    if (plan.density <= 0) {
       object["vertical"] = plan.vertical;
-    return budget(std::move(object), "slash", plan.slash);
-  }
+      object["slash"] = plan.slash;
+    }
+    break;
   case SparsePattern::BlockSparse:
-    return budget({{"type", "block_sparse"}}, "top_k", plan.topK);
+    object["type"] = "block_sparse";
+    if (plan.density <= 0)
+      object["top_k"] = plan.topK;
+    break;
   }
-  return {};
+  if (plan.density > 0)
+    object["density"] = plan.density;
+  return object;
 }
 
 static json::Object describe(const KernelSpec &spec) {

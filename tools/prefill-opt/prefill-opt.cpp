@@ -7,7 +7,12 @@
 //===----------------------------------------------------------------------===//
 
 #include "prefill/Driver/Driver.h"
+#include "mlir/Debug/Counter.h"
+#include "mlir/IR/AsmState.h"
 #include "mlir/IR/DialectRegistry.h"
+#include "mlir/IR/MLIRContext.h"
+#include "mlir/Pass/PassManager.h"
+#include "mlir/Support/Timing.h"
 #include "mlir/Tools/mlir-opt/MlirOptMain.h"
 #include "llvm/Support/CommandLine.h"
 #include "llvm/Support/InitLLVM.h"
@@ -20,6 +25,12 @@ namespace cl = llvm::cl;
 
 static cl::OptionCategory category("prefill-opt options");
 
+static cl::opt<std::string> input(cl::Positional, cl::cat(category),
+                                  cl::desc("<model.onnx or file.mlir>"),
+                                  cl::init("-"));
+static cl::opt<std::string>
+    output("o", cl::cat(category), cl::init("-"), cl::value_desc("PATH"),
+           cl::desc("Output folder; with -emit and for .mlir a file"));
 static cl::opt<std::string>
     sparsify("sparsify", cl::cat(category), cl::init("dense"),
              cl::value_desc("NAME[:option=value,...]"),
@@ -53,7 +64,7 @@ static cl::opt<std::string>
              cl::desc("Where compiled kernels are kept"));
 static cl::opt<bool> noCache("no-kernel-cache", cl::cat(category),
                              cl::desc("Compile all kernels anew"));
-static cl::opt<bool> stats("stats", cl::cat(category),
+static cl::opt<bool> stats("density-output", cl::cat(category),
                            cl::desc("Give the model an output with the share of "
                                     "blocks each head visits"));
 static cl::opt<bool> verbose("explain", cl::cat(category),
@@ -79,19 +90,26 @@ int main(int argc, char **argv) {
   mlir::DialectRegistry registry;
   registerDialects(registry);
   registerPasses();
+  // What registerAndParseCLIOptions registers; done here so that --help can hide
+  // it (--help-hidden shows all).
+  mlir::MlirOptMainConfig::registerCLOptions(registry);
+  mlir::registerAsmPrinterCLOptions();
+  mlir::registerMLIRContextCLOptions();
+  mlir::registerPassManagerCLOptions();
+  mlir::registerDefaultTimingManagerCLOptions();
+  mlir::tracing::DebugCounter::registerCLOptions();
   cl::HideUnrelatedOptions(category);
 
   std::vector<char *> arguments(argv, argv + argc);
   bool inspecting = argc > 1 && llvm::StringRef(argv[1]) == "inspect";
   if (inspecting)
     arguments.erase(arguments.begin() + 1);
-  auto [input, output] = mlir::registerAndParseCLIOptions(
+  cl::ParseCommandLineOptions(
       arguments.size(), arguments.data(),
-      "prefill-opt: fast prompt processing for transformer models\n\n"
+      "fast prompt processing for transformer models\n\n"
       "  prefill-opt model.onnx -sparsify=vertical-slash -o out/\n"
       "  prefill-opt inspect model.onnx\n"
-      "  prefill-opt file.mlir -some-pass\n",
-      registry);
+      "  prefill-opt file.mlir -some-pass\n");
 
   auto complain = [](const llvm::Twine &what) {
     llvm::WithColor::error(llvm::errs(), "prefill-opt") << what << "\n";
@@ -100,7 +118,7 @@ int main(int argc, char **argv) {
   if (!inputKind.empty() && inputKind != "onnx" && inputKind != "mlir")
     return complain("-x=" + inputKind + ": expected onnx or mlir");
   bool onnx = inputKind == "onnx" ||
-              (inputKind.empty() && llvm::StringRef(input).ends_with(".onnx"));
+              (inputKind.empty() && llvm::StringRef(input.getValue()).ends_with(".onnx"));
   if (!onnx && !inspecting && !hasDriverFlag()) {
     if (inputKind.empty() && input != "-" && looksLikeONNX(input))
       onnx = true;
