@@ -50,25 +50,37 @@ private:
 };
 } // namespace
 
-/// Prints diagnostics as one line each: the first error, and remarks if asked.
+/// The name of the node that a diagnostic is about, for the start of its line.
+static std::string nodeName(Location loc) {
+  if (auto name = dyn_cast<NameLoc>(loc))
+    return name.getName().str() + ": ";
+  return "";
+}
+
+namespace {
+/// Prints each remark as one line.
+struct RemarkPrinter final : remark::detail::MLIRRemarkStreamerBase {
+  void streamOptimizationRemark(const remark::detail::Remark &remark) override {
+    std::string text = nodeName(remark.getLocation());
+    for (const auto &arg : remark.getArgs())
+      text += arg.val;
+    llvm::WithColor::remark(llvm::errs(), "prefill-opt") << text << "\n";
+  }
+};
+} // namespace
+
+/// Prints errors as one line each, and remarks if asked.
 static void installDiagnostics(MLIRContext &context, bool remarks) {
-  context.getDiagEngine().registerHandler([remarks](Diagnostic &diagnostic) {
-    std::string where;
-    if (auto name = dyn_cast<NameLoc>(diagnostic.getLocation()))
-      where = name.getName().str() + ": ";
+  context.getDiagEngine().registerHandler([](Diagnostic &diagnostic) {
     if (diagnostic.getSeverity() == DiagnosticSeverity::Error)
-      fail(where + diagnostic.str());
-    else if (diagnostic.getSeverity() == DiagnosticSeverity::Remark && remarks)
-      llvm::WithColor::remark(llvm::errs(), "prefill-opt")
-          << where << diagnostic.str() << "\n";
+      fail(nodeName(diagnostic.getLocation()) + diagnostic.str());
     return success();
   });
   if (remarks)
     (void)remark::enableOptimizationRemarks(
-        context, /*streamer=*/nullptr,
+        context, std::make_unique<RemarkPrinter>(),
         std::make_unique<remark::RemarkEmittingPolicyAll>(),
-        remark::RemarkCategories{"", "", ".*", "", ""},
-        /*printAsEmitRemarks=*/true);
+        remark::RemarkCategories{{}, {}, ".*", {}, {}});
 }
 
 //===----------------------------------------------------------------------===//

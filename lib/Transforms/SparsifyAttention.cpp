@@ -150,7 +150,7 @@ private:
       remark::missed(op.getLoc(),
                      remark::RemarkOpts::name("StaysDense")
                          .category("sparsify-attention"))
-          << "attention stays dense: " << why;
+          << ("attention stays dense: " + why).str();
       return success();
     }
     OpBuilder builder(op);

@@ -80,9 +80,13 @@ static LogicalResult verifyAttention(OpTy op) {
        op.getRotaryDim() > op.getHeadDim()))
     return op.emitOpError(
         "rotary_dim must be even, positive and at most head_dim");
-  if (op.getWindowLeft() && *op.getWindowLeft() < 0)
+  // The getters of I64Attr are unsigned.
+  auto negative = [](std::optional<uint64_t> value) {
+    return value && static_cast<int64_t>(*value) < 0;
+  };
+  if (negative(op.getWindowLeft()))
     return op.emitOpError("window_left must not be negative");
-  if (op.getWindowRight() && *op.getWindowRight() < 0)
+  if (negative(op.getWindowRight()))
     return op.emitOpError("window_right must not be negative");
   if (op.getCausal() && op.getWindowRight())
     return op.emitOpError("causal already says window_right = 0");
