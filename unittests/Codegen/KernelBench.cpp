@@ -42,8 +42,11 @@ static double now() {
 
 #define ACCUMULATE_12(OP, REG)                                                 \
   OP(REG, 2)                                                                   \
-  OP(REG, 3) OP(REG, 4) OP(REG, 5) OP(REG, 6) OP(REG, 7) OP(REG, 8) OP(REG, 9) \
-      OP(REG, 10) OP(REG, 11) OP(REG, 12) OP(REG, 13)
+  OP(REG, 3)                                                                   \
+  OP(REG, 4)                                                                   \
+  OP(REG, 5)                                                                   \
+  OP(REG, 6) OP(REG, 7) OP(REG, 8) OP(REG, 9) OP(REG, 10) OP(REG, 11)          \
+      OP(REG, 12) OP(REG, 13)
 #define FMA(REG, N) "vfmadd231ps %%" REG "0, %%" REG "1, %%" REG #N "\n"
 #define CLEAR(REG, N) "vxorps %%xmm" #N ", %%xmm" #N ", %%xmm" #N "\n"
 
@@ -179,7 +182,8 @@ static int run(const Options &options, const CpuTarget &target, int d,
   spec.hasKeyMask = has("mask");
   spec.softcap = has("softcap") ? 50.0f : 0.0f;
   std::string error;
-  const LoadedKernel *kernel = getKernel(spec, target, error);
+  const LoadedKernel *kernel =
+      getKernel(spec, target, error, !options.emit.empty());
   if (!kernel) {
     std::fprintf(stderr, "%s\n", error.c_str());
     return 1;

@@ -46,7 +46,8 @@ static void *loadObject(const std::string &object, const std::string &symbol,
 
 const LoadedKernel *prefill::harness::getKernel(const KernelSpec &spec,
                                                 const CpuTarget &target,
-                                                std::string &error) {
+                                                std::string &error,
+                                                bool wantText) {
   using Key = std::tuple<std::string, int, int, int>;
   static std::map<Key, std::unique_ptr<LoadedKernel>> kernels;
   Key key(getTileKey(spec), target.level, target.tileRows, target.tileVectors);
@@ -55,8 +56,8 @@ const LoadedKernel *prefill::harness::getKernel(const KernelSpec &spec,
     return kernel.get();
   auto fresh = std::make_unique<LoadedKernel>();
   EmittedKernel score;
-  if (!emitKernel(spec, KernelKind::Attention, target, /*wantText=*/true,
-                  fresh->emitted, error) ||
+  if (!emitKernel(spec, KernelKind::Attention, target, wantText, fresh->emitted,
+                  error) ||
       !emitKernel(spec, KernelKind::Score, target, /*wantText=*/false, score,
                   error))
     return nullptr;

@@ -25,7 +25,7 @@ struct LoadedKernel {
 /// Null and a message on failure. Kernels are kept for the process's life, by
 /// everything they depend on.
 const LoadedKernel *getKernel(const KernelSpec &spec, const CpuTarget &target,
-                              std::string &error);
+                              std::string &error, bool wantText = false);
 
 /// The highest x86-64 level that this machine runs.
 int machineLevel();

@@ -447,8 +447,12 @@ LogicalResult KernelLowering::run() {
       trash = std::max(trash, type.getRank() == 2 ? type.getDimSize(1) : 1);
     }
     if (auto dot = dyn_cast<tile::DotOp>(op)) {
-      auto type = tileType(dot.getB());
-      operand = std::max(operand, type.getNumElements() * 4);
+      Value memory = dot.getB();
+      if (auto widen = memory.getDefiningOp<arith::ExtFOp>())
+        memory = widen.getIn();
+      auto type = tileType(memory);
+      if (!type.getElementType().isF32())
+        operand = std::max(operand, type.getNumElements() * 4);
     }
     if (auto mask = dyn_cast<tile::MaskOp>(op))
       keyTileSize = mask.getKeys().getType().getSize();
@@ -461,7 +465,7 @@ LogicalResult KernelLowering::run() {
   if (queryRows == 0 || queryRows % 16 != 0)
     return kernel.emitOpError("needs tiles of a multiple of 16 rows");
   trashSlot = allocate(std::max(trash, queryRows) * 4);
-  operandSlot = operand;
+  operandSlot = allocate(operand);
   needsPositions = keyTileSize != 0;
   if (needsPositions)
     positionSlot = allocate(keyTileSize * 4);
