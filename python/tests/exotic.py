@@ -141,6 +141,8 @@ def tensor_types() -> onnx.ModelProto:
                     "FLOAT4E2M1": 4,
                     "INT2": 2,
                     "UINT2": 2,
+                    "FLOAT6E2M3": 6,
+                    "FLOAT6E3M2": 6,
                 }.get(name) or helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
             except (KeyError, ValueError):
                 bits = 8
