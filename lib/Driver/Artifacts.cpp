@@ -1,3 +1,118 @@
+//===- Artifacts.cpp - Writing the output folder --------------------------===//
+
 #include "Artifacts.h"
-bool prefill::writeArtifacts(const CompilerOptions &, mlir::ModuleOp, const OutlineResult &, llvm::ArrayRef<DeclinedSite>, std::string &e) { e = "not built yet"; return false; }
-bool prefill::emitKernelText(const CompilerOptions &, llvm::ArrayRef<KernelSpec>, std::string &, std::string &e) { e = "not built yet"; return false; }
+#include "prefill/Codegen/Library.h"
+#include "prefill/Codegen/Link.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/Path.h"
+
+using namespace prefill;
+namespace fs = llvm::sys::fs;
+namespace path = llvm::sys::path;
+
+/// The files of an output folder beside model.onnx.
+static constexpr const char *libraryName = "libprefill_model.so";
+static constexpr const char *headerName = "prefill_model.h";
+static constexpr const char *manifestName = "manifest.json";
+
+static std::string joinPath(llvm::StringRef folder, llvm::StringRef name) {
+  llvm::SmallString<256> full(folder);
+  path::append(full, name);
+  return std::string(full);
+}
+
+static LibraryOptions libraryOptions(const CompilerOptions &options) {
+  LibraryOptions library;
+  library.runtimeArchives = {options.runtimeArchive};
+  library.cacheDir = options.cacheDir;
+  library.useCache = options.useCache;
+  return library;
+}
+
+namespace {
+/// A folder for files in the making inside the output folder; removes itself,
+/// and the output folder if it was made for this and nothing was put there.
+class Staging {
+public:
+  bool open(llvm::StringRef output, std::string &error) {
+    this->output = output.str();
+    created = !fs::exists(output);
+    if (std::error_code ec = fs::create_directories(
+            output, /*IgnoreExisting=*/true, fs::all_all)) {
+      error = output.str() + ": cannot create the folder: " + ec.message();
+      return false;
+    }
+    if (std::error_code ec = fs::createUniqueDirectory(
+            joinPath(output, ".prefill-opt"), folder)) {
+      // createUniqueDirectory puts relative models into the temporary folder.
+      error = output.str() + ": cannot write there: " + ec.message();
+      return false;
+    }
+    return true;
+  }
+  ~Staging() {
+    if (!folder.empty())
+      (void)fs::remove_directories(folder);
+    if (created)
+      (void)fs::remove(output); // Only succeeds when it is empty.
+  }
+  std::string at(llvm::StringRef name) const { return joinPath(folder, name); }
+
+private:
+  std::string output;
+  llvm::SmallString<256> folder;
+  bool created = false;
+};
+} // namespace
+
+bool prefill::writeArtifacts(const CompilerOptions &options,
+                             mlir::ModuleOp module,
+                             const OutlineResult &outlined,
+                             llvm::ArrayRef<DeclinedSite> declined,
+                             std::string &error) {
+  llvm::SmallString<256> output(options.output);
+  if (std::error_code ec = fs::make_absolute(output)) {
+    error = options.output + ": " + ec.message();
+    return false;
+  }
+  Staging staging;
+  if (!staging.open(output, error))
+    return false;
+
+  LibraryOptions library = libraryOptions(options);
+  library.output = staging.at(libraryName);
+  library.header = staging.at(headerName);
+  if (!compileLibrary(outlined.kernels, library, error))
+    return false;
+  if (!writeFileAtomically(staging.at(manifestName),
+                           writeManifest(options, outlined, declined), error))
+    return false;
+
+  // The model last: whoever sees it finds the rest.
+  ExportOptions exportOptions;
+  exportOptions.externalData = options.externalData;
+  std::string model = joinPath(output, "model.onnx");
+  if (fs::equivalent(model, options.input)) {
+    error = options.output + ": would overwrite the input " + options.input +
+            "; choose another folder";
+    return false;
+  }
+  if (!exportONNX(module, model, exportOptions, error))
+    return false;
+  for (const char *name : {libraryName, headerName, manifestName})
+    if (std::error_code ec = fs::rename(staging.at(name), joinPath(output, name))) {
+      (void)fs::remove(model);
+      error = joinPath(options.output, name) + ": cannot write: " + ec.message();
+      return false;
+    }
+  return true;
+}
+
+bool prefill::emitKernelText(const CompilerOptions &options,
+                             llvm::ArrayRef<KernelSpec> kernels,
+                             std::string &text, std::string &error) {
+  KernelText what = options.emit == EmitKind::Tile   ? KernelText::Tile
+                    : options.emit == EmitKind::LLVM ? KernelText::LLVM
+                                                     : KernelText::Assembly;
+  return printKernels(kernels, what, libraryOptions(options), text, error);
+}

@@ -15,7 +15,9 @@
 #include "mlir/Support/Timing.h"
 #include "mlir/Tools/mlir-opt/MlirOptMain.h"
 #include "llvm/Support/CommandLine.h"
+#include "llvm/Support/FileSystem.h"
 #include "llvm/Support/InitLLVM.h"
+#include "llvm/Support/Path.h"
 #include "llvm/Support/WithColor.h"
 
 #include <vector>
@@ -77,6 +79,16 @@ static cl::opt<std::string> inputKind("x", cl::cat(category),
                                       cl::value_desc("onnx|mlir"),
                                       cl::desc("Kind of the input"));
 
+/// The runtime's archive of the tool's own installation: ../lib.
+static std::string runtimeArchive(const char *argv0) {
+  std::string tool = llvm::sys::fs::getMainExecutable(
+      argv0, reinterpret_cast<void *>(&runtimeArchive));
+  llvm::SmallString<256> file(llvm::sys::path::parent_path(
+      llvm::sys::path::parent_path(tool)));
+  llvm::sys::path::append(file, "lib", "libprefill_runtime.a");
+  return std::string(file);
+}
+
 /// True when a driver flag was given.
 static bool hasDriverFlag() {
   return sparsify.getNumOccurrences() || target.getNumOccurrences() ||
@@ -135,6 +147,7 @@ int main(int argc, char **argv) {
   if (!target.empty())
     options.targets.assign(target.begin(), target.end());
   options.externalData = externalData;
+  options.runtimeArchive = runtimeArchive(argv[0]);
   options.cacheDir = cacheDir;
   options.useCache = !noCache;
   options.stats = stats;

@@ -30,6 +30,7 @@ struct CompilerOptions {
   std::string sparsify = "dense";
   std::vector<std::string> targets = {"cpu"};
   ExternalData externalData = ExternalData::Reference;
+  std::string runtimeArchive; ///< libprefill_runtime.a
   std::string cacheDir; ///< empty: the user's cache folder
   bool useCache = true;
   bool stats = false;   ///< density outputs in the model, for reports
