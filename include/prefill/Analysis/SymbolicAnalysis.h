@@ -17,6 +17,8 @@
 #include "prefill/Analysis/SymbolicExpr.h"
 #include "prefill/Dialect/ONNX/ONNX.h"
 
+#include <memory>
+
 namespace prefill {
 
 /// What is known about a value.
@@ -26,43 +28,53 @@ struct TensorFacts {
   llvm::SmallVector<ExprRef, 4> shape; ///< never null entries
 };
 
+using Indices = llvm::SmallVector<ExprRef, 4>;
+
 /// Symbolic facts about an onnx.graph. The graph must not change while it is
 /// used.
 class SymbolicAnalysis {
 public:
   explicit SymbolicAnalysis(onnx::GraphOp graph);
+  ~SymbolicAnalysis();
 
   ExprContext &expressions() { return context; }
   onnx::GraphOp getGraph() { return graph; }
   int64_t getOpset() const { return opset; }
 
   /// What is known about `value`, which belongs to the graph's body.
-  const TensorFacts &facts(mlir::Value value);
-  /// The tensor type that the facts give, or the declared one when they say
-  /// nothing; null when neither does.
+  const TensorFacts &facts(mlir::Value value) const;
+  /// The tensor type that the facts give, or null when they do not even have an
+  /// element type.
   mlir::Type inferredType(mlir::Value value);
   /// Size `axis` (negative: from the end) of `value`, or null.
-  ExprRef dim(mlir::Value value, int64_t axis);
+  ExprRef dim(mlir::Value value, int64_t axis) const;
 
   /// The element of `value` at `indices` (one a dimension), as an expression.
   /// What is not understood is an opaque Load.
   ExprRef element(mlir::Value value, llvm::ArrayRef<ExprRef> indices);
-  /// The same, broadcast: `indices` are of a result of higher or equal rank.
+  /// The element of `value` that a broadcast to `resultShape` reads at
+  /// `indices`; null when that is not known.
   ExprRef broadcastElement(mlir::Value value, llvm::ArrayRef<ExprRef> indices,
                            llvm::ArrayRef<ExprRef> resultShape);
-  /// The elements of a 1-D (or scalar) value with a known small size, or
-  /// nothing.
+  /// Where a broadcast of a tensor of `shape` to `resultShape` reads.
+  std::optional<Indices> broadcastIndices(llvm::ArrayRef<ExprRef> shape,
+                                          llvm::ArrayRef<ExprRef> indices,
+                                          llvm::ArrayRef<ExprRef> resultShape);
+  /// The elements of a value of rank 0 or 1 with a known small size, or nothing.
   std::optional<llvm::SmallVector<ExprRef>> elements(mlir::Value value);
   /// The same, all constant.
   std::optional<llvm::SmallVector<int64_t>> constantInts(mlir::Value value);
   /// The one number that all elements of `value` are, or nothing.
   std::optional<double> uniformNumber(mlir::Value value);
+  /// Index variables called `prefix0`, `prefix1`, ... over the dimensions of
+  /// `value`.
+  Indices indexVariables(mlir::Value value, llvm::StringRef prefix);
 
   /// A step of a chain of views: element [indices] of `value`, times `factor`,
   /// is the element that the chain began with.
   struct ViewStep {
     mlir::Value value;
-    llvm::SmallVector<ExprRef, 4> indices;
+    Indices indices;
     double factor = 1;
   };
   /// Follows `value` at `indices` back through ops that only move elements
@@ -70,17 +82,20 @@ public:
   /// first step is `value` itself.
   llvm::SmallVector<ViewStep> viewChain(mlir::Value value,
                                         llvm::ArrayRef<ExprRef> indices);
+  /// If `node`'s output `result` at `indices` is an element of one of its
+  /// inputs, unchanged, where that element is.
+  std::optional<ViewStep> viewStep(onnx::NodeOp node, unsigned result,
+                                   llvm::ArrayRef<ExprRef> indices);
 
-  /// A value that holds the expression `e` at plain indices (each an Index
-  /// variable of `vars`, in any order, or the constant 0), found while elements
-  /// were computed; null when there is none.
-  mlir::Value witness(ExprRef e, llvm::ArrayRef<ExprRef> vars,
-                      llvm::SmallVectorImpl<ExprRef> &indices);
+  /// Where expression `e` can be read: values and the indices, each of `vars` or
+  /// the constant 0, as far as such places were seen by element().
+  llvm::SmallVector<ViewStep> places(ExprRef e, llvm::ArrayRef<ExprRef> vars);
 
 private:
   friend struct ShapeRules;
   friend struct ElementRules;
 
+  struct Constants;
   void inferNode(onnx::NodeOp node);
   void setDeclared(mlir::Value value, bool trusted);
 
@@ -90,9 +105,10 @@ private:
   llvm::DenseMap<mlir::Value, TensorFacts> table;
   /// element() results; the key is a Load expression.
   llvm::DenseMap<ExprRef, ExprRef> memo;
-  /// For each expression that element() gave, where it can be read.
+  /// For each expression that element() gave, the Loads that read it.
   llvm::DenseMap<ExprRef, llvm::SmallVector<ExprRef, 1>> witnesses;
-  unsigned depth = 0;
+  std::unique_ptr<Constants> constants;
+  unsigned depth = 0, budget = 0;
   TensorFacts unknown;
 };
 

@@ -152,19 +152,21 @@ private:
   ExprRef fromTerms(Terms &terms);
   bool addTerms(Terms &terms, ExprRef a, int64_t factor);
   ExprRef product(llvm::ArrayRef<ExprRef> atoms);
-  ExprRef upperBound(ExprRef a, bool lower);
   ExprRef rebuild(ExprRef a, llvm::ArrayRef<ExprRef> operands);
   ExprRef substituteIn(ExprRef a,
                        const llvm::DenseMap<ExprRef, ExprRef> &map,
-                       llvm::DenseMap<ExprRef, ExprRef> &memo, unsigned depth);
-  void print(llvm::raw_ostream &os, ExprRef a, unsigned depth);
+                       llvm::DenseMap<ExprRef, ExprRef> &memo, unsigned level);
+  void print(llvm::raw_ostream &os, ExprRef a, unsigned level);
 
   llvm::BumpPtrAllocator allocator;
   llvm::FoldingSet<Expr> set;
   unsigned nextId = 0;
   unsigned nextFresh = 0;
+  unsigned proofDepth = 0;
   /// Symbols that are known to equal something else.
   llvm::DenseMap<ExprRef, ExprRef> solved;
+  /// resolve() results under the present `solved`.
+  llvm::DenseMap<ExprRef, ExprRef> resolved;
 };
 
 } // namespace prefill

@@ -1,0 +1,123 @@
+//===- Rules.h - What single ops do to shapes and elements ----------------===//
+//
+// Private to lib/Analysis.
+//
+//===----------------------------------------------------------------------===//
+#ifndef PREFILL_LIB_ANALYSIS_RULES_H
+#define PREFILL_LIB_ANALYSIS_RULES_H
+
+#include "prefill/Analysis/SymbolicAnalysis.h"
+
+namespace prefill {
+
+/// A Slice along one axis, normalised.
+struct SliceAxis {
+  int64_t axis = 0;
+  ExprRef start = nullptr; ///< null: not known
+  ExprRef length = nullptr;
+  int64_t step = 1;
+};
+
+/// The type of the elements as the rules see them.
+inline bool isIntegerLike(mlir::Type type) {
+  return type && mlir::isa<mlir::IntegerType>(type) && !type.isInteger(1);
+}
+inline bool isBool(mlir::Type type) { return type && type.isInteger(1); }
+inline bool isFloat(mlir::Type type) {
+  return type && mlir::isa<mlir::FloatType>(type);
+}
+
+/// Axis `axis` of a tensor of `rank` counted from the front, or nothing when it
+/// is out of range.
+inline std::optional<int64_t> normalizeAxis(int64_t axis, int64_t rank) {
+  if (axis < 0)
+    axis += rank;
+  if (axis < 0 || axis >= rank)
+    return std::nullopt;
+  return axis;
+}
+
+/// The result size of broadcasting sizes a and b in a valid execution.
+ExprRef broadcastDim(ExprContext &ctx, ExprRef a, ExprRef b);
+
+/// The axes of Squeeze, Unsqueeze and reductions: attribute or input.
+std::optional<llvm::SmallVector<int64_t>>
+axesOf(SymbolicAnalysis &analysis, onnx::NodeOp node, unsigned input);
+
+/// The axes of a Slice, or nothing when they are not known.
+std::optional<llvm::SmallVector<SliceAxis>>
+sliceAxes(SymbolicAnalysis &analysis, onnx::NodeOp node);
+
+/// Offset and length of each output of a Split along its axis.
+std::optional<llvm::SmallVector<std::pair<ExprRef, ExprRef>>>
+splitParts(SymbolicAnalysis &analysis, onnx::NodeOp node);
+
+/// Shapes of a node's results from those of its inputs.
+struct ShapeRules {
+  SymbolicAnalysis &analysis;
+  ExprContext &ctx;
+  onnx::NodeOp node;
+  /// One per result; what stays unranked is not known.
+  llvm::SmallVector<TensorFacts, 2> results;
+
+  ShapeRules(SymbolicAnalysis &analysis, onnx::NodeOp node);
+  void run();
+
+private:
+  const TensorFacts &in(unsigned i);
+  void set(unsigned result, mlir::Type elementType,
+           llvm::ArrayRef<ExprRef> shape);
+  void same(unsigned result, unsigned input);
+  ExprRef product(llvm::ArrayRef<ExprRef> shape);
+  std::optional<llvm::SmallVector<ExprRef>>
+  broadcast(llvm::ArrayRef<unsigned> inputs);
+
+  bool elementwise();
+  bool defaultDomain();
+  bool contribDomain();
+  void reshape();
+  void expand();
+  void matmul(mlir::Value a, mlir::Value b, bool transA, bool transB);
+  void gemm();
+  void concat();
+  void gather();
+  void gatherND();
+  void squeeze();
+  void unsqueeze();
+  void reduce();
+  void constantNode();
+  void einsum();
+  void conv();
+  void attention();
+  void headsFromQuery(int64_t heads, int64_t kvHeads);
+};
+
+/// Elements of a node's results from those of its inputs.
+struct ElementRules {
+  SymbolicAnalysis &analysis;
+  ExprContext &ctx;
+  onnx::NodeOp node;
+  unsigned result;
+  llvm::ArrayRef<ExprRef> indices;
+
+  /// The element, or null when the rule does not know.
+  ExprRef run();
+
+private:
+  ExprRef operand(unsigned i);
+  mlir::Type type(unsigned i);
+  ExprRef unary(llvm::StringRef op, ExprRef a, mlir::Type from, mlir::Type to);
+  ExprRef binary(llvm::StringRef op, ExprRef a, ExprRef b, mlir::Type type);
+  ExprRef compare(llvm::StringRef op, ExprRef a, ExprRef b);
+  ExprRef cast(ExprRef a, mlir::Type from, mlir::Type to);
+  ExprRef concat();
+  ExprRef gather();
+  ExprRef gatherND();
+  ExprRef cumSum();
+  ExprRef range();
+  ExprRef trilu();
+};
+
+} // namespace prefill
+
+#endif

@@ -1,0 +1,638 @@
+//===- SymbolicAnalysis.cpp - Shapes and elements of a graph --------------===//
+
+#include "prefill/Analysis/SymbolicAnalysis.h"
+#include "Rules.h"
+
+#include "llvm/ADT/STLExtras.h"
+
+#include <cmath>
+
+using namespace mlir;
+using namespace prefill;
+using Kind = Expr::Kind;
+
+// element() of a value gives up (an opaque Load) beyond these.
+static constexpr unsigned maxDepth = 192;
+static constexpr unsigned maxBudget = 20000;
+// Constants with more elements are opaque where single elements are asked for,
+// and where a band (a causal mask stored as bytes) is looked for.
+static constexpr int64_t maxConstant = 65536;
+static constexpr int64_t maxBand = int64_t(1) << 24;
+static constexpr size_t maxElements = 256;
+
+//===----------------------------------------------------------------------===//
+// Constants
+//===----------------------------------------------------------------------===//
+
+namespace {
+/// A constant as two values: `inside` where low <= column - row <= high,
+/// otherwise `outside`; or as slope * index + start along its only long axis.
+struct ConstantPattern {
+  enum class Kind { None, Uniform, Band, Affine } kind = Kind::None;
+  double inside = 0, outside = 0;
+  std::optional<int64_t> low, high;
+  int64_t start = 0, slope = 0;
+  int64_t row = -1, column = -1; ///< the long axes
+};
+} // namespace
+
+/// Bytes of constants, read once.
+struct SymbolicAnalysis::Constants {
+  llvm::DenseMap<Value, std::optional<onnx::ConstantElements>> small;
+  llvm::DenseMap<Value, ConstantPattern> patterns;
+
+  const std::optional<onnx::ConstantElements> &get(Value value) {
+    auto [it, isNew] = small.try_emplace(value);
+    if (isNew)
+      it->second = onnx::getConstantElements(value, maxConstant);
+    return it->second;
+  }
+
+  const ConstantPattern &pattern(Value value) {
+    auto [it, isNew] = patterns.try_emplace(value);
+    if (isNew)
+      it->second = find(value);
+    return it->second;
+  }
+
+private:
+  static ConstantPattern find(Value value) {
+    ConstantPattern p;
+    auto constant = onnx::getConstantElements(value, maxBand);
+    if (!constant || constant->size() == 0)
+      return p;
+    size_t count = constant->size();
+    auto at = [&](size_t i) { return constant->asDouble(i); };
+    bool uniform = true;
+    for (size_t i = 1; i < count && uniform; ++i)
+      uniform = at(i) == at(0);
+    if (uniform) {
+      p.kind = ConstantPattern::Kind::Uniform;
+      p.inside = at(0);
+      return p;
+    }
+    ArrayRef<int64_t> shape = constant->type.getShape();
+    SmallVector<int64_t> axes;
+    for (size_t axis = 0; axis < shape.size(); ++axis)
+      if (shape[axis] != 1)
+        axes.push_back(axis);
+    if (axes.size() == 1) {
+      double start = at(0), slope = at(1) - at(0);
+      if (std::trunc(start) != start || std::trunc(slope) != slope ||
+          std::abs(start) > 1e9 || std::abs(slope) > 1e9)
+        return p;
+      for (size_t i = 0; i < count; ++i)
+        if (at(i) != start + slope * static_cast<double>(i))
+          return p;
+      p.kind = ConstantPattern::Kind::Affine;
+      p.start = static_cast<int64_t>(start);
+      p.slope = static_cast<int64_t>(slope);
+      p.row = axes[0];
+      return p;
+    }
+    if (axes.size() != 2)
+      return p;
+    int64_t rows = shape[axes[0]], columns = shape[axes[1]];
+    // The diagonal column - row = 0 exists; its value is taken as inside or, if
+    // the corners say otherwise, it is outside of a band beside it.
+    for (double inside : {at(0), at(columns - 1), at((rows - 1) * columns)}) {
+      std::optional<int64_t> low, high;
+      std::optional<double> outside;
+      bool fits = true;
+      for (int64_t r = 0; r < rows && fits; ++r)
+        for (int64_t c = 0; c < columns; ++c) {
+          double v = at(r * columns + c);
+          if (v == inside) {
+            low = std::min(low.value_or(c - r), c - r);
+            high = std::max(high.value_or(c - r), c - r);
+          } else if (!outside || v == *outside) {
+            outside = v;
+          } else {
+            fits = false;
+            break;
+          }
+        }
+      if (!fits || !outside)
+        continue;
+      for (int64_t r = 0; r < rows && fits; ++r)
+        for (int64_t c = 0; c < columns && fits; ++c)
+          fits = (c - r >= *low && c - r <= *high) ==
+                 (at(r * columns + c) == inside);
+      if (!fits)
+        continue;
+      p.kind = ConstantPattern::Kind::Band;
+      p.inside = inside;
+      p.outside = *outside;
+      if (*low > -(rows - 1))
+        p.low = low;
+      if (*high < columns - 1)
+        p.high = high;
+      p.row = axes[0];
+      p.column = axes[1];
+      return p;
+    }
+    return p;
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// Shapes
+//===----------------------------------------------------------------------===//
+
+SymbolicAnalysis::SymbolicAnalysis(onnx::GraphOp graph)
+    : graph(graph), opset(onnx::getOpsetVersion(graph)),
+      constants(std::make_unique<Constants>()) {
+  Block &body = graph.getBody().front();
+  for (BlockArgument argument : body.getArguments())
+    setDeclared(argument, /*trusted=*/true);
+  for (Operation &op : body) {
+    if (auto node = dyn_cast<onnx::NodeOp>(op))
+      inferNode(node);
+    else
+      for (Value result : op.getResults())
+        setDeclared(result, /*trusted=*/isa<onnx::InitializerOp>(op));
+  }
+}
+
+SymbolicAnalysis::~SymbolicAnalysis() = default;
+
+void SymbolicAnalysis::setDeclared(Value value, bool trusted) {
+  TensorFacts &f = table[value];
+  if (!f.elementType)
+    f.elementType = onnx::getElementType(value.getType());
+  auto type = dyn_cast<RankedTensorType>(value.getType());
+  if (!type)
+    return;
+  if (!f.ranked) {
+    f.ranked = true;
+    for (auto [axis, size] : llvm::enumerate(type.getShape())) {
+      StringRef name = onnx::getDimName(type, axis);
+      if (!ShapedType::isDynamic(size))
+        f.shape.push_back(context.getInt(size));
+      else if (trusted && !name.empty())
+        f.shape.push_back(context.parseDim(name));
+      else
+        f.shape.push_back(context.freshSymbol("?"));
+    }
+    return;
+  }
+  if (static_cast<int64_t>(f.shape.size()) != type.getRank())
+    return;
+  // A size that could not be computed at all: a fresh symbol.
+  for (auto [size, e] : llvm::zip_equal(type.getShape(), f.shape))
+    if (!ShapedType::isDynamic(size) && e->is(Kind::Symbol) &&
+        e->name.starts_with("? "))
+      e = context.getInt(size);
+}
+
+void SymbolicAnalysis::inferNode(onnx::NodeOp node) {
+  ShapeRules rules(*this, node);
+  rules.run();
+  for (auto [value, f] : llvm::zip_equal(node.getOutputs(), rules.results)) {
+    for (ExprRef &e : f.shape)
+      e = context.resolve(e);
+    table[value] = f;
+    setDeclared(value, /*trusted=*/false);
+  }
+}
+
+const TensorFacts &SymbolicAnalysis::facts(Value value) const {
+  auto it = table.find(value);
+  return it == table.end() ? unknown : it->second;
+}
+
+ExprRef SymbolicAnalysis::dim(Value value, int64_t axis) const {
+  const TensorFacts &f = facts(value);
+  if (!f.ranked)
+    return nullptr;
+  auto normal = normalizeAxis(axis, f.shape.size());
+  return normal ? f.shape[*normal] : nullptr;
+}
+
+Type SymbolicAnalysis::inferredType(Value value) {
+  const TensorFacts &f = facts(value);
+  if (!f.elementType)
+    return {};
+  if (!f.ranked)
+    return UnrankedTensorType::get(f.elementType);
+  SmallVector<int64_t> shape;
+  SmallVector<StringRef> names;
+  for (ExprRef e : f.shape) {
+    ExprRef resolved = context.resolve(e);
+    shape.push_back(resolved->asInt().value_or(ShapedType::kDynamic));
+    bool named = resolved->is(Kind::Symbol) && !resolved->name.contains(' ');
+    names.push_back(named ? resolved->name : StringRef());
+  }
+  return onnx::getTensorType(shape, f.elementType, names);
+}
+
+ExprRef prefill::broadcastDim(ExprContext &ctx, ExprRef a, ExprRef b) {
+  if (a->isInt(1))
+    return b;
+  if (b->isInt(1) || ctx.proveEqual(a, b))
+    return a;
+  if (a->is(Kind::Int))
+    return a;
+  if (b->is(Kind::Int))
+    return b;
+  // min(c, x) with c > 1 is 1 only where x is: it equals x or the execution is
+  // invalid. Such sizes come from slices of a stored mask.
+  auto clipped = [&](ExprRef m, ExprRef x) {
+    return m->is(Kind::Min) && llvm::is_contained(m->operands, x) &&
+           llvm::any_of(m->operands, [&](ExprRef o) {
+             return o != x && ctx.proveNonNegative(ctx.sub(o, ctx.getInt(2)));
+           });
+  };
+  if (clipped(a, b))
+    return b;
+  if (clipped(b, a))
+    return a;
+  if (a->id > b->id)
+    std::swap(a, b);
+  // One of the two; a name for it. Kept as a fresh symbol that both uses share.
+  return ctx.getSymbol("broadcast " + std::to_string(a->id) + " " +
+                       std::to_string(b->id));
+}
+
+//===----------------------------------------------------------------------===//
+// Elements
+//===----------------------------------------------------------------------===//
+
+/// A number as an expression of the type's kind.
+static ExprRef numberOf(ExprContext &ctx, double v, Type type) {
+  if (isFloat(type))
+    return ctx.getFloat(v);
+  if (isBool(type))
+    return ctx.getBool(v != 0);
+  return ctx.getInt(static_cast<int64_t>(v));
+}
+
+/// The element of constant `value`, or null.
+static ExprRef constantElement(ExprContext &ctx, const ConstantPattern &pattern,
+                               ArrayRef<ExprRef> indices, Type type) {
+  switch (pattern.kind) {
+  case ConstantPattern::Kind::None:
+    return nullptr;
+  case ConstantPattern::Kind::Uniform:
+    return numberOf(ctx, pattern.inside, type);
+  case ConstantPattern::Kind::Affine: {
+    ExprRef e = ctx.add(ctx.scale(indices[pattern.row], pattern.slope),
+                        ctx.getInt(pattern.start));
+    return isFloat(type) ? ctx.toFloat(e) : isBool(type) ? nullptr : e;
+  }
+  case ConstantPattern::Kind::Band: {
+    ExprRef distance = ctx.sub(indices[pattern.column], indices[pattern.row]);
+    ExprRef inside = ctx.getBool(true);
+    if (pattern.low)
+      inside = ctx.logicalAnd(
+          inside, ctx.ge0(ctx.sub(distance, ctx.getInt(*pattern.low))));
+    if (pattern.high)
+      inside = ctx.logicalAnd(
+          inside, ctx.ge0(ctx.sub(ctx.getInt(*pattern.high), distance)));
+    return ctx.select(inside, numberOf(ctx, pattern.inside, type),
+                      numberOf(ctx, pattern.outside, type));
+  }
+  }
+  return nullptr;
+}
+
+ExprRef SymbolicAnalysis::element(Value value, ArrayRef<ExprRef> indices) {
+  ExprRef key = context.getLoad(value, indices);
+  if (auto it = memo.find(key); it != memo.end())
+    return it->second;
+  if (depth == 0)
+    budget = maxBudget;
+  if (depth >= maxDepth || budget == 0)
+    return key;
+  --budget;
+  ++depth;
+  ExprRef result = nullptr;
+  RankedTensorType type;
+  const TensorFacts &f = facts(value);
+  if (!f.ranked || f.shape.size() != indices.size()) {
+    // Nothing is known about where the element lies.
+  } else if (onnx::getConstantTensor(value, type) ||
+             (value.getDefiningOp<onnx::NodeOp>() &&
+              value.getDefiningOp<onnx::NodeOp>().is("Constant"))) {
+    bool plain = llvm::all_of(indices, [](ExprRef e) { return e->is(Kind::Int); });
+    const auto &constant = constants->get(value);
+    if (plain && constant) {
+      int64_t position = 0;
+      bool inside = true;
+      for (auto [size, e] :
+           llvm::zip_equal(constant->type.getShape(), indices)) {
+        position = position * size + e->integer;
+        inside &= e->integer >= 0 && e->integer < size;
+      }
+      if (inside && constant->isFloat())
+        result = context.getFloat(constant->floats[position]);
+      else if (inside && isBool(f.elementType))
+        result = context.getBool(constant->ints[position]);
+      else if (inside)
+        result = context.getInt(constant->ints[position]);
+    } else {
+      result = constantElement(context, constants->pattern(value), indices,
+                               f.elementType);
+    }
+  } else if (auto node = value.getDefiningOp<onnx::NodeOp>()) {
+    result = ElementRules{*this, context, node,
+                          cast<OpResult>(value).getResultNumber(), indices}
+                 .run();
+  }
+  --depth;
+  if (!result)
+    result = key;
+  memo[key] = result;
+  // Remember where the expression can be read, if at plain indices.
+  bool plain = llvm::all_of(indices, [&](ExprRef e) {
+    return e->isInt(0) ||
+           (e->is(Kind::Index) && llvm::count(indices, e) == 1);
+  });
+  if (plain)
+    if (auto &places = witnesses[result]; places.size() < 8)
+      places.push_back(key);
+  return result;
+}
+
+SmallVector<SymbolicAnalysis::ViewStep>
+SymbolicAnalysis::places(ExprRef e, ArrayRef<ExprRef> vars) {
+  SmallVector<ViewStep> result;
+  auto it = witnesses.find(e);
+  if (it == witnesses.end())
+    return result;
+  for (ExprRef load : it->second)
+    if (llvm::all_of(load->operands, [&](ExprRef x) {
+          return x->isInt(0) || llvm::is_contained(vars, x);
+        }))
+      result.push_back({load->value, Indices(load->operands), 1});
+  return result;
+}
+
+std::optional<Indices>
+SymbolicAnalysis::broadcastIndices(ArrayRef<ExprRef> shape,
+                                   ArrayRef<ExprRef> indices,
+                                   ArrayRef<ExprRef> resultShape) {
+  if (shape.size() > indices.size() || indices.size() != resultShape.size())
+    return std::nullopt;
+  Indices result;
+  size_t skipped = indices.size() - shape.size();
+  for (auto [axis, size] : llvm::enumerate(shape)) {
+    ExprRef full = resultShape[axis + skipped];
+    if (size->isInt(1))
+      result.push_back(context.getInt(0));
+    else if (context.proveEqual(size, full) || full->isInt(1))
+      result.push_back(indices[axis + skipped]);
+    // The rest: either this operand has the result's size, or it is 1. If the
+    // result is as broadcastDim made it of `size` and something that is not
+    // larger, the operand is not stretched.
+    else if (size->is(Kind::Int))
+      result.push_back(indices[axis + skipped]); // not 1, so never stretched
+    else if (size->is(Kind::Min) && broadcastDim(context, size, full) == full)
+      result.push_back(indices[axis + skipped]);
+    else
+      return std::nullopt;
+  }
+  return result;
+}
+
+ExprRef SymbolicAnalysis::broadcastElement(Value value,
+                                           ArrayRef<ExprRef> indices,
+                                           ArrayRef<ExprRef> resultShape) {
+  const TensorFacts &f = facts(value);
+  if (!f.ranked)
+    return nullptr;
+  auto mapped = broadcastIndices(f.shape, indices, resultShape);
+  return mapped ? element(value, *mapped) : nullptr;
+}
+
+std::optional<SmallVector<ExprRef>> SymbolicAnalysis::elements(Value value) {
+  if (!value)
+    return std::nullopt;
+  const TensorFacts &f = facts(value);
+  if (!f.ranked || f.shape.size() > 1)
+    return std::nullopt;
+  if (f.shape.empty())
+    return SmallVector<ExprRef>{element(value, {})};
+  auto count = context.resolve(f.shape[0])->asInt();
+  if (!count || *count < 0 || *count > static_cast<int64_t>(maxElements))
+    return std::nullopt;
+  SmallVector<ExprRef> result;
+  for (int64_t i = 0; i < *count; ++i)
+    result.push_back(context.resolve(element(value, {context.getInt(i)})));
+  return result;
+}
+
+std::optional<SmallVector<int64_t>>
+SymbolicAnalysis::constantInts(Value value) {
+  auto list = elements(value);
+  if (!list)
+    return std::nullopt;
+  SmallVector<int64_t> result;
+  for (ExprRef e : *list) {
+    auto v = e->asInt();
+    if (!v)
+      return std::nullopt;
+    result.push_back(*v);
+  }
+  return result;
+}
+
+Indices SymbolicAnalysis::indexVariables(Value value, StringRef prefix) {
+  Indices result;
+  for (auto [axis, size] : llvm::enumerate(facts(value).shape))
+    result.push_back(size->isInt(1)
+                         ? context.getInt(0)
+                         : context.getIndex(
+                               (prefix + llvm::Twine(axis)).str(), size));
+  return result;
+}
+
+std::optional<double> SymbolicAnalysis::uniformNumber(Value value) {
+  if (!value || !facts(value).ranked)
+    return std::nullopt;
+  // Weights are not scanned for being uniform; only what could be a scalar.
+  int64_t total = 1;
+  for (ExprRef e : facts(value).shape)
+    if (auto size = e->asInt(); size && total <= maxConstant)
+      total *= *size;
+  if (total > maxConstant)
+    return std::nullopt;
+  return element(value, indexVariables(value, "u"))->asNumber();
+}
+
+//===----------------------------------------------------------------------===//
+// Views
+//===----------------------------------------------------------------------===//
+
+/// Where element `x` of a reshape of `from` to `to` lies.
+static std::optional<Indices> reshapeIndices(ExprContext &ctx,
+                                             ArrayRef<ExprRef> from,
+                                             ArrayRef<ExprRef> to,
+                                             ArrayRef<ExprRef> x) {
+  Indices result(from.size(), ctx.getInt(0));
+  size_t p = 0, q = 0;
+  while (true) {
+    while (p < from.size() && from[p]->isInt(1))
+      ++p;
+    while (q < to.size() && to[q]->isInt(1))
+      ++q;
+    if (p == from.size() && q == to.size())
+      return result;
+    if (p == from.size() || q == to.size())
+      return std::nullopt; // Sizes of 1 that are not proven to be.
+    // The smallest groups of dimensions with equal products.
+    size_t pEnd = p + 1, qEnd = q + 1;
+    ExprRef in = from[p], out = to[q];
+    while (!ctx.proveEqual(in, out)) {
+      bool growIn = ctx.exactDiv(out, in), growOut = ctx.exactDiv(in, out);
+      if (growIn && pEnd < from.size()) {
+        in = ctx.mul(in, from[pEnd++]);
+      } else if (growOut && qEnd < to.size()) {
+        out = ctx.mul(out, to[qEnd++]);
+      } else {
+        pEnd = from.size();
+        qEnd = to.size();
+        break;
+      }
+    }
+    ExprRef linear = ctx.getInt(0);
+    for (size_t k = q; k < qEnd; ++k)
+      linear = ctx.add(ctx.mul(linear, to[k]), x[k]);
+    for (size_t k = pEnd; k-- > p + 1;) {
+      if (from[k]->isInt(1))
+        continue;
+      result[k] = ctx.mod(linear, from[k]);
+      linear = ctx.floorDiv(linear, from[k]);
+    }
+    result[p] = linear;
+    p = pEnd;
+    q = qEnd;
+  }
+}
+
+std::optional<SymbolicAnalysis::ViewStep>
+SymbolicAnalysis::viewStep(onnx::NodeOp node, unsigned resultNumber,
+                           ArrayRef<ExprRef> indices) {
+  if (!node.getDomain().empty() || node.getNumOperands() == 0)
+    return std::nullopt;
+  StringRef op = node.getOpType();
+  Value input = node.getInput(0);
+  if (!input)
+    return std::nullopt;
+  const TensorFacts &f = facts(input);
+  const TensorFacts &out = facts(node.getResult(resultNumber));
+  if (!f.ranked || !out.ranked || out.shape.size() != indices.size())
+    return std::nullopt;
+  ArrayRef<ExprRef> shape = f.shape;
+  if (op == "Identity" ||
+      (op == "Dropout" && resultNumber == 0 &&
+       (!node.getInput(2) || uniformNumber(node.getInput(2)) == 0.0)))
+    return ViewStep{input, Indices(indices), 1};
+  if (op == "Cast" || op == "CastLike") {
+    if (!f.elementType || f.elementType != out.elementType)
+      return std::nullopt;
+    return ViewStep{input, Indices(indices), 1};
+  }
+  if (op == "Reshape" || op == "Flatten" || op == "Squeeze" ||
+      op == "Unsqueeze") {
+    auto mapped = reshapeIndices(context, shape, out.shape, indices);
+    if (!mapped)
+      return std::nullopt;
+    return ViewStep{input, *mapped, 1};
+  }
+  if (op == "Transpose") {
+    Indices mapped(indices.size(), nullptr);
+    SmallVector<int64_t> perm;
+    if (auto attr = node.getInts("perm"))
+      perm.assign(attr->begin(), attr->end());
+    else
+      for (int64_t axis = indices.size(); axis-- > 0;)
+        perm.push_back(axis);
+    if (perm.size() != indices.size())
+      return std::nullopt;
+    for (auto [to, from] : llvm::enumerate(perm)) {
+      if (from < 0 || from >= static_cast<int64_t>(mapped.size()))
+        return std::nullopt;
+      mapped[from] = indices[to];
+    }
+    if (llvm::is_contained(mapped, nullptr))
+      return std::nullopt;
+    return ViewStep{input, mapped, 1};
+  }
+  if (op == "Expand") {
+    auto mapped = broadcastIndices(shape, indices, out.shape);
+    if (!mapped)
+      return std::nullopt;
+    return ViewStep{input, *mapped, 1};
+  }
+  if (op == "Slice") {
+    auto axes = sliceAxes(*this, node);
+    if (!axes)
+      return std::nullopt;
+    Indices mapped(indices);
+    for (const SliceAxis &s : *axes) {
+      if (!s.start)
+        return std::nullopt;
+      mapped[s.axis] =
+          context.add(s.start, context.scale(indices[s.axis], s.step));
+    }
+    return ViewStep{input, mapped, 1};
+  }
+  if (op == "Split") {
+    auto parts = splitParts(*this, node);
+    auto axis = normalizeAxis(node.getInt("axis", 0), shape.size());
+    if (!parts || !axis || resultNumber >= parts->size())
+      return std::nullopt;
+    Indices mapped(indices);
+    mapped[*axis] = context.add(mapped[*axis], (*parts)[resultNumber].first);
+    return ViewStep{input, mapped, 1};
+  }
+  if (op == "Tile") {
+    Indices mapped;
+    for (auto [size, e] : llvm::zip_equal(shape, indices))
+      mapped.push_back(context.mod(e, size));
+    return ViewStep{input, mapped, 1};
+  }
+  return std::nullopt;
+}
+
+SmallVector<SymbolicAnalysis::ViewStep>
+SymbolicAnalysis::viewChain(Value value, ArrayRef<ExprRef> indices) {
+  SmallVector<ViewStep> chain;
+  chain.push_back({value, Indices(indices), 1});
+  while (chain.size() < 64) {
+    ViewStep last = chain.back();
+    auto node = last.value.getDefiningOp<onnx::NodeOp>();
+    if (!node)
+      break;
+    unsigned number = cast<OpResult>(last.value).getResultNumber();
+    if (auto step = viewStep(node, number, last.indices)) {
+      step->factor = last.factor;
+      chain.push_back(*step);
+      continue;
+    }
+    bool times = node.is("Mul"), over = node.is("Div");
+    if ((!times && !over) || !isFloat(facts(last.value).elementType))
+      break;
+    Value data = node.getInput(0), other = node.getInput(1);
+    if (!data || !other)
+      break;
+    auto number0 = times ? uniformNumber(data) : std::nullopt;
+    auto number1 = uniformNumber(other);
+    if (number0)
+      std::swap(data, other);
+    std::optional<double> factor = number0 ? number0 : number1;
+    if (!factor || (over && *factor == 0))
+      break;
+    const TensorFacts &f = facts(data);
+    if (!f.ranked || !facts(last.value).ranked)
+      break;
+    auto mapped =
+        broadcastIndices(f.shape, last.indices, facts(last.value).shape);
+    if (!mapped)
+      break;
+    chain.push_back(
+        {data, *mapped, over ? last.factor / *factor : last.factor * *factor});
+  }
+  return chain;
+}

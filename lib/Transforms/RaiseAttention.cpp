@@ -1,0 +1,193 @@
+//===- RaiseAttention.cpp - Proven attention to prefill.attention ---------===//
+//
+// Writes what lib/Analysis found: for each site that is proven, the planned
+// onnx.nodes and one prefill.attention in place of the core,
+//
+//   %s = onnx.node "MatMul"(%q, %kt); ... %p = onnx.node "Softmax"(%m)
+//   %o = onnx.node "MatMul"(%p, %v)
+// becomes
+//   %o = prefill.attention %q, %k, %v {causal, scale = 0.25, ...}
+//
+// and erases what nothing uses any more. Sites that are refused stay as they
+// are, with a missed remark.
+//
+//===----------------------------------------------------------------------===//
+
+#include "prefill/Analysis/AttentionSite.h"
+#include "prefill/Transforms/Passes.h"
+#include "mlir/IR/Remarks.h"
+#include "mlir/Interfaces/SideEffectInterfaces.h"
+
+namespace prefill {
+#define GEN_PASS_DEF_RAISEATTENTION
+#include "prefill/Transforms/Passes.h.inc"
+} // namespace prefill
+
+using namespace mlir;
+using namespace prefill;
+
+namespace {
+struct RaiseAttentionPass final
+    : prefill::impl::RaiseAttentionBase<RaiseAttentionPass> {
+  using Base::Base;
+
+  void runOnOperation() override {
+    for (AttentionSite &site : findAttention(getOperation())) {
+      if (site.refused()) {
+        ++numDeclined;
+        explain(site);
+      } else {
+        ++numRaised;
+        rewrite(site);
+      }
+    }
+    eraseDead();
+  }
+
+private:
+  /// What became of values that were replaced: a later site may read them.
+  DenseMap<Value, Value> replaced;
+  /// Ops that may have lost their last use.
+  SmallVector<Operation *> maybeDead;
+
+  void explain(const AttentionSite &site) {
+    auto node = dyn_cast_or_null<onnx::NodeOp>(site.refusalNode);
+    Operation *at = node ? node.getOperation() : site.core;
+    auto remark = remark::missed(
+        at->getLoc(), remark::RemarkOpts::name("NotRaised")
+                          .category("raise-attention"));
+    remark << "attention stays as it was: ";
+    if (node) {
+      remark << node.getOpType().str();
+      StringRef name = node.getNodeName().empty() ? node.getOutputName(0)
+                                                  : node.getNodeName();
+      if (!name.empty())
+        remark << " '" << name.str() << "'";
+      remark << ": ";
+    }
+    remark << site.refusal;
+    if (site.refusalValue)
+      if (StringRef name = onnx::getValueName(site.refusalValue);
+          !name.empty())
+        remark << " (value '" << name.str() << "')";
+  }
+
+  void rewrite(AttentionSite &site) {
+    // Operands come before the core and its surroundings; the first replaced
+    // result is before all uses of any.
+    Operation *point = nullptr;
+    for (auto &[value, planned] : site.replacements)
+      if (Operation *op = value.getDefiningOp())
+        if (!point || op->isBeforeInBlock(point))
+          point = op;
+    if (!point)
+      return;
+    OpBuilder builder(point);
+    Location loc = site.core->getLoc();
+    AttentionOp attention;
+    SmallVector<SmallVector<Value>> created(site.nodes.size());
+    Value absent;
+
+    auto get = [&](const PlannedValue &v) -> Value {
+      switch (v.kind) {
+      case PlannedValue::Kind::None:
+        return {};
+      case PlannedValue::Kind::Existing: {
+        auto it = replaced.find(v.value);
+        return it == replaced.end() ? v.value : it->second;
+      }
+      case PlannedValue::Kind::Node:
+        return created[v.node][v.result];
+      case PlannedValue::Kind::Attention:
+        return attention->getResult(v.result);
+      }
+      return {};
+    };
+    // A node waits for the attention if it reads its result, directly or not.
+    SmallVector<bool> after(site.nodes.size(), false);
+    for (auto [i, node] : llvm::enumerate(site.nodes))
+      for (const PlannedValue &input : node.inputs)
+        after[i] |= input.kind == PlannedValue::Kind::Attention ||
+                    (input.kind == PlannedValue::Kind::Node &&
+                     after[input.node]);
+    auto createNodes = [&](bool late) {
+      for (auto [i, node] : llvm::enumerate(site.nodes)) {
+        if (after[i] != late)
+          continue;
+        if (node.opType == "Constant" && node.attributes.size() == 1)
+          if (auto elements =
+                  dyn_cast<ElementsAttr>(node.attributes[0].getValue())) {
+            created[i] = {onnx::createInitializer(builder, loc, elements)};
+            continue;
+          }
+        SmallVector<Value> inputs;
+        for (const PlannedValue &input : node.inputs) {
+          Value v = get(input);
+          if (!v && !absent)
+            absent = onnx::createAbsent(builder, loc);
+          inputs.push_back(v ? v : absent);
+        }
+        auto op = onnx::NodeOp::create(builder, loc, node.opType, node.domain,
+                                       inputs, node.resultTypes,
+                                       node.attributes);
+        llvm::append_range(created[i], op.getOutputs());
+      }
+    };
+
+    createNodes(/*late=*/false);
+    for (auto &[value, type] : site.types)
+      value.setType(type);
+    MLIRContext *context = builder.getContext();
+    auto i64 = [&](int64_t v) { return builder.getI64IntegerAttr(v); };
+    auto optional = [&](std::optional<int64_t> v) {
+      return v ? i64(*v) : IntegerAttr();
+    };
+    auto text = [&](StringRef s) {
+      return s.empty() ? StringAttr() : builder.getStringAttr(s);
+    };
+    attention = AttentionOp::create(
+        builder, loc, TypeRange{site.resultType}, get(site.q), get(site.k),
+        get(site.v), get(site.bias), get(site.keyMask), get(site.kvLengths),
+        get(site.sinks), get(site.qSegment), get(site.kSegment),
+        get(site.qOffset), get(site.cos), get(site.sin), i64(site.qHeads),
+        i64(site.kvHeads), i64(site.headDim), i64(site.vHeadDim),
+        builder.getF32FloatAttr(site.scale),
+        site.causal ? builder.getUnitAttr() : UnitAttr(),
+        optional(site.windowLeft), optional(site.windowRight),
+        site.softcap ? builder.getF32FloatAttr(*site.softcap) : FloatAttr(),
+        QueryAlignmentAttr::get(context, site.alignment),
+        MaskedRowRuleAttr::get(context, site.maskedRow),
+        TensorLayoutAttr::get(context, site.qLayout),
+        TensorLayoutAttr::get(context, site.kLayout),
+        TensorLayoutAttr::get(context, site.vLayout),
+        TensorLayoutAttr::get(context, site.oLayout),
+        RotaryKindAttr::get(context, site.rotary), i64(site.rotaryDim),
+        text(site.layer), text(site.form));
+    createNodes(/*late=*/true);
+    for (auto &[value, planned] : site.replacements) {
+      Value by = get(planned);
+      if (Operation *op = value.getDefiningOp())
+        maybeDead.push_back(op);
+      value.replaceAllUsesWith(by);
+      replaced[value] = by;
+    }
+  }
+
+  /// Erases nodes, initializers and absent markers that lost their last use.
+  void eraseDead() {
+    llvm::DenseSet<Operation *> gone;
+    while (!maybeDead.empty()) {
+      Operation *op = maybeDead.pop_back_val();
+      if (gone.contains(op) ||
+          !isa<onnx::NodeOp, onnx::InitializerOp, onnx::AbsentOp>(op) ||
+          !isOpTriviallyDead(op))
+        continue;
+      for (Value operand : op->getOperands())
+        if (Operation *definition = operand.getDefiningOp())
+          maybeDead.push_back(definition);
+      gone.insert(op);
+      op->erase();
+    }
+  }
+};
+} // namespace
