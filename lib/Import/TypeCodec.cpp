@@ -337,7 +337,7 @@ bool prefill::exportValueInfo(Attribute entry, StringRef name, Type type,
     return exportPlain(name, type, info);
   if (!info.ParseFromString(verbatim.getBytes().str()))
     return false;
-  if (info.name() != name || !info.has_name())
+  if (info.name() != name)
     info.set_name(name.str());
   // Only a type that a pass has changed is written anew: the bytes may say more
   // (denotations) than the type does.
