@@ -25,7 +25,7 @@ tile.kernel @attention(
   %start = tile.broadcast %scale dims = [] : f32 -> tensor<16xf32>
   %zero = arith.constant dense<0.0> : tensor<16x64xf32>
   // CHECK: %{{.*}}:2 = tile.for_tiles %[[KEYS:.*]] in %[[INDEX]]
-  // CHECK-SAME: iter_args(%{{.*}} = %{{.*}}, %{{.*}} = %{{.*}})
+  // CHECK-SAME: iter_args(%{{[^ ]*}} = %{{[^ ]*}}, %{{[^ ]*}} = %{{[^ ]*}})
   // CHECK-SAME: : !tile.index<32> -> (tensor<16xf32>, tensor<16x64xf32>) {
   %r:2 = tile.for_tiles %keys in %index iter_args(%m = %start, %acc = %zero)
       : !tile.index<32> -> (tensor<16xf32>, tensor<16x64xf32>) {
