@@ -98,10 +98,10 @@ static void readAttributes(OpForm &form, int64_t opset, int64_t headDim) {
     form.refuse("attribute 'softcap' is negative or not finite");
   if (softcap > 0)
     site.softcap = softcap;
-  // Kernels take the softmax in fp32. ONNX Runtime does so for lower
-  // precisions, too; more than fp32 nobody gives here.
+  // Kernels take the softmax in fp32, as ONNX Runtime does for lower precisions;
+  // double differs from that by less than the result's own rounding.
   int64_t precision = form.readInt("softmax_precision", 1);
-  if (precision != 1 && precision != 10 && precision != 16)
+  if (precision != 1 && precision != 10 && precision != 11 && precision != 16)
     form.refuse("attribute 'softmax_precision' is " + Twine(precision));
   int64_t left = form.readInt("left_window_size", -1);
   int64_t right = form.readInt("right_window_size", -1);
@@ -109,7 +109,10 @@ static void readAttributes(OpForm &form, int64_t opset, int64_t headDim) {
     form.refuse("window attributes are below -1 or from a later version");
   if (left >= 0)
     site.windowLeft = left;
-  if (right >= 0)
+  // Nothing to the right is what causal means; anything else says less.
+  if (right == 0)
+    site.causal = true;
+  if (right > 0 && !site.causal)
     site.windowRight = right;
   // Only what the 4th output holds depends on it.
   form.readInt("qk_matmul_output_mode", 0);

@@ -34,7 +34,7 @@ def onnx_attention(inputs, attributes, opset):
     else:
         hq, hk = q.shape[1], k.shape[1]
         layout, head_dim = "bhsd", q.shape[3]
-    if a.get("softmax_precision", 1) == 11 or a.get("scale", 1) <= 0:
+    if a.get("scale", 1) <= 0:
         raise ValueError("declined")
     k4 = heads_first(k, hk) if q.ndim == 3 else k
     v4 = heads_first(v, hk) if q.ndim == 3 else v

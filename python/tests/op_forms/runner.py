@@ -10,9 +10,12 @@ from onnx.reference import ReferenceEvaluator
 OUTPUT_NAMES = "YABCDE"
 
 
-def make_model(op_type, inputs, attributes, outputs=1, domain="", opset=23):
+def make_model(
+    op_type, inputs, attributes, outputs=1, domain="", opset=23, shapes=None
+):
     """One-node model. `inputs` holds arrays, None for an omitted input;
-    `outputs` a count or a list of booleans (False: omitted)."""
+    `outputs` a count or a list of booleans (False: omitted). `shapes` declares
+    shapes of inputs; without, only ranks are declared."""
     present = [True] * outputs if isinstance(outputs, int) else list(outputs)
     names = [f"x{i}" if x is not None else "" for i, x in enumerate(inputs)]
     results = [OUTPUT_NAMES[i] if p else "" for i, p in enumerate(present)]
@@ -20,7 +23,10 @@ def make_model(op_type, inputs, attributes, outputs=1, domain="", opset=23):
 
     def info(name, array):
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        return helper.make_tensor_value_info(name, kind, [None] * array.ndim)
+        shape = [None] * array.ndim
+        if shapes:
+            shape = shapes[int(name[1:])]
+        return helper.make_tensor_value_info(name, kind, shape)
 
     graph = helper.make_graph(
         [node],
