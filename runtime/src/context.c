@@ -5,6 +5,7 @@
 \*===----------------------------------------------------------------------===*/
 #include "internal.h"
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

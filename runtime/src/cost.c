@@ -1,1 +1,148 @@
-/* being written */
+/*===- cost.c - When is sparse attention worth while? -------------*- C -*-===*\
+|*
+|* One unit is the time of one dense block of the same kernel (block_q x block_k
+|* scores with softmax and the product with V). The constants were measured, see
+|* each; they are ratios of times on one machine, so that clock rates and vector
+|* widths cancel. `prefill_plan::dense_below` >= 0 overrides all of this.
+|*
+\*===----------------------------------------------------------------------===*/
+#include "sparse.h"
+
+/* Fixed cost of a tile of query rows: transposing Q and O, the call. */
+#define TILE 0.4
+/* A block that is visited through an index instead of in a row: its K and V are
+ * not in the prefetcher's way. */
+#define SPARSE_BLOCK 1.04
+/* A tile of gathered columns: positions are compared for every one. */
+#define COLUMN_TILE 1.15
+/* Listing blocks and columns of a sparse tile. */
+#define SPARSE_TILE 0.15
+/* Scores of the last rows, softmax, column and diagonal sums of bk keys, per bq
+ * rows: half of a block's products, twice its exponentials. */
+#define ESTIMATE_BLOCK 1.1
+/* The same work without the generated score function. */
+#define ESTIMATE_BLOCK_PORTABLE 1.3
+/* Selection and merging per bk keys. */
+#define SELECT_BLOCK 0.15
+/* Handing work to other threads once more, both sides of it. */
+#define FIXED 8.0
+/* Pooling bk keys or bq queries. */
+#define POOL_BLOCK 0.05
+/* Scores of one tile against one block's mean, and selecting among them. */
+#define POOLED_PAIR 0.002
+
+/* Sparse must be cheaper by this much: the model is not exact. */
+#define MARGIN 0.95
+/* An estimate may be in vain if it costs no more than this share of the dense
+ * time: nothing may get more than 2 % slower. */
+#define IN_VAIN 0.012
+
+double pf_cost_dense(const pf_work *work) {
+  return TILE * (double)work->tiles + (double)work->blocks;
+}
+
+double pf_cost_sparse(const pf_work *work) {
+  return (TILE + SPARSE_TILE) * (double)work->tiles +
+         SPARSE_BLOCK * (double)work->blocks +
+         COLUMN_TILE * (double)work->column_tiles;
+}
+
+double pf_cost_estimate_sums(const pf_call *call, int64_t rows, int64_t keys) {
+  const double blocks = (double)pf_ceil_div(keys, call->bk);
+  const double groups = (double)pf_ceil_div(rows, call->bq);
+  const double each =
+      call->variant->score ? ESTIMATE_BLOCK : ESTIMATE_BLOCK_PORTABLE;
+  return FIXED + blocks * (groups * each + SELECT_BLOCK);
+}
+
+double pf_cost_estimate_blocks(const pf_call *call, int64_t keys) {
+  const double blocks = (double)pf_ceil_div(keys, call->bk);
+  const double tiles = (double)call->tiles;
+  return FIXED + POOL_BLOCK * (blocks + tiles) + POOLED_PAIR * blocks * tiles;
+}
+
+pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
+                        const pf_work *dense, int64_t keys, bool worst) {
+  const int64_t tiles = dense->tiles, blocks = pf_ceil_div(keys, call->bk);
+  const int64_t own = call->bq / call->bk + 1;
+  /* A tile sees this many blocks on average. */
+  const double mean = tiles ? (double)dense->blocks / (double)tiles : 0;
+  pf_work work = {.tiles = tiles};
+  double per_tile = 0, columns = 0;
+  switch (plan->pattern) {
+  case PREFILL_PATTERN_A_SHAPE:
+  case PREFILL_PATTERN_TRI_SHAPE:
+    per_tile = (double)(pf_ceil_div(plan->init, call->bk) +
+                        pf_ceil_div(plan->local, call->bk) + own);
+    break;
+  case PREFILL_PATTERN_VERTICAL_SLASH:
+    if (plan->density > 0) {
+      per_tile = pf_max(own + 2, 1) + 1;
+      if (plan->density * mean > per_tile)
+        per_tile = plan->density * mean;
+    } else {
+      /* Slashes come in runs: measured on attention of real models, 18 to 25 of
+       * them share a block after merging (sparse-patterns.md 1.9). */
+      const int64_t scattered = pf_max(0, plan->slash - PF_FORCED_DIAGONALS);
+      per_tile = (double)(own + pf_ceil_div(PF_FORCED_DIAGONALS, call->bk));
+      per_tile += worst ? 2.0 * (double)scattered : (double)scattered / 16;
+      columns = (double)pf_min(keys, pf_max(plan->vertical, PF_FORCED_SINKS));
+      /* On average half of the columns lie below a row; some are in kept
+       * blocks. */
+      columns *= worst ? 1.0 : 0.5;
+    }
+    break;
+  case PREFILL_PATTERN_BLOCK_SPARSE:
+    per_tile = plan->density > 0 ? plan->density * mean : plan->top_k;
+    per_tile += (double)own;
+    break;
+  default:
+    return *dense;
+  }
+  if (per_tile > (double)blocks)
+    per_tile = (double)blocks;
+  /* Causal: the first tiles see fewer blocks than the budget. With n blocks at
+   * the end of the prompt, a constant budget of k keeps k (2n - k) / n^2. */
+  double kept = per_tile;
+  if (mean > 0 && per_tile < (double)blocks && !(plan->density > 0)) {
+    double share = per_tile / (double)blocks;
+    kept = mean * share * (2 - share);
+    if (call->s < keys / 2) /* a chunk: all of its tiles see much */
+      kept = per_tile;
+  }
+  if (kept > mean)
+    kept = mean;
+  work.blocks = (int64_t)(kept * (double)tiles);
+  work.column_tiles =
+      (int64_t)(columns / (double)call->bk * (double)tiles + 0.5);
+  if (columns > 0 && work.column_tiles < tiles)
+    work.column_tiles = tiles;
+  return work;
+}
+
+bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
+                         const pf_work *dense, int64_t keys) {
+  const double full = pf_cost_dense(dense);
+  double estimate = 0;
+  bool exact = true; /* the prediction is an upper bound already */
+  if (plan->pattern == PREFILL_PATTERN_VERTICAL_SLASH) {
+    estimate = pf_cost_estimate_sums(
+        call, pf_min(call->s, pf_max(plan->last, 1)), keys);
+    exact = plan->density > 0;
+  } else if (plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE) {
+    estimate = pf_cost_estimate_blocks(call, keys);
+  } else {
+    estimate = FIXED / 2;
+  }
+  const pf_work likely = pf_predict_work(call, plan, dense, keys, false);
+  if (estimate + pf_cost_sparse(&likely) > MARGIN * full)
+    return false;
+  if (exact || estimate <= IN_VAIN * full)
+    return true;
+  const pf_work worst = pf_predict_work(call, plan, dense, keys, true);
+  return estimate + pf_cost_sparse(&worst) <= MARGIN * full;
+}
+
+bool pf_worth_running(const pf_work *dense, const pf_work *sparse) {
+  return pf_cost_sparse(sparse) <= pf_cost_dense(dense);
+}

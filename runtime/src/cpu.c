@@ -7,6 +7,7 @@
 \*===----------------------------------------------------------------------===*/
 #include "internal.h"
 #include <cpuid.h>
+#include <stdatomic.h>
 
 /* XCR0: which register states the operating system saves. Needs OSXSAVE. */
 static uint64_t extended_control_register(void) {

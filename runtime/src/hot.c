@@ -4,7 +4,7 @@
 |* PF_HOT naming the table. Vector types are the compiler's own; a vector of 16
 |* floats is one register on v4, and the register blocks below are chosen to
 fit.
-|* No libm: exp is a polynomial (degree 5 on [-0.5, 0.5], about 2 ulp).
+|* No libm: exp is a polynomial (degree 6 on [-0.5, 0.5], about 2 ulp).
 |*
 \*===----------------------------------------------------------------------===*/
 #include "internal.h"
@@ -272,11 +272,12 @@ static inline vector exponential(vector x) {
   vector y = vmax(x * 1.44269504088896341f, splat(-125.0f));
   vector t = y + 12582912.0f; /* 1.5 * 2^23: the integer lands in low bits */
   vector f = y - (t - 12582912.0f);
-  vector p = splat(1.3333558146e-3f);
-  p = p * f + 9.6181291076e-3f;
-  p = p * f + 5.5504108665e-2f;
-  p = p * f + 2.4022650696e-1f;
-  p = p * f + 6.9314718056e-1f;
+  vector p = splat(1.535336188319500e-4f); /* Cephes, exp2f */
+  p = p * f + 1.339887440266574e-3f;
+  p = p * f + 9.618437357674640e-3f;
+  p = p * f + 5.550332471162809e-2f;
+  p = p * f + 2.402264791363012e-1f;
+  p = p * f + 6.931472028550421e-1f;
   p = p * f + 1.0f;
   return (vector)((ivector)p + ((ivector)t << 23));
 }

@@ -73,6 +73,8 @@ int64_t pf_phases(const pf_grid *grid);
 int64_t pf_phase_of(const pf_grid *grid, int64_t tile);
 /* The block of the last position of a whole tile. */
 int64_t pf_top_block(const pf_grid *grid, int64_t tile);
+/* Distance from a tile's top block to the block of its first position. */
+int64_t pf_own_distance(const pf_grid *grid, int64_t tile);
 /* The largest distance that any tile of the grid can use. */
 int64_t pf_max_distance(const pf_grid *grid);
 

@@ -14,7 +14,6 @@
 #define PREFILL_RUNTIME_INTERNAL_H
 
 #include "prefill/kernel_abi.h"
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -113,6 +112,7 @@ typedef struct pf_batch {
 } pf_batch;
 
 struct pf_head_index;
+struct estimation;
 
 /* Everything a call needs, resolved. Read-only once the tiles run. */
 typedef struct pf_call {
@@ -152,7 +152,8 @@ typedef struct pf_call {
   void *rotated_k;             /* [b][hk][t][d], see rotary.c */
   struct pf_head_index *index; /* [b][hq], or NULL: all dense */
   int64_t most_columns;        /* longest column list of any head */
-  int32_t *visited;            /* [b][hq][tiles][2]: visited, visible blocks */
+  const struct estimation *estimation; /* while the index is built */
+  int32_t *visited; /* [b][hq][tiles][2]: visited, visible blocks */
 
   /* Workspace to release at the end of the call. */
   void *owned[24];

@@ -1,12 +1,77 @@
-/*===- sparse.h - From a kernel's plan to indices -----------------*- C -*-===*/
+/*===- sparse.h - From a kernel's plan to indices -----------------*- C -*-===*\
+|*
+|* estimate.c scores, select.c selects, index.c applies; cost.c says when it is
+|* worth while. prefill_plan says what is wanted, per query head.
+|*
+\*===----------------------------------------------------------------------===*/
 #ifndef PREFILL_RUNTIME_SPARSE_H
 #define PREFILL_RUNTIME_SPARSE_H
 
-#include "internal.h"
+#include "index.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* MInference's constants: keys and diagonals that are always kept. */
+enum { PF_FORCED_SINKS = 30, PF_FORCED_DIAGONALS = 100 };
 
 /* Decides for every head of the call whether it runs dense, estimates what
  * sparse ones visit, and fills call->index and call->most_columns. Leaves
- * call->index NULL when every head is dense. */
+ * call->index NULL when every head is dense: so it does without a plan, for
+ * q_len 1, for kernels that are not plainly causal or have a bias or segments,
+ * and where the cost function says so. */
 prefill_status pf_build_index(pf_call *call);
 
+/*===-- select.c ---------------------------------------------------------===*/
+
+/* Sets in chosen (n bits, cleared first) the items of greatest value whose
+ * costs together stay within budget: in order of falling value, of equal ones
+ * the lower index first, up to the first that does not fit. cost NULL: 1 each.
+ * -inf and NaN are never chosen. O(n). */
+void pf_select(const float *value, const float *cost, int64_t n, double budget,
+               uint64_t *chosen);
+
+/*===-- estimate.c, the parts that tests look at -------------------------===*/
+
+/* Column and diagonal sums of the softmax of the last `last` query rows of head
+ * h: column[j] for keys j < t, diagonal[delta] for delta in [0, t). Positions
+ * of the rows end before *end_position. memory: pf_estimate_bytes. */
+typedef struct pf_sums {
+  float *column;   /* [t] */
+  float *diagonal; /* [t] */
+  int64_t first_position, end_position;
+} pf_sums;
+int64_t pf_estimate_bytes(const pf_call *call, int64_t last);
+pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
+                         int64_t last, void *memory);
+
+/*===-- cost.c -----------------------------------------------------------===*/
+
+/* Work in units of one dense block (block_q x block_k scores and their values)
+ * of the same kernel. */
+typedef struct pf_work {
+  int64_t tiles;        /* tiles of query rows that visit anything */
+  int64_t blocks;       /* blocks visited */
+  int64_t column_tiles; /* tiles of block_k gathered columns */
+} pf_work;
+double pf_cost_dense(const pf_work *work);
+double pf_cost_sparse(const pf_work *work);
+/* Of a vertical-slash estimate of `rows` query rows over `keys` keys, and of a
+ * block-sparse one of a whole head. */
+double pf_cost_estimate_sums(const pf_call *call, int64_t rows, int64_t keys);
+double pf_cost_estimate_blocks(const pf_call *call, int64_t keys);
+/* What a plan is expected to visit, and the most it can visit, of a head whose
+ * dense work is given. */
+pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
+                        const pf_work *dense, int64_t keys, bool worst);
+/* Before the estimate: is it worth while? */
+bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
+                         const pf_work *dense, int64_t keys);
+/* After it. */
+bool pf_worth_running(const pf_work *dense, const pf_work *sparse);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

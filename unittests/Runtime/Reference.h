@@ -141,8 +141,8 @@ void referenceTile(const prefill_tile_args *a) {
         visit(ck + n * D, cv + n * E, a->col_pos[n], false, true);
       }
     for (int64_t n = a->col_count; n % BK; ++n)
-      require(a->col_pos[n] == INT32_MAX && widen(ck[n * D]) == 0 &&
-              widen(cv[n * E]) == 0);
+      require(a->col_pos[n] == INT32_MAX && std::isfinite(widen(ck[n * D])) &&
+              std::isfinite(widen(cv[n * E])));
     double m = MinusInf, l = 0;
     if (F & PREFILL_TILE_SINK)
       m = a->sink;
