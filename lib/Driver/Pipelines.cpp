@@ -1,5 +1,7 @@
 //===- Pipelines.cpp - Registration and the order of passes ---------------===//
 
+#include "prefill/Codegen/CPU.h"
+#include "prefill/Codegen/CPU.h"
 #include "prefill/Dialect/ONNX/ONNX.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
 #include "prefill/Driver/Driver.h"
@@ -13,11 +15,14 @@ using namespace prefill;
 
 void prefill::registerDialects(DialectRegistry &registry) {
   registry.insert<onnx::ONNXDialect, PrefillDialect, arith::ArithDialect,
-                  func::FuncDialect>();
+                  func::FuncDialect, tile::TileDialect>();
+  registerCodegenDialects(registry);
 }
 
 void prefill::registerPasses() {
   registerPrefillTransformsPasses();
+  registerCodegenPassesAndPipelines();
+  registerCodegenPassesAndPipelines();
   mlir::registerCanonicalizerPass();
   mlir::registerCSEPass();
 }
