@@ -117,16 +117,15 @@ prefill::sliceAxes(SymbolicAnalysis &analysis, onnx::NodeOp node) {
     ExprRef size = f.shape[*axis];
     int64_t step = steps[k];
     // Counts from the end where negative; null where the sign is not known.
-    bool clipped = false;
     auto place = [&](ExprRef e) -> ExprRef {
+      // INT64_MIN stands for "from the start"; it would overflow below.
+      if (e->is(Kind::Int) && e->integer < INT32_MIN)
+        return ctx.getInt(0);
       if (ctx.proveNonNegative(e))
         return e;
       if (!ctx.proveNonNegative(ctx.sub(ctx.getInt(-1), e)))
         return nullptr;
       ExprRef fromEnd = ctx.add(size, e);
-      if (ctx.proveNonNegative(fromEnd))
-        return fromEnd;
-      clipped = true;
       return ctx.max(fromEnd, ctx.getInt(0));
     };
     SliceAxis s;
