@@ -351,16 +351,88 @@ bool MaskBuilder::whole(const MaskTerm &term, Parts &parts) {
 // Conditions
 //===----------------------------------------------------------------------===//
 
+/// The two loads of x[b, i] - x[b, j] in `e` (in this order), or nulls.
+static std::pair<ExprRef, ExprRef> loadedPair(ExprRef sum,
+                                              const ScoreSpace &space) {
+  ExprRef row = nullptr, key = nullptr;
+  if (sum->is(Kind::Sum))
+    for (ExprRef e : sum->operands)
+      if (e->is(Kind::Load) && e->operands.size() == 2 &&
+          e->operands[0] == space.b) {
+        if (e->operands[1] == space.i)
+          row = e;
+        if (e->operands[1] == space.j)
+          key = e;
+      }
+  if (row && key && row->value == key->value)
+    return {row, key};
+  return {};
+}
+
+/// Whether segments[b, x] counts the places up to x where positions[b, x] is not
+/// positions[b, x - 1] + 1. Then positions in one segment differ as their
+/// indices do.
+bool MaskBuilder::countsBreaks(Value segments, Value positions) {
+  auto node = segments.getDefiningOp<onnx::NodeOp>();
+  if (!node || !node.is("CumSum") || node.getInt("reverse", 0) ||
+      node.getInt("exclusive", 0))
+    return false;
+  auto axes = analysis.constantInts(node.getInput(1));
+  const TensorFacts &f = analysis.facts(segments);
+  if (!axes || axes->size() != 1 || !f.ranked || f.shape.size() != 2 ||
+      normalizeAxis((*axes)[0], 2) != 1)
+    return false;
+  // At x + 1 >= 1; what the first one counts shifts all segments alike.
+  ExprRef one = ctx.getInt(1);
+  ExprRef x = ctx.getIndex("x", ctx.sub(space.dims.rows, one));
+  ExprRef next = ctx.add(x, one);
+  ExprRef step = ctx.sub(analysis.element(positions, {space.b, next}),
+                         analysis.element(positions, {space.b, x}));
+  return analysis.element(node.getInput(0), {space.b, next}) ==
+         ctx.select(ctx.eq0(ctx.sub(step, one)), ctx.getInt(0), one);
+}
+
+/// `e` with positions replaced by indices where one of `others` keeps rows and
+/// keys in one segment of consecutive positions.
+ExprRef MaskBuilder::withinSegments(ExprRef e, ArrayRef<ExprRef> others) {
+  if (!e->is(Kind::Ge0))
+    return e;
+  auto [row, key] = loadedPair(e->operands[0], space);
+  if (!row)
+    return e;
+  for (ExprRef other : others) {
+    if (!other->is(Kind::Eq0) || other == e)
+      continue;
+    auto [segment, same] = loadedPair(other->operands[0], space);
+    if (!segment || !countsBreaks(segment->value, row->value))
+      continue;
+    // Only differences of positions are differences of indices.
+    auto split = ctx.splitLinear(e->operands[0], row);
+    auto rest = split ? ctx.splitLinear(split->second, key) : std::nullopt;
+    if (!rest || split->first + rest->first != 0)
+      continue;
+    return ctx.ge0(ctx.add(
+        rest->second,
+        ctx.scale(ctx.sub(space.i, space.j), split->first)));
+  }
+  return e;
+}
+
 bool MaskBuilder::condition(ExprRef e, Parts &parts) {
+  if (parts.visible)
+    parts.visible = ctx.logicalAnd(parts.visible, e);
+  if (!e->is(Kind::And))
+    return conjunct(e, parts);
+  return llvm::all_of(e->operands, [&](ExprRef x) {
+    return conjunct(withinSegments(x, e->operands), parts);
+  });
+}
+
+bool MaskBuilder::conjunct(ExprRef e, Parts &parts) {
   if (e->isTrue())
     return true;
   if (e->isFalse())
     return false;
-  if (e->is(Kind::And))
-    return llvm::all_of(e->operands,
-                        [&](ExprRef x) { return condition(x, parts); });
-  if (parts.visible)
-    parts.visible = ctx.logicalAnd(parts.visible, e);
   if (e->is(Kind::Ge0)) {
     auto byRow = space.i->is(Kind::Index)
                      ? ctx.splitLinear(e->operands[0], space.i)

@@ -139,12 +139,32 @@ private:
 // Shapes
 //===----------------------------------------------------------------------===//
 
+/// Whether a graph input only selects rows of constant tables, as token ids do.
+static bool isTokens(Value input) {
+  if (!isIntegerLike(onnx::getElementType(input.getType())))
+    return false;
+  return llvm::any_of(input.getUsers(), [&](Operation *user) {
+    auto node = dyn_cast<onnx::NodeOp>(user);
+    RankedTensorType type;
+    return node && node.is("Gather") && node.getInput(1) == input &&
+           node.getInt("axis", 0) == 0 &&
+           onnx::getConstantTensor(node.getInput(0), type);
+  });
+}
+
 SymbolicAnalysis::SymbolicAnalysis(onnx::GraphOp graph)
     : graph(graph), opset(onnx::getOpsetVersion(graph)),
       constants(std::make_unique<Constants>()) {
   Block &body = graph.getBody().front();
-  for (BlockArgument argument : body.getArguments())
+  for (BlockArgument argument : body.getArguments()) {
     setDeclared(argument, /*trusted=*/true);
+    // Token ids: without any there are no rows at all, and every attention's
+    // result is empty whatever is said about it.
+    if (isTokens(argument))
+      for (ExprRef e : table[argument].shape)
+        if (e->is(Kind::Symbol))
+          context.assumePositive(e);
+  }
   for (Operation &op : body) {
     if (auto node = dyn_cast<onnx::NodeOp>(op))
       inferNode(node);
@@ -247,6 +267,19 @@ ExprRef prefill::broadcastDim(ExprContext &ctx, ExprRef a, ExprRef b) {
     return b;
   if (clipped(b, a))
     return a;
+  // s + p and s + q with s > 0: both are at least 1, and 1 only for a single
+  // token without a cache. In all other executions they are equal. Exporters
+  // that name every dimension give each layer's cache a length of its own.
+  ExprRef difference = ctx.resolve(ctx.sub(a, b));
+  if (difference->is(Kind::Sum) && difference->integer == 0 &&
+      difference->operands.size() == 2 &&
+      llvm::all_of(difference->operands,
+                   [](ExprRef e) { return e->is(Kind::Symbol); }) &&
+      difference->coefficients[0] + difference->coefficients[1] == 0 &&
+      ctx.provePositive(a) && ctx.provePositive(b)) {
+    ctx.assumeEqual(a, b);
+    return a;
+  }
   if (a->id > b->id)
     std::swap(a, b);
   // One of the two; a name for it. Kept as a fresh symbol that both uses share.

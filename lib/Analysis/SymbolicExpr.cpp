@@ -710,6 +710,10 @@ struct BoundProof {
             up ? ctx.getInt(0)
                : ctx.sub(ctx.resolve(atom->operands[0]), ctx.getInt(1)));
         break;
+      case Kind::Symbol:
+        if (up && ctx.isPositive(atom))
+          bounds.push_back(ctx.getInt(1));
+        break;
       case Kind::Mod:
         bounds.push_back(
             up ? ctx.getInt(0) : ctx.sub(atom->operands[1], ctx.getInt(1)));

@@ -73,6 +73,9 @@ private:
   bool explain(const MaskTerm &term, Parts &parts);
   bool explainAdded(ExprRef e, Parts &parts, unsigned depth);
   bool condition(ExprRef e, Parts &parts);
+  bool conjunct(ExprRef e, Parts &parts);
+  ExprRef withinSegments(ExprRef e, llvm::ArrayRef<ExprRef> others);
+  bool countsBreaks(mlir::Value segments, mlir::Value positions);
   bool whole(const MaskTerm &term, Parts &parts);
   bool keyVector(ExprRef e, Parts &parts);
   bool segments(ExprRef e, Parts &parts);

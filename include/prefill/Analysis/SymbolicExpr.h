@@ -14,6 +14,7 @@
 #include "mlir/IR/Value.h"
 #include "llvm/ADT/ArrayRef.h"
 #include "llvm/ADT/DenseMap.h"
+#include "llvm/ADT/DenseSet.h"
 #include "llvm/ADT/FoldingSet.h"
 #include "llvm/ADT/SmallVector.h"
 #include "llvm/Support/Allocator.h"
@@ -129,6 +130,9 @@ public:
   /// Records that a valid execution has a == b; later proofs may use it. Only
   /// facts that solve for a symbol are kept.
   void assumeEqual(ExprRef a, ExprRef b);
+  /// Records that `symbol` is at least 1 wherever it matters.
+  void assumePositive(ExprRef symbol) { positive.insert(symbol); }
+  bool isPositive(ExprRef symbol) const { return positive.contains(symbol); }
   /// `a` with everything replaced that `assumeEqual` solved.
   ExprRef resolve(ExprRef a);
 
@@ -167,6 +171,7 @@ private:
   llvm::DenseMap<ExprRef, ExprRef> solved;
   /// resolve() results under the present `solved`.
   llvm::DenseMap<ExprRef, ExprRef> resolved;
+  llvm::DenseSet<ExprRef> positive;
 };
 
 } // namespace prefill
