@@ -62,6 +62,32 @@ void ValueNames::claim(Value value, StringRef own, StringRef stem,
   names[value] = makeFresh(stem);
 }
 
+void ValueNames::nameOutputs(Block &block, llvm::StringMap<Value> &claimed) {
+  auto op = dyn_cast_or_null<ReturnOp>(block.empty() ? nullptr : &block.back());
+  if (!op)
+    return;
+  // Outputs keep their names, so they come before everything that a pass may
+  // have given the same name: first the values that have the output's name
+  // already, then those of nodes, which can take it. What is left will be an
+  // Identity, under the output's name.
+  enum { HasName, TakesName, NeedsIdentity };
+  for (int step : {HasName, TakesName, NeedsIdentity})
+    for (auto [value, entry] : llvm::zip(op.getValues(), op.getOutputNames())) {
+      StringAttr name = getEntryName(entry);
+      if (!name || name.empty())
+        continue;
+      Operation *maker = value.getDefiningOp();
+      bool isLocal = maker && maker->getBlock() == &block;
+      bool fits = step == HasName ? getValueName(value) == name.getValue()
+                                  : isa_and_nonnull<NodeOp>(maker);
+      if (step == NeedsIdentity)
+        claimed.try_emplace(name.getValue(), Value());
+      else if (isLocal && fits && !names.contains(value) &&
+               claimed.try_emplace(name.getValue(), value).second)
+        names[value] = known.insert(name.getValue()).first->getKey();
+    }
+}
+
 void ValueNames::assign(Region &region) {
   llvm::StringMap<Value> claimed;
   // What a subgraph uses of the graphs around it must not be hidden.
@@ -75,29 +101,7 @@ void ValueNames::assign(Region &region) {
   for (BlockArgument argument : block.getArguments())
     claim(argument, getValueName(argument), "input", claimed);
 
-  // Outputs keep their names, so they come before everything that a pass may
-  // have given the same name.
-  if (auto terminator =
-          dyn_cast_or_null<ReturnOp>(block.empty() ? nullptr : &block.back()))
-    for (auto [value, entry] :
-         llvm::zip(terminator.getValues(), terminator.getOutputNames())) {
-      StringAttr name = getEntryName(entry);
-      auto node = value.getDefiningOp<NodeOp>();
-      bool isLocal = node && node->getBlock() == &block;
-      if (!name || name.empty() || names.contains(value) || !isLocal)
-        continue;
-      auto [it, isNew] = claimed.try_emplace(name.getValue(), value);
-      if (isNew)
-        names[value] = known.insert(name.getValue()).first->getKey();
-    }
-  // An output that will be an Identity has its name too.
-  if (auto terminator =
-          dyn_cast_or_null<ReturnOp>(block.empty() ? nullptr : &block.back()))
-    for (auto [value, entry] :
-         llvm::zip(terminator.getValues(), terminator.getOutputNames()))
-      if (StringAttr name = getEntryName(entry); name && !name.empty())
-        claimed.try_emplace(name.getValue(), Value());
-
+  nameOutputs(block, claimed);
   for (Operation &op : block) {
     for (OpResult result : op.getResults()) {
       if (names.contains(result) || isAbsent(result))

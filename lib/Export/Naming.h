@@ -33,6 +33,9 @@ public:
 private:
   void collect(mlir::ModuleOp module);
   void assign(mlir::Region &region);
+  /// Names the values that `block` returns, where they can have the names of
+  /// the outputs.
+  void nameOutputs(mlir::Block &block, llvm::StringMap<mlir::Value> &claimed);
   llvm::StringRef makeFresh(llvm::StringRef stem);
   /// Gives `value` the name `own` unless another value of the region or one
   /// that the region uses has it.

@@ -96,7 +96,9 @@ Type prefill::importElementType(MLIRContext *context, int32_t dataType) {
 }
 
 int32_t prefill::exportElementType(Type type) {
-  if (auto integer = dyn_cast_or_null<IntegerType>(type)) {
+  if (!type)
+    return TensorProto::UNDEFINED;
+  if (auto integer = dyn_cast<IntegerType>(type)) {
     bool isUnsigned = integer.isUnsigned();
     switch (integer.getWidth()) {
     case 1:
@@ -117,7 +119,7 @@ int32_t prefill::exportElementType(Type type) {
       return TensorProto::UNDEFINED;
     }
   }
-  if (auto complex = dyn_cast_or_null<ComplexType>(type)) {
+  if (auto complex = dyn_cast<ComplexType>(type)) {
     if (complex.getElementType().isF32())
       return TensorProto::COMPLEX64;
     return complex.getElementType().isF64() ? TensorProto::COMPLEX128

@@ -85,6 +85,9 @@ TEST(RoundTrip, Types) {
       "} }");
   add("type { opaque_type { domain: 'd' name: 'n' } }");
   add("type { opaque_type { } }");
+  // Found by the fuzzer: no element type, in all kinds of types.
+  add("type { sparse_tensor_type { shape { dim { dim_param: 'w' } } } }");
+  add("type { optional_type { elem_type { sparse_tensor_type { } } } }");
   expectRoundTrip(parseGraph(text));
 }
 
@@ -215,6 +218,21 @@ TEST(RoundTrip, Subgraphs) {
         graphs { name: '' } }
       attribute { name: 'last' type: GRAPH g { } } }
     output { name: 'y' })"));
+}
+
+TEST(RoundTrip, OutputsThatNoNodeMakes) {
+  expectRoundTrip(parseGraph(R"(
+    input { name: 'x' } input { name: 'd' }
+    initializer { name: 'w' data_type: 1 float_data: 1 }
+    initializer { name: 'd' data_type: 1 float_data: 1 }
+    sparse_initializer { dims: 4
+      values { name: 's' dims: 1 data_type: 1 float_data: 1 }
+      indices { dims: 1 data_type: 7 int64_data: 2 } }
+    node { op_type: 'If' output: 'n' attribute { name: 'b' type: GRAPH g {
+      initializer { name: 'v' data_type: 1 float_data: 1 }
+      output { name: 'v' } output { name: 'w' } output { name: 'x' } } } }
+    output { name: 'w' } output { name: 's' } output { name: 'd' }
+    output { name: 'x' } output { name: 'w' } output { name: 'n' })"));
 }
 
 TEST(RoundTrip, Functions) {
