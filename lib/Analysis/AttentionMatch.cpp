@@ -856,11 +856,6 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
     return refuse(qk.node, "q, k, v and the result are not all of one type f32, "
                            "f16 or bf16",
                   bestQ.value);
-  for (Value x : {bestQ.value, bestK->value, bestV->value})
-    if (!isa<RankedTensorType>(x.getType()))
-      if (Type inferred = analysis.inferredType(x))
-        site.types.emplace_back(x, inferred);
-
   if (sinks && failed(matchSinks(sinks)))
     return failure();
 
@@ -893,6 +888,14 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
     traits.push_back("NaN guard");
   if (failed(checkUses()))
     return failure();
+  // Kernels need to know what they read.
+  for (const PlannedValue &x :
+       {site.q, site.k, site.v, site.bias, site.keyMask, site.kvLengths,
+        site.sinks, site.qSegment, site.kSegment, site.qOffset})
+    if (x.kind == PlannedValue::Kind::Existing &&
+        !isa<RankedTensorType>(x.value.getType()))
+      if (Type inferred = analysis.inferredType(x.value))
+        site.types.emplace_back(x.value, inferred);
   site.form = (qk.node.getOpType() + "-Softmax-" + pv.getOpType()).str();
   for (StringRef trait : traits)
     site.form += (", " + trait).str();
