@@ -109,15 +109,22 @@ bool prefill::readModel(ArrayRef<char> bytes, int maxDepth, SplitModel &result,
         append(graphBytes, inner.all);
     });
   });
-  if (!good || !goodGraph || !parse(modelBytes, maxDepth, result.model) ||
-      (hasGraph &&
-       !parse(graphBytes, maxDepth - 1, *result.model.mutable_graph()))) {
-    error =
-        "is no ONNX model, is cut off or damaged, or is nested deeper than " +
-        std::to_string(maxDepth) + " levels; export or download it again";
-    return false;
-  }
-  return true;
+  auto parseAll = [&](int depth) {
+    result.model.Clear();
+    return parse(modelBytes, depth, result.model) &&
+           (!hasGraph ||
+            parse(graphBytes, depth - 1, *result.model.mutable_graph()));
+  };
+  if (good && goodGraph && parseAll(maxDepth))
+    return true;
+  // Protobuf does not say which: is it only the nesting?
+  if (good && goodGraph && parseAll(10 * maxDepth))
+    error = "is nested deeper than " + std::to_string(maxDepth) +
+            " levels (a subgraph is three); flatten its subgraphs";
+  else
+    error = "is no ONNX model, or is cut off or damaged; export or download it "
+            "again";
+  return false;
 }
 
 bool prefill::readInitializer(ArrayRef<char> bytes, ::onnx::TensorProto &proto,

@@ -75,7 +75,8 @@ std::string test::compare(const ::onnx::ModelProto &a,
   return report.empty() ? "other bytes" : report;
 }
 
-/// Keeps `model` as a seed for the fuzzer if PREFILL_WRITE_SEEDS names a folder.
+/// Keeps `model` as a seed for the fuzzer if PREFILL_WRITE_SEEDS names a
+/// folder.
 static void writeSeed(const ::onnx::ModelProto &model) {
   const char *folder = getenv("PREFILL_WRITE_SEEDS");
   std::string bytes = model.SerializeAsString();

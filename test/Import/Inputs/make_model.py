@@ -1,4 +1,4 @@
-"""Writes a model given in protobuf's text format: model.py TEXT OUT.onnx."""
+"""Writes a model given in protobuf's text format: make_model.py TEXT OUT.onnx."""
 
 import sys
 
