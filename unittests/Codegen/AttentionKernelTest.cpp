@@ -4,6 +4,7 @@
 #include "gtest/gtest.h"
 #include <cmath>
 #include <limits>
+#include <random>
 
 using namespace prefill;
 using namespace prefill::harness;
@@ -327,6 +328,58 @@ TEST(AttentionKernel, SmallProbabilitiesStayFast) {
   problem.scale = 12.0f;
   problem.tolerance = 5e-4f;
   expectRight(problem);
+}
+
+TEST(AttentionKernel, RandomCombinations) {
+  std::mt19937 random(7);
+  auto pick = [&](std::initializer_list<int> list) {
+    return list.begin()[random() % list.size()];
+  };
+  auto chance = [&](unsigned outOf) { return random() % outOf == 0; };
+  for (unsigned round = 0; round < 40; ++round) {
+    KernelSpec spec;
+    spec.headDim = pick({8, 24, 40, 64, 72, 80, 96, 128});
+    spec.vHeadDim = chance(3) ? pick({8, 20, 64, 112}) : spec.headDim;
+    spec.dtype = DType(random() % 3);
+    spec.causal = chance(2);
+    spec.blockQ = pick({16, 32, 64, 64, 128});
+    spec.blockK = pick({16, 32, 64, 64, 128});
+    if (chance(3))
+      spec.windowLeft = pick({0, 10, 70, 150});
+    if (chance(4))
+      spec.windowRight = pick({0, 10, 70});
+    spec.hasBias = chance(3);
+    spec.hasKeyMask = chance(3);
+    spec.hasSegments = chance(4);
+    spec.hasSink = chance(4);
+    spec.softcap = chance(4) ? 5.0f : 0.0f;
+    int64_t queries = 1 + random() % 200, keys = 1 + random() % 250;
+    Problem problem(spec, queries, keys, round);
+    problem.useFullBlocks = chance(2);
+    if (chance(2)) {
+      // A random part of the blocks, some of the other keys as columns.
+      for (int64_t tile = 0; tile * spec.blockQ < queries; ++tile) {
+        problem.blocks.emplace_back();
+        problem.columns.emplace_back();
+        for (int64_t block = 0; block * spec.blockK < keys; ++block) {
+          if (chance(2)) {
+            problem.blocks.back().push_back(uint32_t(block));
+            continue;
+          }
+          for (int64_t key = block * spec.blockK;
+               key < std::min(keys, (block + 1) * spec.blockK); ++key)
+            if (chance(5))
+              problem.columns.back().push_back(chance(4) ? skipped
+                                                         : int32_t(key));
+        }
+      }
+    }
+    int level = 2 + round % 3;
+    if (level > machineLevel())
+      continue;
+    EXPECT_EQ(problem.check(*getCpuTarget(level)), "")
+        << "round " << round << ", x86-64-v" << level;
+  }
 }
 
 TEST(ScoreKernel, Shapes) {

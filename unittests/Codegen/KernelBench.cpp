@@ -5,7 +5,7 @@
 //     --heads=2 --density=1,0.25,0.05 --seconds=1 --level=4
 //     --rows=N --vectors=N (register tile) --block-q=64 --block-k=64
 //     --features=causal,bias,mask,softcap,window (default causal)
-//     --emit=asm|llvm (print and stop)
+//     --emit=tile|llvm|asm (print and stop)
 //
 // Prints, per configuration, the rate in whole-run wall time (the best of
 // interleaved repeats) and the sum of the best time of each call, as shares of
@@ -45,8 +45,9 @@ static double now() {
   OP(REG, 3)                                                                   \
   OP(REG, 4)                                                                   \
   OP(REG, 5)                                                                   \
-  OP(REG, 6) OP(REG, 7) OP(REG, 8) OP(REG, 9) OP(REG, 10) OP(REG, 11)          \
-      OP(REG, 12) OP(REG, 13)
+  OP(REG, 6)                                                                   \
+  OP(REG, 7)                                                                   \
+  OP(REG, 8) OP(REG, 9) OP(REG, 10) OP(REG, 11) OP(REG, 12) OP(REG, 13)
 #define FMA(REG, N) "vfmadd231ps %%" REG "0, %%" REG "1, %%" REG #N "\n"
 #define CLEAR(REG, N) "vxorps %%xmm" #N ", %%xmm" #N ", %%xmm" #N "\n"
 
@@ -187,6 +188,13 @@ static int run(const Options &options, const CpuTarget &target, int d,
   if (!kernel) {
     std::fprintf(stderr, "%s\n", error.c_str());
     return 1;
+  }
+  if (options.emit == "tile") {
+    std::string text;
+    if (!printTileKernel(spec, KernelKind::Attention, text, error))
+      return 1;
+    std::fputs(text.c_str(), stdout);
+    return 0;
   }
   if (!options.emit.empty()) {
     const std::string &text = options.emit == "llvm" ? kernel->emitted.llvmIR

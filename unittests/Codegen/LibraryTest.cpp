@@ -8,9 +8,11 @@
 #include "llvm/Support/Path.h"
 #include "gtest/gtest.h"
 #include <cmath>
+#include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
-#include <elf.h>
+#include <sys/resource.h>
 
 using namespace prefill;
 
@@ -193,13 +195,34 @@ TEST_F(LibraryTest, ErrorsAreOneLineAndLeaveNothing) {
 }
 
 TEST_F(LibraryTest, FullDisk) {
-  // Without a small file system at hand: a destination that accepts no bytes.
-  error.clear();
-  options.header.clear();
+  // Files may not grow past a limit, which fails as a full disk does: first the
+  // library, then already the linker's inputs.
+  int before = fileCount();
+  auto *handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit normal;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &normal), 0);
+  options.useCache = false;
+  for (rlim_t bytes : {100 << 10, 1 << 10}) {
+    rlimit small = normal;
+    small.rlim_cur = bytes;
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+    error.clear();
+    EXPECT_FALSE(compileLibrary({spec("k")}, options, error));
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &normal), 0);
+    EXPECT_NE(error.find("File too large"), std::string::npos) << error;
+    EXPECT_EQ(error.find('\n'), std::string::npos) << error;
+    EXPECT_EQ(fileCount(), before);
+  }
+  std::signal(SIGXFSZ, handler);
   options.output = "/dev/full/lib.so";
   EXPECT_FALSE(compileLibrary({spec("k")}, options, error));
   EXPECT_NE(error.find("cannot write '/dev/full/lib.so'"), std::string::npos)
       << error;
+  if (const char *folder = std::getenv("PREFILL_TEST_FULL_DISK")) {
+    options.output = std::string(folder) + "/lib.so";
+    EXPECT_FALSE(compileLibrary({spec("k")}, options, error));
+    EXPECT_NE(error.find("No space left"), std::string::npos) << error;
+  }
 }
 
 TEST_F(LibraryTest, Text) {

@@ -8,9 +8,12 @@
 #include "llvm/Support/Path.h"
 #include "llvm/Support/Program.h"
 #include "llvm/Support/raw_ostream.h"
+#include <cerrno>
 #include <cstdlib>
+#include <fcntl.h>
 #include <link.h>
 #include <mutex>
+#include <unistd.h>
 #include <vector>
 
 LLD_HAS_DRIVER(elf)
@@ -84,16 +87,24 @@ static bool runLinker(const std::vector<std::string> &arguments,
                                          : firstLine(reason)));
 }
 
-/// A name beside `path` that nothing else uses.
-static bool temporaryBeside(StringRef path, llvm::SmallString<256> &name,
-                            std::string &error) {
+/// A name beside `path` that nothing else uses. Fails if the disk has no room
+/// for a file of that many bytes.
+static bool temporaryBeside(StringRef path, uint64_t bytes,
+                            llvm::SmallString<256> &name, std::string &error) {
   int descriptor;
   std::error_code code =
       llvm::sys::fs::createUniqueFile(path + ".tmp-%%%%%%%%", descriptor, name);
   if (code)
     return fail(error, "cannot write '" + path + "': " + code.message());
-  llvm::raw_fd_ostream(descriptor, /*shouldClose=*/true);
-  return true;
+  int reason = bytes ? posix_fallocate(descriptor, 0, off_t(bytes)) : 0;
+  if (reason == 0 && ftruncate(descriptor, 0) != 0)
+    reason = errno;
+  close(descriptor);
+  if (reason == 0)
+    return true;
+  (void)llvm::sys::fs::remove(name);
+  return fail(error, "cannot write '" + path +
+                         "': " + std::generic_category().message(reason));
 }
 
 static bool moveIntoPlace(StringRef from, StringRef to, std::string &error) {
@@ -107,7 +118,7 @@ static bool moveIntoPlace(StringRef from, StringRef to, std::string &error) {
 bool prefill::writeFileAtomically(StringRef path, StringRef contents,
                                   std::string &error) {
   llvm::SmallString<256> temporary;
-  if (!temporaryBeside(path, temporary, error))
+  if (!temporaryBeside(path, 0, temporary, error))
     return false;
   std::error_code code;
   {
@@ -135,8 +146,15 @@ bool prefill::linkSharedLibrary(const LinkOptions &options,
   for (const std::string &file : options.archives)
     if (!llvm::sys::fs::exists(file))
       return fail(error, "runtime library '" + file + "' does not exist");
+  // lld writes through a mapping, and a disk that fills up meanwhile means
+  // SIGBUS there. A library is smaller than what goes into it.
+  uint64_t bytes = 64 << 10, size = 0;
+  for (llvm::ArrayRef<std::string> files : {options.objects, options.archives})
+    for (const std::string &file : files)
+      if (!llvm::sys::fs::file_size(file, size))
+        bytes += size;
   llvm::SmallString<256> temporary;
-  if (!temporaryBeside(options.output, temporary, error))
+  if (!temporaryBeside(options.output, bytes, temporary, error))
     return false;
   std::vector<std::string> arguments = {"ld.lld",
                                         "-shared",
