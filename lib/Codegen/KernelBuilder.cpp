@@ -187,10 +187,10 @@ static Value buildPredicate(TileBuilder &t, const Visibility &visibility,
 
 uint32_t prefill::getTileFeatures(const KernelSpec &spec) {
   uint32_t features = 0;
-  if (spec.causal)
+  // CAUSAL is any bound on the right, WINDOW one on the left (kernel_abi.h).
+  if (spec.causal || spec.windowRight < KernelSpec::Unbounded)
     features |= PREFILL_TILE_CAUSAL;
-  if (spec.windowLeft < KernelSpec::Unbounded ||
-      (!spec.causal && spec.windowRight < KernelSpec::Unbounded))
+  if (spec.windowLeft < KernelSpec::Unbounded)
     features |= PREFILL_TILE_WINDOW;
   if (spec.hasKeyMask)
     features |= PREFILL_TILE_KEY_MASK;
@@ -289,9 +289,9 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
   Visibility visibility;
   if (features & (PREFILL_TILE_CAUSAL | PREFILL_TILE_WINDOW)) {
     Value position = t.argument("position", i64);
-    if (features & PREFILL_TILE_CAUSAL)
+    if (spec.causal)
       visibility.highest = t.bound(position, {});
-    else
+    else if (features & PREFILL_TILE_CAUSAL)
       visibility.highest = t.bound(position, t.argument("window_right", i64));
     if (features & PREFILL_TILE_WINDOW) {
       Value left = t.argument("window_left", i64);

@@ -129,7 +129,7 @@ private:
   int64_t keyTileSize = 0; ///< of the loop over the index
   int64_t used = 0;
   int64_t operandSlot = -1, positionSlot = -1, trashSlot = 0;
-  bool needsPositions = false;
+  bool needsPositions = false, positionsAlways = false;
 };
 
 } // namespace prefill

@@ -392,10 +392,16 @@ LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
   return success();
 }
 
-/// Numbers of the round's keys, INT32_MAX where dead; not needed where nothing
-/// is masked and no bias is gathered key by key, but cheap.
+/// Numbers of the round's keys, INT32_MAX where dead. Rounds that mask nothing
+/// need them only for a bias that is read key by key.
 void KernelLowering::emitPositions() {
-  const int64_t size = positionSlot < 0 ? 0 : keyTileSize;
+  const int64_t size = keyTileSize;
+  OpBuilder::InsertionGuard outside(b);
+  if (!positionsAlways) {
+    auto branch = scf::IfOp::create(b, loc, TypeRange{}, keyTile.masked,
+                                    /*withElse=*/false);
+    b.setInsertionPointToStart(branch.thenBlock());
+  }
   auto loop =
       scf::ForOp::create(b, loc, e.integer(0), e.integer(size), e.integer(1));
   OpBuilder::InsertionGuard guard(b);
@@ -457,8 +463,10 @@ LogicalResult KernelLowering::run() {
     if (auto mask = dyn_cast<tile::MaskOp>(op))
       keyTileSize = mask.getKeys().getType().getSize();
     if (auto load = dyn_cast<tile::LoadOp>(op))
-      if (load.getKeys() && kinds.lookup(load) == ValueKind::Square)
+      if (load.getKeys() && kinds.lookup(load) == ValueKind::Square) {
         keyTileSize = load.getKeys().getType().getSize();
+        positionsAlways = true;
+      }
   });
   if (failed(status))
     return failure();
