@@ -150,6 +150,8 @@ bool FileBatch::place(StringRef source, StringRef path, ExternalData how,
     if (how != ExternalData::Copy || samePath)
       return true;
   }
+  if (fs::is_directory(path))
+    return failWrite(path, "it is a folder", error);
   if (!makeFolder(llvm::sys::path::parent_path(path), error))
     return false;
   int from;

@@ -26,15 +26,26 @@ void ValueNames::collect(ModuleOp module) {
         if (StringAttr name = getEntryName(entry))
           known.insert(name.getValue());
   };
+  // Declared names count, even those of nothing: the declaration would be of
+  // the fresh value.
+  AttrTypeWalker subgraphs;
+  subgraphs.addWalk([&](SubgraphAttr subgraph) {
+    addAll(subgraph.getFacts().getAs<ArrayAttr>("value_info"));
+  });
   module.walk([&](Operation *op) {
-    if (auto node = dyn_cast<NodeOp>(op))
+    if (auto node = dyn_cast<NodeOp>(op)) {
       addAll(node.getOutputNamesAttr());
-    else if (auto initializer = dyn_cast<InitializerOp>(op))
+      if (node.getNumRegions() != 0 && node.getAttrs())
+        subgraphs.walk(*node.getAttrs());
+    }
+    if (auto initializer = dyn_cast<InitializerOp>(op))
       known.insert(initializer.getName());
     else if (auto terminator = dyn_cast<ReturnOp>(op))
       addAll(terminator.getOutputNames());
     else if (auto graph = dyn_cast<GraphOp>(op))
       addAll(graph.getValueInfoAttr());
+    else if (auto function = dyn_cast<FunctionOp>(op))
+      addAll(function.getValueInfoAttr());
     for (Region &region : op->getRegions())
       for (Value argument : region.getArguments())
         known.insert(getValueName(argument));
@@ -98,8 +109,11 @@ void ValueNames::assign(Region &region) {
       claimed[name] = value;
 
   Block &block = region.front();
+  // An input without a name, of a function, is one that nothing uses.
   for (BlockArgument argument : block.getArguments())
-    claim(argument, getValueName(argument), "input", claimed);
+    if (StringRef own = getValueName(argument);
+        !own.empty() || !argument.use_empty())
+      claim(argument, own, "input", claimed);
 
   nameOutputs(block, claimed);
   for (Operation &op : block) {

@@ -123,8 +123,10 @@ bool prefill::exportONNX(ModuleOp module, StringRef path,
     }
     SmallString<256> target(folder);
     llvm::sys::path::append(target, file.getValue());
+    // Either the weights that the model uses, or their place beside it.
     bool overwrites = false;
-    if (!llvm::sys::fs::equivalent(*source, path, overwrites) && overwrites) {
+    if ((!llvm::sys::fs::equivalent(*source, path, overwrites) && overwrites) ||
+        target == path) {
       error = ("cannot write '" + path +
                "': the model's own weights are in this file")
                   .str();

@@ -11,8 +11,12 @@ using namespace mlir;
 using namespace prefill;
 using namespace prefill::onnx;
 
-/// More subgraphs in one node than an operation can have regions.
-static constexpr int kMaxSubgraphs = 4096;
+/// More subgraphs in one node than anyone has; looking for the one of a region
+/// goes through all of them.
+static constexpr int kMaxSubgraphs = 256;
+
+/// The symbol of the main graph.
+static constexpr StringLiteral kMainSymbol = "main";
 
 bool GraphImporter::fail(const Twine &message) {
   if (!error.empty())
@@ -422,7 +426,8 @@ bool GraphImporter::importMainGraph(SplitModel &model, ModuleOp module) {
     return false;
   state.addAttributes(facts);
   state.addAttribute(SymbolTable::getSymbolAttrName(),
-                     builder.getStringAttr("main"));
+                     builder.getStringAttr(kMainSymbol));
+  symbols.insert(kMainSymbol);
   builder.setInsertionPointToEnd(module.getBody());
   builder.create(state);
   return true;
@@ -501,9 +506,8 @@ bool GraphImporter::importFunction(::onnx::FunctionProto &proto,
     facts.set("extra", toBytes(context, proto));
 
   // "a.b" of domain "c" and "b" of domain "c.a" are different functions.
-  SymbolTable table(module);
   std::string unique = symbol;
-  for (int i = 1; table.lookup(unique); ++i)
+  for (int i = 1; !symbols.insert(unique).second; ++i)
     unique = symbol + "#" + std::to_string(i);
   facts.set(SymbolTable::getSymbolAttrName(), builder.getStringAttr(unique));
   state.addAttributes(facts);

@@ -89,6 +89,8 @@ private:
   TypeImporter types;
   ExternalCheck check;
   BytesOwner owner;
+  /// The symbols of the module.
+  llvm::StringSet<> symbols;
   /// The subgraphs around the place that is imported, outermost first.
   std::vector<std::string> where;
   std::string error;

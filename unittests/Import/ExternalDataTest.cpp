@@ -272,6 +272,19 @@ TEST_F(ExternalExport, NothingIsLeftOnFailure) {
   EXPECT_EQ(folder.list(), before);
 }
 
+TEST_F(ExternalExport, ModelNamedLikeItsWeights) {
+  folder.writeData("model/w", 100);
+  folder.write("model/m.onnx", makeExternal(at("w")).SerializeAsString());
+  EXPECT_FALSE(run("out/w", ExternalData::Copy));
+  EXPECT_NE(error.find("the model's own weights are in this file"),
+            std::string::npos)
+      << error;
+  folder.write("taken/w/file", "x");
+  EXPECT_FALSE(run("taken/m.onnx", ExternalData::Copy));
+  EXPECT_NE(error.find("w': it is a folder"), std::string::npos) << error;
+  EXPECT_EQ(read("taken/m.onnx"), "missing");
+}
+
 TEST_F(ExternalExport, FullDisk) {
   // /dev/full cannot be renamed to, but a limit on the size of files stands in
   // for a full disk: writing fails in the middle.

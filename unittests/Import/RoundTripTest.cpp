@@ -254,7 +254,7 @@ TEST(RoundTrip, Functions) {
              attribute { name: 'z' ref_attr_name: 'beta' type: TENSORS doc_string: 'd' } }
       value_info { name: 'c' type { tensor_type { elem_type: 1 } } }
       value_info { name: 'a' type { tensor_type { elem_type: 1 } } } }
-    functions { name: 'F' domain: 'f' }
+    functions { name: 'F' domain: 'f' input: 'a' input: '' input: '' }
     functions { name: 'b' domain: 'f.F' }
     functions { name: 'F.b' domain: 'f' })"));
 }
