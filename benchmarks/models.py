@@ -23,13 +23,13 @@ def _model(node, inputs, outputs, opset: int = 18, contrib: bool = True) -> onnx
 
 
 def causal_attention(heads: int, kv_heads: int, dim: int, dtype: str = "float32") -> onnx.ModelProto:
-    """ai.onnx Attention-23, causal, q [b, heads, s, dim], k and v [b, kv_heads, t, dim]."""
+    """ai.onnx Attention-23, causal, q [b, heads, s, dim], k and v [b, kv_heads, s, dim]."""
     kind = TYPES[dtype]
     node = helper.make_node("Attention", ["q", "k", "v"], ["o"], is_causal=1)
     inputs = [
         helper.make_tensor_value_info("q", kind, ["b", heads, "s", dim]),
-        helper.make_tensor_value_info("k", kind, ["b", kv_heads, "t", dim]),
-        helper.make_tensor_value_info("v", kind, ["b", kv_heads, "t", dim]),
+        helper.make_tensor_value_info("k", kind, ["b", kv_heads, "s", dim]),
+        helper.make_tensor_value_info("v", kind, ["b", kv_heads, "s", dim]),
     ]
     output = helper.make_tensor_value_info("o", kind, ["b", heads, "s", dim])
     return _model(node, inputs, [output], 23, contrib=False)

@@ -252,7 +252,7 @@ def tri_shape(s: int, t: int, init: int, local: int, last: int, block: int = 64)
 def block_sparse(q: np.ndarray, k: np.ndarray, count: int, block: int = 64) -> list[list[int]]:
     """Blocks with the largest products of block means, `count` a query block, for one head.
 
-    q [s, d], k [t, d] with t - s a multiple of `block`. The diagonal block is kept besides.
+    q [s, d], k [t, d] with t - s a multiple of `block`. The diagonal block is always one of them.
     """
     offset = (len(k) - len(q)) // block
 
@@ -262,8 +262,9 @@ def block_sparse(q: np.ndarray, k: np.ndarray, count: int, block: int = 64) -> l
     scores = pool(np.asarray(q, np.float64)) @ pool(np.asarray(k, np.float64)).T
     result = []
     for i, row in enumerate(scores):
-        visible = row[: offset + i + 1]
-        result.append(sorted({*top_k(visible, count).tolist(), offset + i}))
+        visible = row[: offset + i + 1].copy()
+        visible[-1] = np.inf
+        result.append(top_k(visible, count).tolist())
     return result
 
 

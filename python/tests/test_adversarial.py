@@ -287,7 +287,7 @@ def check(model: onnx.ModelProto, expect: str, tmp_path, strict_sizes: bool = Tr
             got = rewritten.run(None, feeds)
             # Large scores make softmax one-hot: rounding of the scores shows.
             where = f"s={s} t={t} batch={batch} loud={loud}"
-            wrong += compare(names, got, expected, where, factor=50 if loud else 1)
+            wrong += compare(names, got, expected, where, factor=200 if loud else 1)
     assert not wrong, "; ".join(wrong[:5])
     kernels = count_kernels(folder)
     if expect == "raised":
