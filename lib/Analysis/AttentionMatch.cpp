@@ -81,6 +81,7 @@ private:
                      ArrayRef<ExprRef> shape, ExprRef visible);
   void absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
                     bool &zeroRows);
+  bool planShape(Value o);
   LogicalResult checkUses();
   ExprRef negate(ExprRef e);
 };
@@ -367,6 +368,8 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
                     value);
     };
     bool untouched = pending == 1 && !capped;
+    // A factor over a mask scales the mask; a negative one would turn it over.
+    bool scalable = pending > 0 && !capped;
     if (node.is("Cast")) {
       if (!isFloat(out.elementType) ||
           !isFloat(analysis.facts(a).elementType) || !moveTo(a))
@@ -396,11 +399,13 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       bool left = leads(a), right = leads(b);
       if (left == right || (right && node.is("Sub")))
         return refuse(node, "both operands come from products, or none", value);
-      if (!untouched)
-        return refuse(node, "scores are scaled after a mask or bias is added",
+      if (!scalable)
+        return refuse(node, "scores are capped or negated after a mask or bias "
+                            "is added",
                       value);
       Value other = left ? b : a;
       MaskTerm term;
+      term.factor = pending;
       term.element = analysis.broadcastElement(other, indices, out.shape);
       term.tensor = other;
       if (node.is("Sub")) {
@@ -415,8 +420,9 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       bool first = leads(b), second = leads(other);
       if (first == second)
         return refuse(node, "both choices come from products, or none", value);
-      if (!untouched)
-        return refuse(node, "scores are scaled after they are masked", value);
+      if (!scalable)
+        return refuse(node, "scores are capped or negated after they are masked",
+                      value);
       auto number = analysis.uniformNumber(first ? other : b);
       if (!number || !MaskBuilder::hides(*number, out.elementType, false))
         return refuse(node, "what masked scores become is neither -inf nor so "
@@ -430,6 +436,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       term.tensor = c;
       term.negated = second;
       term.hidden = *number;
+      term.factor = pending;
       terms.push_back(term);
       if (!moveTo(first ? b : other))
         return lost();
@@ -638,6 +645,45 @@ bool Matcher::emptyRowGuard(Value condition, ArrayRef<ExprRef> indices,
          ctx.select(visible, one, zero);
 }
 
+/// Plans the reshape of [batch, heads, rows, e] to the shape of `o`, whose
+/// leading axes hold batch and heads in another way.
+bool Matcher::planShape(Value o) {
+  const TensorFacts &f = analysis.facts(o);
+  MLIRContext *context = softmax->getContext();
+  size_t rank = f.shape.size();
+  SmallVector<int64_t> lead = {-1};
+  for (size_t axis = 1; axis + 2 < rank; ++axis) {
+    auto size = f.shape[axis]->asInt();
+    if (!size)
+      return false;
+    lead.push_back(*size);
+  }
+  if (rank < 3 || analysis.getOpset() < 13)
+    return false;
+  auto sizeOf = [&](ExprRef e) {
+    return ctx.resolve(e)->asInt().value_or(ShapedType::kDynamic);
+  };
+  site.oLayout = TensorLayout::BHSD;
+  site.resultType = RankedTensorType::get(
+      {sizeOf(space.dims.batch), heads, sizeOf(space.dims.rows), site.vHeadDim},
+      f.elementType);
+  Type i64 = IntegerType::get(context, 64);
+  auto ints = [&](int64_t n) { return RankedTensorType::get({n}, i64); };
+  PlannedValue result = PlannedValue::attention();
+  PlannedValue whole = site.plan("Shape", {result}, ints(4));
+  PlannedValue last = site.plan(
+      "Slice",
+      {whole, site.planInts(context, {2}), site.planInts(context, {4})},
+      ints(2));
+  Builder builder(context);
+  PlannedValue shape =
+      site.plan("Concat", {site.planInts(context, lead), last}, ints(rank),
+                {onnx::intAttr(builder, "axis", 0)});
+  site.replacements.emplace_back(
+      o, site.plan("Reshape", {result, shape}, analysis.inferredType(o)));
+  return true;
+}
+
 /// Follows the result `o` as long as it is only moved about, and replaces the
 /// last tensor that lies as kernels write it.
 void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
@@ -731,18 +777,21 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
     value = node.getResult(0);
   }
   region.insert(moved.begin(), moved.begin() + movedToBest);
-  if (!best) {
+  if (!best && planShape(o)) {
+    best = o;
+  } else if (!best) {
     (void)refuse(o.getDefiningOp(), "how its result lies is not known", o);
     return;
+  } else {
+    // The result's type: what the model declares, unless that says too little.
+    Type inferred = analysis.inferredType(best);
+    site.resultType = isa<RankedTensorType>(best.getType()) || !inferred
+                          ? best.getType()
+                          : inferred;
+    site.replacements.emplace_back(best, PlannedValue::attention());
   }
   if (zeroRows)
     traits.push_back("empty rows replaced");
-  // The result's type: what the model declares, unless that says too little.
-  Type inferred = analysis.inferredType(best);
-  site.resultType = isa<RankedTensorType>(best.getType()) || !inferred
-                        ? best.getType()
-                        : inferred;
-  site.replacements.emplace_back(best, PlannedValue::attention());
 }
 
 /// Refuses when an intermediate result is used by something else.

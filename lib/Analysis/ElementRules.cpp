@@ -119,7 +119,7 @@ ExprRef ElementRules::unary(StringRef op, ExprRef a, Type from, Type to) {
     if (op == "Neg")
       return ctx.scale(a, -1);
     if (op == "Abs")
-      return ctx.proveNonNegative(a) ? a : nullptr;
+      return ctx.max(a, ctx.scale(a, -1));
     return nullptr;
   }
   if (!isFloat(from))

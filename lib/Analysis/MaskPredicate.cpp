@@ -73,6 +73,41 @@ bool MaskBuilder::hides(double value, Type type, bool added) {
   return value <= (added ? -1e30 : -1e9);
 }
 
+double MaskBuilder::times(double value, double factor) {
+  double product = value * factor;
+  auto type = dyn_cast_or_null<FloatType>(scoreType);
+  if (!type || type.isF64())
+    return product;
+  double largest =
+      llvm::APFloat::getLargest(type.getFloatSemantics()).convertToDouble();
+  if (std::abs(product) > largest)
+    return std::copysign(std::numeric_limits<double>::infinity(), product);
+  return product;
+}
+
+ExprRef MaskBuilder::times(ExprRef e, double factor) {
+  if (!e || factor == 1)
+    return e;
+  if (e->is(Kind::Float))
+    return ctx.getFloat(times(e->number, factor));
+  if (e->is(Kind::Select))
+    return ctx.select(e->operands[0], times(e->operands[1], factor),
+                      times(e->operands[2], factor));
+  if (e->is(Kind::Apply) && e->name == "Add")
+    return ctx.apply("Add", {times(e->operands[0], factor),
+                             times(e->operands[1], factor)});
+  return ctx.apply("Mul", {e, ctx.getFloat(factor)});
+}
+
+void MaskBuilder::add(const MaskTerm &given) {
+  MaskTerm term = given;
+  if (term.kind == MaskTerm::Kind::Added)
+    term.element = times(term.element, term.factor);
+  else
+    term.hidden = times(term.hidden, term.factor);
+  terms.push_back(term);
+}
+
 bool MaskBuilder::depends(ExprRef e, ExprRef variable) {
   return variable->is(Kind::Index) && ctx.dependsOn(e, variable);
 }
@@ -227,6 +262,29 @@ bool MaskBuilder::segments(ExprRef e, Parts &parts) {
   return true;
 }
 
+PlannedValue MaskBuilder::planNumber(double value, Parts &parts) {
+  AttentionSite scratch;
+  scratch.nodes = std::move(parts.nodes);
+  auto type = RankedTensorType::get({}, scoreType);
+  llvm::APFloat number(value);
+  bool losesInfo;
+  number.convert(cast<FloatType>(scoreType).getFloatSemantics(),
+                 llvm::APFloat::rmNearestTiesToEven, &losesInfo);
+  PlannedValue result =
+      scratch.planConstant(DenseElementsAttr::get(type, ArrayRef(number)));
+  parts.nodes = std::move(scratch.nodes);
+  return result;
+}
+
+/// `visible` ? 0 : `hidden`, to be added.
+PlannedValue MaskBuilder::asNumbers(PlannedValue visible, double hidden,
+                                    Parts &parts) {
+  PlannedValue zero = planNumber(0, parts), low = planNumber(hidden, parts);
+  Planner planner{parts.nodes, site.core->getContext()};
+  return planner.node("Where", {visible, zero, low},
+                      UnrankedTensorType::get(scoreType));
+}
+
 bool MaskBuilder::joinBias(PlannedValue tensor, bool isBool, Parts &parts) {
   Planner planner{parts.nodes, site.core->getContext()};
   PlannedValue other = parts.bias ? parts.bias : site.bias;
@@ -241,8 +299,16 @@ bool MaskBuilder::joinBias(PlannedValue tensor, bool isBool, Parts &parts) {
     parts.biasIsBool = isBool;
     return true;
   }
-  if (isBool != otherBool)
-    return false;
+  if (isBool != otherBool) {
+    // Both as numbers. Only one that hides so that it swallows the score may
+    // be added in place of being put there.
+    if (parts.hidden.size() != 1 || !scoreType ||
+        !hides(parts.hidden[0], scoreType, /*added=*/true))
+      return false;
+    (isBool ? tensor : other) =
+        asNumbers(isBool ? tensor : other, parts.hidden[0], parts);
+    isBool = false;
+  }
   Type element = isBool ? IntegerType::get(site.core->getContext(), 1)
                         : scoreType;
   parts.bias = planner.node(isBool ? "And" : "Add", {other, tensor},
@@ -335,14 +401,24 @@ bool MaskBuilder::whole(const MaskTerm &term, Parts &parts) {
   if (!f.ranked || f.shape.empty() || f.shape.size() > 4 ||
       f.shape.back()->isInt(1))
     return false;
-  if (isBool)
+  if (isBool && !hides(term.hidden, scoreType, /*added=*/false))
+    return false;
+  if (isBool) {
     parts.hide(term.hidden);
+    if (parts.addedFinite > 0 && std::isfinite(term.hidden))
+      ++parts.addedFinite;
+  }
   parts.dataMask = true;
   parts.opaqueBias |= !isBool;
   PlannedValue value = term.tensor;
   if (isBool && term.negated)
     value = Planner{parts.nodes, site.core->getContext()}.node(
         "Not", {value}, typeOf(f.elementType, f.shape));
+  if (!isBool && term.factor != 1) {
+    PlannedValue factor = planNumber(term.factor, parts);
+    value = Planner{parts.nodes, site.core->getContext()}.node(
+        "Mul", {value, factor}, typeOf(f.elementType, f.shape));
+  }
   parts.visible = nullptr;
   return joinBias(value, isBool, parts);
 }
@@ -564,7 +640,12 @@ bool MaskBuilder::explain(const MaskTerm &term, Parts &parts) {
   if (!term.element)
     return false;
   if (term.kind == MaskTerm::Kind::Visible) {
+    if (!hides(term.hidden, scoreType, /*added=*/false))
+      return false;
     parts.hide(term.hidden);
+    // What is added later adds up with what is put in place now.
+    if (parts.addedFinite > 0 && std::isfinite(term.hidden))
+      ++parts.addedFinite;
     return condition(term.element, parts);
   }
   return explainAdded(term.element, parts, 0);
@@ -692,7 +773,10 @@ bool MaskBuilder::commit(Parts &parts) {
   if (!rowsNeverEmpty) {
     // Rows without a visible key: the original averages over those keys that
     // have the largest of several hidden values. Not expressible.
-    if (kinds > 1 || sums > 1)
+    bool inBias = parts.bias && !parts.biasIsBool && !parts.upper &&
+                  !parts.back && parts.keyMasks.empty() && !parts.qSegment &&
+                  !parts.kvLengths;
+    if ((kinds > 1 || sums > 1) && !inBias)
       return false;
     // A bias that hides keys itself beside a mask of finite numbers: a row
     // whose visible keys the bias hides sees masked ones again.
@@ -701,6 +785,10 @@ bool MaskBuilder::commit(Parts &parts) {
          parts.qSegment || parts.biasIsBool))
       return false;
   }
+  // Numbers in a bias are the kernel's business.
+  if (parts.bias && !parts.biasIsBool && !parts.upper && !parts.back &&
+      parts.keyMasks.empty() && !parts.qSegment && !parts.kvLengths)
+    finite = infinite = false;
   rule = rowsNeverEmpty              ? MaskedRowRule::Zero
          : infinite || !finite       ? MaskedRowRule::NaN
                                      : MaskedRowRule::Mean;

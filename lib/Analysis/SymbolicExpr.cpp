@@ -11,6 +11,7 @@
 #include <cstring>
 
 using namespace prefill;
+using llvm::ArrayRef;
 using Kind = Expr::Kind;
 
 // Larger sums and products become opaque, so that hostile graphs cannot make
@@ -525,6 +526,24 @@ ExprRef ExprContext::ge0(ExprRef a) {
     return getBool(true);
   if (proveNonNegative(sub(getInt(-1), a)))
     return getBool(false);
+  // c - max(x, y) >= 0 where both c - x and c - y are; and so on.
+  if (a->is(Kind::Sum) || a->is(Kind::Min) || a->is(Kind::Max)) {
+    ExprRef bound = nullptr;
+    for (ExprRef m : a->is(Kind::Sum) ? a->operands : ArrayRef<ExprRef>(a))
+      if (m->is(Kind::Min) || m->is(Kind::Max))
+        bound = m;
+    auto split = bound ? splitLinear(a, bound) : std::nullopt;
+    if (split && std::abs(split->first) == 1) {
+      auto with = [&](ExprRef x) {
+        return ge0(add(split->second, scale(x, split->first)));
+      };
+      bool both = bound->is(Kind::Min) == (split->first == 1);
+      return both ? logicalAnd(with(bound->operands[0]),
+                               with(bound->operands[1]))
+                  : logicalOr(with(bound->operands[0]),
+                              with(bound->operands[1]));
+    }
+  }
   return intern(Kind::Ge0, {a});
 }
 

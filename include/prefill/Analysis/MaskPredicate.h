@@ -40,6 +40,9 @@ struct MaskTerm {
   mlir::Value tensor;
   bool negated = false; ///< the tensor is false where visible
   double hidden = 0;    ///< Visible only: -inf or a large negative number
+  /// The scores are multiplied by this after the term: it counts that often.
+  /// (`element` and `hidden` are before it.)
+  double factor = 1;
 };
 
 /// Collects the terms of one attention and describes them in terms of a site.
@@ -48,7 +51,8 @@ public:
   MaskBuilder(SymbolicAnalysis &analysis, AttentionSite &site,
               const ScoreSpace &space, mlir::Type scoreType);
 
-  void add(MaskTerm term) { terms.push_back(term); }
+  /// Adds a term; the last one that the model applies comes first.
+  void add(const MaskTerm &term);
   /// The scores were raised to at least this (a large negative number) after
   /// the masks, so that all masked scores are equal.
   void setFloor(double floor) { this->floor = floor; }
@@ -81,6 +85,10 @@ private:
   bool segments(ExprRef e, Parts &parts);
   bool asTensor(ExprRef e, bool isBool, Parts &parts);
   bool joinBias(PlannedValue tensor, bool isBool, Parts &parts);
+  PlannedValue asNumbers(PlannedValue visible, double hidden, Parts &parts);
+  PlannedValue planNumber(double value, Parts &parts);
+  double times(double value, double factor);
+  ExprRef times(ExprRef e, double factor);
   bool resolveBand(Parts &parts);
   bool fitBand(Parts &parts, QueryAlignment alignment, ExprRef offset);
   bool benign(ExprRef e, unsigned depth);
