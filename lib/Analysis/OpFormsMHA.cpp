@@ -39,9 +39,10 @@ static PlannedValue planPadding(OpForm &form, Value mask, Type element,
                                 llvm::function_ref<PlannedValue()> keys) {
   AttentionSite &site = form.site;
   Type boolType = form.builder.getI1Type();
-  Type maskType = form.elementType(mask);
-  if (!maskType || !maskType.isSignlessInteger(32)) {
-    form.refuse("padding mask is not known to be int32", mask);
+  // The operators allow no other type.
+  Type maskType = form.builder.getI32Type();
+  if (Type known = form.elementType(mask); known && known != maskType) {
+    form.refuse("padding mask is not int32", mask);
     return {};
   }
   PlannedValue visible;

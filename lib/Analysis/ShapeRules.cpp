@@ -718,6 +718,30 @@ bool ShapeRules::contribDomain() {
     }
     return true;
   }
+  if (op == "Attention") {
+    // [b, s, input], [input, q + k + v widths] -> [b, s, v width]
+    results[0].elementType = in(1).elementType;
+    ExprRef width = analysis.dim(node.getInput(1), -1);
+    width = width ? ctx.exactDiv(width, ctx.getInt(3)) : nullptr;
+    if (auto widths = node.getInts("qkv_hidden_sizes");
+        widths && widths->size() == 3)
+      width = ctx.getInt((*widths)[2]);
+    if (in(0).ranked && in(0).shape.size() == 3)
+      set(0, in(1).elementType,
+          {in(0).shape[0], in(0).shape[1],
+           width ? width : ctx.freshSymbol("?")});
+    return true;
+  }
+  if (op == "EmbedLayerNormalization") {
+    // [b, s] indices, [], [vocabulary, width] -> [b, s, width], lengths [b]
+    results[0].elementType = in(2).elementType;
+    if (results.size() > 1 && in(0).ranked && in(0).shape.size() == 2)
+      set(1, IntegerType::get(node->getContext(), 32), {in(0).shape[0]});
+    ExprRef width = analysis.dim(node.getInput(2), 1);
+    if (in(0).ranked && in(0).shape.size() == 2 && width)
+      set(0, in(2).elementType, {in(0).shape[0], in(0).shape[1], width});
+    return true;
+  }
   if (op == "GroupQueryAttention" || op == "MultiHeadAttention") {
     results[0].elementType = in(0).elementType;
     int64_t heads = node.getInt("num_heads", 0);

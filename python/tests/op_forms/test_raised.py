@@ -22,6 +22,8 @@ TOOL = os.environ.get("PREFILL_OPT", str(ROOT / "build" / "bin" / "prefill-opt")
 #: A program that prints the raised module of a model in generic form; for work
 #: on the matchers without the rest.
 OWN = os.environ.get("PREFILL_OP_FORMS_TOOL")
+#: 1: compile and run the kernels instead of interpreting the text.
+KERNELS = os.environ.get("PREFILL_OP_FORMS_KERNELS") == "1"
 
 pytestmark = pytest.mark.skipif(
     not OWN and not Path(TOOL).exists(), reason="prefill-opt is not built"
@@ -47,16 +49,32 @@ def raise_model(model, tmp_path):
     return generic.stdout, done.stderr
 
 
+def run_kernels(model, feeds, tmp_path):
+    import prefill_opt
+
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    prefill_opt.compile(path, out)
+    assert "prefill.opt" in (out / "model.onnx").read_bytes().decode("latin1")
+    session = prefill_opt.session(out)
+    names = [i.name for i in session.get_inputs()]
+    return session.run(None, dict(zip(names, feeds)))
+
+
 def check(tmp_path, op, inputs, attributes, outputs, shapes, domain="", opset=23,
           atol=5e-6, oracle=run_ort, skip_rows=None):  # fmt: skip
     inputs = list(inputs)
     while inputs[-1] is None:
         inputs.pop()
     model = make_model(op, inputs, attributes, outputs, domain, opset, shapes)
-    text, messages = raise_model(model, tmp_path)
     feeds = [x for x in inputs if x is not None]
-    got, count = run_text(text, feeds)
-    assert count == 1, messages
+    if KERNELS:
+        text, got = "", run_kernels(model, feeds, tmp_path)
+    else:
+        text, messages = raise_model(model, tmp_path)
+        got, count = run_text(text, feeds)
+        assert count == 1, messages
     if oracle is run_onnx:
         want = run_onnx(op, inputs, attributes, outputs, opset)
     else:
