@@ -9,25 +9,25 @@
 #include "sparse.h"
 
 /* Fixed cost of a tile of query rows: transposing Q and O, the call. */
-#define TILE 0.4
+#define TILE 0.48
 /* A block that is visited through an index instead of in a row: its K and V are
  * not in the prefetcher's way. */
-#define SPARSE_BLOCK 1.04
+#define SPARSE_BLOCK 1.03
 /* A tile of gathered columns: positions are compared for every one. */
-#define COLUMN_TILE 1.15
+#define COLUMN_TILE 1.12
 /* Listing blocks and columns of a sparse tile. */
-#define SPARSE_TILE 0.15
+#define SPARSE_TILE 0.06
 /* Scores of the last rows, softmax, column and diagonal sums of bk keys, per bq
  * rows: half of a block's products, twice its exponentials. */
-#define ESTIMATE_BLOCK 1.1
+#define ESTIMATE_BLOCK 0.7
 /* The same work without the generated score function. */
-#define ESTIMATE_BLOCK_PORTABLE 1.3
+#define ESTIMATE_BLOCK_PORTABLE 0.9
 /* Selection and merging per bk keys. */
 #define SELECT_BLOCK 0.15
 /* Handing work to other threads once more, both sides of it. */
-#define FIXED 8.0
+#define FIXED 3.0
 /* Pooling bk keys or bq queries. */
-#define POOL_BLOCK 0.05
+#define POOL_BLOCK 0.15
 /* Scores of one tile against one block's mean, and selecting among them. */
 #define POOLED_PAIR 0.002
 

@@ -333,30 +333,37 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
 
 /*===-- shape inference --------------------------------------------------===*/
 
+/* The string attribute `key`, or "" when there is none. */
+static void string_attribute(const OrtApi *api, OrtShapeInferContext *context,
+                             const char *key, char *text, size_t capacity) {
+  size_t size = 0;
+  const OrtOpAttr *attribute = NULL;
+  OrtStatus *status =
+      ort_ShapeInferContext_GetAttribute(api, context, key, &attribute);
+  if (!status)
+    status = ort_ReadOpAttr(api, attribute, ORT_OP_ATTRIBUTE_STRING, text,
+                            capacity - 1, &size);
+  text[status ? 0 : size < capacity ? size : capacity - 1] = '\0';
+  if (status)
+    ort_ReleaseStatus(api, status);
+}
+
 /* Type and shape of O from Q and the kernel; named dimensions keep their names.
+ * Unknown ones get a name that no other node has (from the attribute `site`):
+ * without one ONNX Runtime would take them for constants of -1.
  * The other outputs keep the schema's types: their number is not known here,
  * and to set one that the node lacks is an error. */
 static OrtStatus *infer_shape(const OrtCustomOp *op,
                               OrtShapeInferContext *context) {
   const OrtApi *api = ((const attention_op *)op)->api;
-  char name[256] = "";
-  size_t size = 0;
-  const OrtOpAttr *attribute = NULL;
-  OrtStatus *status =
-      ort_ShapeInferContext_GetAttribute(api, context, "kernel", &attribute);
-  if (!status)
-    status = ort_ReadOpAttr(api, attribute, ORT_OP_ATTRIBUTE_STRING, name,
-                            sizeof(name) - 1, &size);
-  const prefill_attention_desc *desc = NULL;
-  if (!status) {
-    name[size < sizeof(name) ? size : sizeof(name) - 1] = '\0';
-    desc = find_kernel(name);
-  }
-  if (!desc) { /* create_kernel says why */
-    if (status)
-      ort_ReleaseStatus(api, status);
+  char name[256], site[64], unknown[2][80];
+  string_attribute(api, context, "kernel", name, sizeof(name));
+  string_attribute(api, context, "site", site, sizeof(site));
+  const prefill_attention_desc *desc = find_kernel(name);
+  if (!desc) /* create_kernel says why */
     return NULL;
-  }
+  snprintf(unknown[0], sizeof(unknown[0]), "prefill_%s_batch", site);
+  snprintf(unknown[1], sizeof(unknown[1]), "prefill_%s_rows", site);
   OrtTensorTypeAndShapeInfo *q, *o;
   TRY(ort_ShapeInferContext_GetInputTypeShape(api, context, PREFILL_IN_Q, &q));
   size_t rank;
@@ -378,6 +385,10 @@ static OrtStatus *infer_shape(const OrtCustomOp *op,
     if (q_names[q_rows])
       row_name = q_names[q_rows];
   }
+  if (batch < 0 && !*batch_name)
+    batch_name = unknown[0];
+  if (rows < 0 && !*row_name)
+    row_name = unknown[1];
   int64_t dims[4];
   const char *names[4] = {batch_name, "", "", ""};
   size_t row_dim;

@@ -1,6 +1,6 @@
 /*===- select.c - The most valuable items within a budget ---------*- C -*-===*\
 |*
-|* Radix selection: three passes over the bits of the values find the value at
+|* Radix selection: three or four passes over the bits of the values find the value at
 |* which the budget ends, one more collects. Deterministic, no sorting.
 |*
 \*===----------------------------------------------------------------------===*/
@@ -21,19 +21,24 @@ static uint32_t key_of(float value) {
 void pf_select(const float *value, const float *cost, int64_t n, double budget,
                uint64_t *chosen) {
   memset(chosen, 0, (size_t)(n / 64 + 1) * 8);
+  /* Fewer passes for many items, smaller tables for few. */
   static const struct {
-    int shift, bits;
-  } digits[] = {{21, 11}, {10, 11}, {0, 10}};
+    int passes, shift[4], bits[4];
+  } schemes[2] = {{4, {24, 16, 8, 0}, {8, 8, 8, 8}},
+                  {3, {21, 10, 0, 0}, {11, 11, 10, 0}}};
+  const int scheme = n >= 2048;
   uint32_t threshold = 0; /* the digits found so far */
   double used = 0;        /* cost of everything above them */
-  for (int pass = 0; pass < 3; ++pass) {
-    const int shift = digits[pass].shift, bits = digits[pass].bits;
+  for (int pass = 0; pass < schemes[scheme].passes; ++pass) {
+    const int shift = schemes[scheme].shift[pass];
+    const int bits = schemes[scheme].bits[pass];
     double of_digit[2048];
-    memset(of_digit, 0, sizeof(of_digit));
+    memset(of_digit, 0, ((size_t)1 << bits) * sizeof(double));
     for (int64_t i = 0; i < n; ++i) {
       uint32_t key = key_of(value[i]);
       if (key && (pass == 0 || key >> (shift + bits) == threshold))
-        of_digit[key >> shift & ((1u << bits) - 1)] += cost ? cost[i] : 1.0;
+        of_digit[key >> shift & ((1u << bits) - 1)] +=
+            cost ? (double)cost[i] : 1.0;
     }
     int digit = (1 << bits) - 1;
     while (digit > 0 && used + of_digit[digit] <= budget)
@@ -45,7 +50,7 @@ void pf_select(const float *value, const float *cost, int64_t n, double budget,
     if (!key || key < threshold)
       continue;
     if (key == threshold) {
-      double next = used + (cost ? cost[i] : 1.0);
+      double next = used + (cost ? (double)cost[i] : 1.0);
       if (next > budget) {
         used = budget + 1; /* the first that does not fit ends the list */
         continue;
