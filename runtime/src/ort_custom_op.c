@@ -395,6 +395,7 @@ static OrtStatus *infer_shape(const OrtCustomOp *op,
   rank = output_shape(desc, PREFILL_OUT_O, batch, rows, -1, dims, &row_dim);
   names[row_dim] = row_name;
   TRY(ort_CreateTensorTypeAndShapeInfo(api, &o));
+  OrtStatus *status;
   if (!(status = ort_SetTensorElementType(api, o, type)) &&
       !(status = ort_SetDimensions(api, o, dims, rank)) &&
       !(status = ort_SetSymbolicDimensions(api, o, names, rank)))

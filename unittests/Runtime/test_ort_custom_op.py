@@ -94,6 +94,17 @@ def test_shape_inference_reaches_other_nodes():
     assert make_session(model).get_outputs()[0].shape == ["batch", "rows", 4, 8]
 
 
+def test_unknown_dimensions_are_not_constants():
+    """Without names ONNX Runtime would fold Shape(o) to -1."""
+    feeds = [(n, T.FLOAT, [None, heads, None, 8])
+             for n, heads in (("q", 4), ("k", 2), ("v", 2))]
+    model = make_model(["q", "k", "v"], ["x"], feeds,
+                       results=[("shape", T.INT64, [4])])
+    model.graph.node.append(h.make_node("Shape", ["x"], ["shape"]))
+    session = make_session(model)
+    assert session.run(None, random_qkv())[0].tolist() == [2, 4, 37, 8]
+
+
 def test_optional_inputs_and_outputs():
     names = ["q", "k", "v", "bias", "mask", "", "sinks"]
     feeds = QKV + [("bias", T.FLOAT, [1, 1, "rows", "keys"]),
