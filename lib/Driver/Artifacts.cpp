@@ -100,9 +100,11 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
   if (!exportONNX(module, model, exportOptions, error))
     return false;
   for (const char *name : {libraryName, headerName, manifestName})
-    if (std::error_code ec = fs::rename(staging.at(name), joinPath(output, name))) {
+    if (std::error_code ec =
+            fs::rename(staging.at(name), joinPath(output, name))) {
       (void)fs::remove(model);
-      error = joinPath(options.output, name) + ": cannot write: " + ec.message();
+      error =
+          joinPath(options.output, name) + ": cannot write: " + ec.message();
       return false;
     }
   return true;

@@ -3,8 +3,8 @@
 #define PREFILL_LIB_DRIVER_ARTIFACTS_H
 
 #include "Manifest.h"
-#include "prefill/Driver/CompilerOptions.h"
 #include "mlir/IR/BuiltinOps.h"
+#include "prefill/Driver/CompilerOptions.h"
 
 namespace prefill {
 

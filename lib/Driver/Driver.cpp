@@ -2,13 +2,13 @@
 
 #include "prefill/Driver/Driver.h"
 #include "Artifacts.h"
+#include "mlir/IR/AsmState.h"
+#include "mlir/IR/Remarks.h"
+#include "mlir/Parser/Parser.h"
 #include "prefill/Analysis/AttentionSite.h"
 #include "prefill/Driver/Outline.h"
 #include "prefill/Import/ONNXImport.h"
 #include "prefill/Transforms/SparsityConfig.h"
-#include "mlir/IR/AsmState.h"
-#include "mlir/IR/Remarks.h"
-#include "mlir/Parser/Parser.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Format.h"
 #include "llvm/Support/JSON.h"
@@ -116,7 +116,8 @@ static OwningOpRef<ModuleOp> load(MLIRContext &context, StringRef path) {
 }
 
 /// Writes `text` to a file that appears only when it is complete, or to stdout.
-static int writeText(StringRef path, llvm::function_ref<void(raw_ostream &)> text) {
+static int writeText(StringRef path,
+                     llvm::function_ref<void(raw_ostream &)> text) {
   if (path.empty() || path == "-") {
     text(llvm::outs());
     return 0;
@@ -159,7 +160,8 @@ static bool validate(const CompilerOptions &options, std::string &error) {
     return false;
   bool isFile = options.emit == EmitKind::ONNX;
   bool isFolder = options.emit == EmitKind::Artifacts;
-  if ((isFile || isFolder) && (options.output.empty() || options.output == "-")) {
+  if ((isFile || isFolder) &&
+      (options.output.empty() || options.output == "-")) {
     error = isFile ? "-emit=onnx needs -o FILE.onnx"
                    : "an output folder is needed: -o out/";
     return false;
@@ -214,9 +216,8 @@ int prefill::compile(const CompilerOptions &options) {
   if (options.emit == EmitKind::Prefill)
     return printModule(*module, options);
 
-  if (!run(context, *module, [&](OpPassManager &pm) {
-        buildSparsifyPipeline(pm, options);
-      }))
+  if (!run(context, *module,
+           [&](OpPassManager &pm) { buildSparsifyPipeline(pm, options); }))
     return 1;
   watch.lap("sparsify");
   if (options.emit == EmitKind::Sparse)

@@ -88,7 +88,8 @@ std::string prefill::writeManifest(const CompilerOptions &options,
                                       {"form", attention.form},
                                       {"kernel", attention.kernel}});
   for (const DeclinedSite &site : declined)
-    left.push_back(json::Object{{"layer", site.layer}, {"reason", site.reason}});
+    left.push_back(
+        json::Object{{"layer", site.layer}, {"reason", site.reason}});
   json::Array targets;
   for (const std::string &target : options.targets)
     targets.push_back(target);

@@ -2,8 +2,8 @@
 
 #include "prefill/Driver/Outline.h"
 #include "prefill/Dialect/ONNX/ONNX.h"
-#include "prefill/Dialect/Prefill/Prefill.h"
 #include "prefill/Dialect/Prefill/HeadPlan.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
 #include "llvm/ADT/STLExtras.h"
 
 #include <cstring>
@@ -84,7 +84,8 @@ static std::optional<HeadPlan> planOfIndex(Value index) {
 }
 
 /// Plans of all `heads` query heads.
-static bool readIndex(Value index, int64_t heads, std::vector<HeadPlan> &plans) {
+static bool readIndex(Value index, int64_t heads,
+                      std::vector<HeadPlan> &plans) {
   if (auto perHead = index.getDefiningOp<IndexPerHeadOp>()) {
     for (int64_t choice : perHead.getHeads()) {
       std::optional<HeadPlan> plan = planOfIndex(perHead.getChoices()[choice]);
@@ -186,11 +187,11 @@ static std::string internSpec(KernelSpec spec, std::vector<KernelSpec> &specs) {
 // Rewriting
 //===----------------------------------------------------------------------===//
 
-/// The node that runs `kernel`; its inputs are the op's operands in the order of
-/// prefill_attention_input, omitted ones absent, trailing ones left out.
+/// The node that runs `kernel`; its inputs are the op's operands in the order
+/// of prefill_attention_input, omitted ones absent, trailing ones left out.
 template <typename OpTy>
 static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
-                               bool stats) {
+                               size_t site, bool stats) {
   Value absent;
   SmallVector<Value> inputs;
   for (Value operand :
@@ -216,7 +217,8 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
         builder.getF32Type()));
   return onnx::NodeOp::create(
       builder, op.getLoc(), "Attention", "prefill.opt", inputs, results,
-      {onnx::stringAttr(builder, "kernel", kernel)});
+      {onnx::stringAttr(builder, "kernel", kernel),
+       onnx::stringAttr(builder, "site", std::to_string(site))});
 }
 
 /// Removes index, select and score ops that nothing uses any more.
@@ -244,15 +246,16 @@ static bool outline(OpTy op, bool stats, OutlineResult &result,
               "': its index is not one that kernels can build";
       return false;
     }
-    if (auto below = op->template getAttrOfType<IntegerAttr>(
-            "prefill.dense_below"))
+    if (auto below =
+            op->template getAttrOfType<IntegerAttr>("prefill.dense_below"))
       spec.denseBelow = below.getInt();
   }
   std::string kernel = internSpec(spec, result.kernels);
   result.attentions.push_back({op.getLayer().value_or("").str(),
                                op.getForm().value_or("").str(), kernel});
   OpBuilder builder(op);
-  onnx::NodeOp node = createNode(builder, op, kernel, stats);
+  onnx::NodeOp node =
+      createNode(builder, op, kernel, result.attentions.size(), stats);
   op.getO().replaceAllUsesWith(node.getResult(0));
   if (op.getLse())
     op.getLse().replaceAllUsesWith(node.getResult(1));
@@ -300,7 +303,8 @@ bool prefill::outlineAttention(ModuleOp module, bool stats,
   importDomain(module);
   if (densities.empty())
     return true;
-  auto graph = densities.front().getDefiningOp()->getParentOfType<onnx::GraphOp>();
+  auto graph =
+      densities.front().getDefiningOp()->getParentOfType<onnx::GraphOp>();
   auto ret = cast<onnx::ReturnOp>(graph.getBody().front().getTerminator());
   SmallVector<Attribute> names(ret.getOutputNames().begin(),
                                ret.getOutputNames().end());

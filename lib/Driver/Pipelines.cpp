@@ -1,14 +1,13 @@
 //===- Pipelines.cpp - Registration and the order of passes ---------------===//
 
-#include "prefill/Codegen/CPU.h"
+#include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Transforms/Passes.h"
 #include "prefill/Codegen/CPU.h"
 #include "prefill/Dialect/ONNX/ONNX.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
 #include "prefill/Driver/Driver.h"
 #include "prefill/Transforms/Passes.h"
-#include "mlir/Dialect/Arith/IR/Arith.h"
-#include "mlir/Dialect/Func/IR/FuncOps.h"
-#include "mlir/Transforms/Passes.h"
 
 using namespace mlir;
 using namespace prefill;

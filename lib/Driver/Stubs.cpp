@@ -3,6 +3,10 @@
 namespace prefill {
 #define GEN_PASS_DEF_RAISEATTENTION
 #include "prefill/Transforms/Passes.h.inc"
-namespace { struct P : impl::RaiseAttentionBase<P> { void runOnOperation() override {} }; }
+namespace {
+struct P : impl::RaiseAttentionBase<P> {
+  void runOnOperation() override {}
+};
+} // namespace
 llvm::SmallVector<SiteReport> inspectAttention(mlir::ModuleOp) { return {}; }
-}
+} // namespace prefill

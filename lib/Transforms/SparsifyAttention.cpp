@@ -13,10 +13,10 @@
 //
 //===----------------------------------------------------------------------===//
 
+#include "mlir/IR/Remarks.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/SparsityConfig.h"
-#include "mlir/IR/Remarks.h"
 
 #include <tuple>
 
@@ -40,7 +40,8 @@ static auto key(const HeadPlan &p) {
 /// Why the attention must stay dense, or empty.
 static StringRef refusal(AttentionOp op, bool estimates) {
   if (!op.getCausal())
-    return "it is not causal, and the patterns are defined for causal attention";
+    return "it is not causal, and the patterns are defined for causal "
+           "attention";
   if (op.getAlignment() == QueryAlignment::Start)
     return "its queries are aligned with the first keys, not the last";
   if (estimates && op.getBias())
@@ -147,9 +148,9 @@ private:
     }
     if (StringRef why = refusal(op, estimates); !why.empty()) {
       ++numDense;
-      remark::missed(op.getLoc(),
-                     remark::RemarkOpts::name("StaysDense")
-                         .category("sparsify-attention"))
+      remark::missed(
+          op.getLoc(),
+          remark::RemarkOpts::name("StaysDense").category("sparsify-attention"))
           << ("attention stays dense: " + why).str();
       return success();
     }
@@ -184,8 +185,8 @@ private:
         op.getVLayoutAttr(), op.getOLayoutAttr(), op.getRotaryAttr(),
         op.getRotaryDimAttr(), op.getLayerAttr(), op.getFormAttr());
     if (config.denseBelow >= 0)
-      sparseOp->setDiscardableAttr("prefill.dense_below",
-                                   builder.getI64IntegerAttr(config.denseBelow));
+      sparseOp->setDiscardableAttr(
+          "prefill.dense_below", builder.getI64IntegerAttr(config.denseBelow));
     op->replaceAllUsesWith(sparseOp->getResults());
     op->erase();
     ++numSparse;

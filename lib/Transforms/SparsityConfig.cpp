@@ -74,8 +74,8 @@ static StringRef optionNames(SparsePattern pattern) {
 
 /// The integer option `key` of `plan`, or null when the pattern has none.
 static int32_t *integerOption(HeadPlan &plan, StringRef key) {
-  bool shape =
-      plan.pattern == SparsePattern::AShape || plan.pattern == SparsePattern::TriShape;
+  bool shape = plan.pattern == SparsePattern::AShape ||
+               plan.pattern == SparsePattern::TriShape;
   if (key == "init" && shape)
     return &plan.init;
   if (key == "local" && shape)
@@ -98,8 +98,8 @@ static bool hasDensity(const HeadPlan &plan) {
          plan.pattern == SparsePattern::BlockSparse;
 }
 
-/// Sets one option from a number; false with a one-line error when it is not one
-/// of the pattern's or out of range.
+/// Sets one option from a number; false with a one-line error when it is not
+/// one of the pattern's or out of range.
 static bool setOption(HeadPlan &plan, StringRef key, double value,
                       std::string &error) {
   if (key == "density" && hasDensity(plan)) {
@@ -116,7 +116,8 @@ static bool setOption(HeadPlan &plan, StringRef key, double value,
             optionNames(plan.pattern).str();
     return false;
   }
-  bool positive = slot == &plan.last && plan.pattern == SparsePattern::VerticalSlash;
+  bool positive =
+      slot == &plan.last && plan.pattern == SparsePattern::VerticalSlash;
   if (value != static_cast<double>(static_cast<int64_t>(value)) ||
       value < (positive ? 1 : 0) ||
       value > std::numeric_limits<int32_t>::max()) {
@@ -186,8 +187,8 @@ std::optional<SparsityConfig> prefill::parseSparsity(StringRef spec,
     vertical |= key == "vertical";
     slash |= key == "slash";
     density |= key == "density";
-    tokens |= key == "vertical" || key == "slash" || key == "top-k" ||
-              key == "top_k";
+    tokens |=
+        key == "vertical" || key == "slash" || key == "top-k" || key == "top_k";
   }
   if (density && tokens)
     return fail("give either a density or token budgets, not both");
@@ -220,11 +221,13 @@ static std::optional<HeadPlan> parseListHead(const llvm::json::Array &list,
       list.empty() ? std::nullopt : list.front().getAsString();
   std::optional<HeadPlan> plan = type ? planOfType(*type) : std::nullopt;
   if (!plan) {
-    error = "the first entry of a head must be vertical_and_slash, stream_llm or "
-            "block_sparse";
+    error =
+        "the first entry of a head must be vertical_and_slash, stream_llm or "
+        "block_sparse";
     return std::nullopt;
   }
-  if (plan->pattern == SparsePattern::BlockSparse || plan->pattern == SparsePattern::Dense)
+  if (plan->pattern == SparsePattern::BlockSparse ||
+      plan->pattern == SparsePattern::Dense)
     return plan; // The numbers of a block_sparse head have no meaning there.
   std::optional<double> first, second;
   if (list.size() >= 3) {
@@ -256,8 +259,8 @@ static std::optional<HeadPlan> parseObjectHead(const llvm::json::Object &object,
   bool vertical = false, slash = false;
   for (const auto &[key, value] : object) {
     StringRef name = key;
-    if (name == "type" || name == "recall" || name == "ms" ||
-        name == "score" || name == "measured_density")
+    if (name == "type" || name == "recall" || name == "ms" || name == "score" ||
+        name == "measured_density")
       continue;
     if (name == "n_init" || name == "n_local" || name == "n_last")
       name = name.drop_front(2);

@@ -1,12 +1,12 @@
 //===- prefill-opt.cpp - The command line ---------------------------------===//
 //
-// Fills CompilerOptions from flags; everything else is in lib/Driver. Two modes:
-// driver mode for ONNX input or any driver flag, and opt mode (MlirOptMain, for
-// .mlir files and passes) otherwise. `prefill-opt inspect model.onnx` reports.
+// Fills CompilerOptions from flags; everything else is in lib/Driver. Two
+// modes: driver mode for ONNX input or any driver flag, and opt mode
+// (MlirOptMain, for .mlir files and passes) otherwise. `prefill-opt inspect
+// model.onnx` reports.
 //
 //===----------------------------------------------------------------------===//
 
-#include "prefill/Driver/Driver.h"
 #include "mlir/Debug/Counter.h"
 #include "mlir/IR/AsmState.h"
 #include "mlir/IR/DialectRegistry.h"
@@ -14,6 +14,7 @@
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Support/Timing.h"
 #include "mlir/Tools/mlir-opt/MlirOptMain.h"
+#include "prefill/Driver/Driver.h"
 #include "llvm/Support/CommandLine.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/InitLLVM.h"
@@ -66,11 +67,13 @@ static cl::opt<std::string>
              cl::desc("Where compiled kernels are kept"));
 static cl::opt<bool> noCache("no-kernel-cache", cl::cat(category),
                              cl::desc("Compile all kernels anew"));
-static cl::opt<bool> stats("density-output", cl::cat(category),
-                           cl::desc("Give the model an output with the share of "
-                                    "blocks each head visits"));
-static cl::opt<bool> verbose("explain", cl::cat(category),
-                             cl::desc("Say why an attention was left as it was"));
+static cl::opt<bool>
+    stats("density-output", cl::cat(category),
+          cl::desc("Give the model an output with the share of "
+                   "blocks each head visits"));
+static cl::opt<bool>
+    verbose("explain", cl::cat(category),
+            cl::desc("Say why an attention was left as it was"));
 static cl::opt<bool> timing("stage-timing", cl::cat(category),
                             cl::desc("Print seconds per stage"));
 static cl::opt<bool> json("json", cl::cat(category),
@@ -83,8 +86,8 @@ static cl::opt<std::string> inputKind("x", cl::cat(category),
 static std::string runtimeArchive(const char *argv0) {
   std::string tool = llvm::sys::fs::getMainExecutable(
       argv0, reinterpret_cast<void *>(&runtimeArchive));
-  llvm::SmallString<256> file(llvm::sys::path::parent_path(
-      llvm::sys::path::parent_path(tool)));
+  llvm::SmallString<256> file(
+      llvm::sys::path::parent_path(llvm::sys::path::parent_path(tool)));
   llvm::sys::path::append(file, "lib", "libprefill_runtime.a");
   return std::string(file);
 }
@@ -102,8 +105,8 @@ int main(int argc, char **argv) {
   mlir::DialectRegistry registry;
   registerDialects(registry);
   registerPasses();
-  // What registerAndParseCLIOptions registers; done here so that --help can hide
-  // it (--help-hidden shows all).
+  // What registerAndParseCLIOptions registers; done here so that --help can
+  // hide it (--help-hidden shows all).
   mlir::MlirOptMainConfig::registerCLOptions(registry);
   mlir::registerAsmPrinterCLOptions();
   mlir::registerMLIRContextCLOptions();
@@ -130,7 +133,8 @@ int main(int argc, char **argv) {
   if (!inputKind.empty() && inputKind != "onnx" && inputKind != "mlir")
     return complain("-x=" + inputKind + ": expected onnx or mlir");
   bool onnx = inputKind == "onnx" ||
-              (inputKind.empty() && llvm::StringRef(input.getValue()).ends_with(".onnx"));
+              (inputKind.empty() &&
+               llvm::StringRef(input.getValue()).ends_with(".onnx"));
   if (!onnx && !inspecting && !hasDriverFlag()) {
     if (inputKind.empty() && input != "-" && looksLikeONNX(input))
       onnx = true;

@@ -1,7 +1,7 @@
 //===- PrefillDialect.cpp - Registration of the prefill dialect -----------===//
 
-#include "prefill/Dialect/Prefill/Prefill.h"
 #include "mlir/IR/DialectImplementation.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
 #include "llvm/ADT/TypeSwitch.h"
 
 using namespace prefill;

@@ -33,9 +33,9 @@ static LogicalResult verifyRows(Operation *op, StringRef what, Type type,
     if (layout != TensorLayout::BSHD)
       return op->emitOpError() << what << " of rank 3 needs the layout bshd";
     if (differs(shape[2], heads * dim))
-      return op->emitOpError() << what << " has " << shape[2]
-                               << " elements a row, expected heads * dim = "
-                               << heads * dim;
+      return op->emitOpError()
+             << what << " has " << shape[2]
+             << " elements a row, expected heads * dim = " << heads * dim;
     return success();
   }
   if (shape.size() != 4)
@@ -67,7 +67,8 @@ static LogicalResult verifyAttention(OpTy op) {
   auto result = dyn_cast<RankedTensorType>(op.getO().getType());
   if (!result || (result.getRank() != 3 && result.getRank() != 4))
     return op.emitOpError("o must be a tensor of rank 3 or 4");
-  if (static_cast<bool>(op.getQSegment()) != static_cast<bool>(op.getKSegment()))
+  if (static_cast<bool>(op.getQSegment()) !=
+      static_cast<bool>(op.getKSegment()))
     return op.emitOpError("needs both segment operands or none");
   if ((op.getAlignment() == QueryAlignment::Operand) !=
       static_cast<bool>(op.getQOffset()))
