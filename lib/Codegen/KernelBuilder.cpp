@@ -289,9 +289,7 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
   Visibility visibility;
   if (features & (PREFILL_TILE_CAUSAL | PREFILL_TILE_WINDOW)) {
     Value position = t.argument("position", i64);
-    if (spec.causal)
-      visibility.highest = t.bound(position, {});
-    else if (features & PREFILL_TILE_CAUSAL)
+    if (features & PREFILL_TILE_CAUSAL)
       visibility.highest = t.bound(position, t.argument("window_right", i64));
     if (features & PREFILL_TILE_WINDOW) {
       Value left = t.argument("window_left", i64);

@@ -215,8 +215,9 @@ std::string Problem::check(const CpuTarget &target) {
       positions = columns[tile];
     int64_t columnCount = positions.size();
     positions.resize((columnCount + bk - 1) / bk * bk, skipped);
-    std::vector<float> packedK(positions.size() * d),
-        packedV(positions.size() * e);
+    // What skipped columns hold must not matter.
+    std::vector<float> packedK(positions.size() * d, NAN),
+        packedV(positions.size() * e, NAN);
     for (int64_t c = 0; c < columnCount; ++c) {
       if (positions[c] == skipped)
         continue;

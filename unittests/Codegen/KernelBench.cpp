@@ -264,7 +264,8 @@ static int run(const Options &options, const CpuTarget &target, int d,
     args.rows = std::min(bq, length - first);
     args.position = first;
     args.kv_len = length;
-    args.window_left = args.window_right = KernelSpec::Unbounded;
+    args.window_left = KernelSpec::Unbounded;
+    args.window_right = spec.causal ? 0 : KernelSpec::Unbounded;
     args.scale = 1.0f / std::sqrt(float(d));
     args.softcap = spec.softcap;
     args.blocks = blocks.data() + call.begin;

@@ -1,11 +1,15 @@
 //===- Emit.cpp - From kernels to machine code ----------------------------===//
 
 #include "prefill/Codegen/Emit.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Dialect/LLVMIR/LLVMToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Export.h"
 #include "prefill/Codegen/KernelBuilder.h"
+#include "prefill/kernel_abi.h"
 #include "llvm/IR/LegacyPassManager.h"
 #include "llvm/IR/Module.h"
 #include "llvm/MC/TargetRegistry.h"
@@ -20,6 +24,7 @@
 #include "llvm/Transforms/Scalar/LoopPassManager.h"
 #include "llvm/Transforms/Scalar/SimplifyCFG.h"
 #include "llvm/Transforms/Utils/Cloning.h"
+#include <cstddef>
 #include <mutex>
 
 using namespace mlir;
@@ -159,6 +164,34 @@ bool prefill::emitModule(llvm::Module &module, int level, std::string &object,
   return emit(module, llvm::CodeGenFileType::ObjectFile, object);
 }
 
+/// A query tile of at most this many rows runs the narrow body.
+static constexpr int32_t kNarrowRows = 16;
+
+/// The tile function: picks the body by the number of rows.
+static void buildDispatch(OpBuilder &b, StringRef name, StringRef wide,
+                          StringRef narrow) {
+  OpBuilder::InsertionGuard guard(b);
+  Location loc = b.getUnknownLoc();
+  Type pointer = LLVM::LLVMPointerType::get(b.getContext());
+  auto function =
+      func::FuncOp::create(b, loc, name, b.getFunctionType({pointer}, {}));
+  b.setInsertionPointToStart(function.addEntryBlock());
+  Value arguments = function.getArgument(0);
+  Value address = LLVM::GEPOp::create(
+      b, loc, pointer, b.getI8Type(), arguments,
+      ArrayRef<LLVM::GEPArg>{int32_t(offsetof(prefill_tile_args, rows))});
+  Value rows = LLVM::LoadOp::create(b, loc, b.getI64Type(), address);
+  Value few = arith::CmpIOp::create(
+      b, loc, arith::CmpIPredicate::sle, rows,
+      arith::ConstantOp::create(b, loc, b.getI64IntegerAttr(kNarrowRows)));
+  auto branch = scf::IfOp::create(b, loc, TypeRange{}, few, /*withElse=*/true);
+  func::ReturnOp::create(b, loc);
+  b.setInsertionPointToStart(branch.thenBlock());
+  func::CallOp::create(b, loc, narrow, TypeRange{}, ValueRange{arguments});
+  b.setInsertionPointToStart(branch.elseBlock());
+  func::CallOp::create(b, loc, wide, TypeRange{}, ValueRange{arguments});
+}
+
 bool prefill::emitKernel(const KernelSpec &spec, KernelKind kind,
                          const CpuTarget &target, bool wantText,
                          EmittedKernel &result, std::string &error) {
@@ -172,11 +205,31 @@ bool prefill::emitKernel(const KernelSpec &spec, KernelKind kind,
   tile::KernelOp kernel = build(builder, spec, kind);
   std::string symbol = getTileSymbol(kernel.getName(), target);
   kernel.setName(symbol);
+  // Tiles with few rows (single tokens, the end of a prompt) would compute
+  // mostly lanes that nobody wants, so attention has a second body for them.
+  const bool hasNarrow =
+      kind == KernelKind::Attention && spec.blockQ > kNarrowRows;
+  std::string wideName = symbol + "_wide", narrowName = symbol + "_narrow";
+  if (hasNarrow) {
+    kernel.setName(wideName);
+    KernelSpec narrowSpec = spec;
+    narrowSpec.blockQ = kNarrowRows;
+    CpuTarget narrowTarget = target;
+    // Fewer vectors leave registers for more rows.
+    if (target.lanes == kNarrowRows)
+      narrowTarget.tileRows = 8;
+    tile::KernelOp narrow = build(builder, narrowSpec, kind);
+    narrow.setName(narrowName);
+    if (failed(lowerKernelToCpu(narrow, narrowTarget)))
+      return fail(error, "a kernel cannot be lowered");
+  }
   if (failed(lowerKernelToCpu(kernel, target)))
     return fail(error, "a kernel cannot be lowered");
-  auto function = module->lookupSymbol(symbol);
-  if (auto bytes = function->getAttrOfType<IntegerAttr>(kWorkspaceAttr))
-    result.workspaceBytes = bytes.getInt();
+  for (auto function : module->getOps<func::FuncOp>())
+    if (auto bytes = function->getAttrOfType<IntegerAttr>(kWorkspaceAttr))
+      result.workspaceBytes = std::max(result.workspaceBytes, bytes.getInt());
+  if (hasNarrow)
+    buildDispatch(builder, symbol, wideName, narrowName);
   PassManager manager(&session.context);
   manager.enableVerifier(false);
   addLowerToLLVMPasses(manager);
@@ -187,9 +240,14 @@ bool prefill::emitKernel(const KernelSpec &spec, KernelKind kind,
       translateModuleToLLVMIR(*module, context, symbol);
   if (!code)
     return fail(error, "a kernel cannot be translated to LLVM IR");
-  if (llvm::Function *entry = code->getFunction(symbol)) {
-    entry->setVisibility(llvm::GlobalValue::ProtectedVisibility);
-    entry->setDoesNotThrow();
+  for (llvm::Function &function : *code) {
+    if (function.isDeclaration())
+      continue;
+    function.setDoesNotThrow();
+    if (function.getName() == symbol)
+      function.setVisibility(llvm::GlobalValue::ProtectedVisibility);
+    else
+      function.setLinkage(llvm::GlobalValue::InternalLinkage);
   }
   return emitModule(*code, target.level, result.object,
                     wantText ? &result : nullptr, error);

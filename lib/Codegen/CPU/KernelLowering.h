@@ -61,7 +61,7 @@ private:
   mlir::LogicalResult lowerLoop(tile::ForTilesOp loop);
   mlir::LogicalResult lowerRows(const Step &step, const Schedule &schedule);
   void lowerRowLoad(tile::LoadOp load);
-  void emitPositions();
+  mlir::Value emitPositions();
   void assignSlots(mlir::Block &block, const Schedule &schedule);
   int64_t allocate(int64_t bytes);
   mlir::Value workspace(int64_t offset) { return e.at(memory, offset); }
@@ -101,6 +101,10 @@ private:
   mlir::LogicalResult storeKeys(tile::StoreOp store, Piece &piece);
   mlir::LogicalResult productPiece(tile::DotOp dot, mlir::Value base,
                                    mlir::Value stride, Piece &piece);
+  /// Copies rows of keys to the workspace as fp32; dead columns become zero if
+  /// `clearDead`.
+  void copyOperand(mlir::Type element, int64_t width, mlir::Value base,
+                   mlir::Value stride, bool clearDead);
   /// Where a product's second operand lies, as fp32 rows; converts 16-bit
   /// types.
   mlir::FailureOr<std::pair<mlir::Value, mlir::Value>>

@@ -377,8 +377,12 @@ LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
   keyTile.live = arith::MinSIOp::create(b, loc, left, e.integer(size));
   if (keyTile.isBlock)
     keyTile.live = e.select(keyTile.isBlock, keyTile.live, e.integer(size));
-  if (needsPositions)
-    emitPositions();
+  if (needsPositions) {
+    // Rounds in which no key exists, such as columns that are all in blocks.
+    auto any = scf::IfOp::create(b, loc, TypeRange{}, emitPositions(),
+                                 /*withElse=*/false);
+    b.setInsertionPointToStart(any.thenBlock());
+  }
   if (failed(lowerBlock(loop.getBody().front())))
     return failure();
   auto yield = cast<tile::YieldOp>(loop.getYield());
@@ -392,38 +396,54 @@ LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
   return success();
 }
 
-/// Numbers of the round's keys, INT32_MAX where dead. Rounds that mask nothing
-/// need them only for a bias that is read key by key.
-void KernelLowering::emitPositions() {
-  const int64_t size = keyTileSize;
+/// Writes the numbers of the round's keys, INT32_MAX where dead, and tells
+/// whether there is any. Rounds that mask nothing need the numbers only for a
+/// bias that is read key by key.
+Value KernelLowering::emitPositions() {
   OpBuilder::InsertionGuard outside(b);
+  Type i1 = b.getI1Type(), i32 = b.getI32Type();
+  Value dead = arith::ConstantOp::create(
+      b, loc, b.getI32IntegerAttr(std::numeric_limits<int32_t>::max()));
+  scf::IfOp branch;
   if (!positionsAlways) {
-    auto branch = scf::IfOp::create(b, loc, TypeRange{}, keyTile.masked,
-                                    /*withElse=*/false);
+    branch = scf::IfOp::create(b, loc, TypeRange{i1}, keyTile.masked,
+                               /*withElse=*/true);
+    b.setInsertionPointToStart(branch.elseBlock());
+    Value yes = arith::ConstantOp::create(b, loc, b.getBoolAttr(true));
+    scf::YieldOp::create(b, loc, yes);
     b.setInsertionPointToStart(branch.thenBlock());
   }
-  auto loop =
-      scf::ForOp::create(b, loc, e.integer(0), e.integer(size), e.integer(1));
-  OpBuilder::InsertionGuard guard(b);
-  b.setInsertionPointToStart(loop.getBody());
-  Value key = loop.getInductionVar();
-  Type i32 = b.getI32Type();
-  auto position = scf::IfOp::create(b, loc, TypeRange{i32}, keyTile.isBlock,
-                                    /*withElse=*/true);
+  auto loop = scf::ForOp::create(b, loc, e.integer(0), e.integer(keyTileSize),
+                                 e.integer(1), ValueRange{dead});
   {
-    OpBuilder::InsertionGuard inIf(b);
-    b.setInsertionPointToStart(position.thenBlock());
-    Value number =
-        arith::TruncIOp::create(b, loc, i32, e.add(keyTile.first, key));
-    Value dead = arith::ConstantOp::create(
-        b, loc, b.getI32IntegerAttr(std::numeric_limits<int32_t>::max()));
-    scf::YieldOp::create(b, loc,
-                         e.select(e.less(key, keyTile.live), number, dead));
-    b.setInsertionPointToStart(position.elseBlock());
-    Value column = e.mul(e.add(keyTile.first, key), 4);
-    scf::YieldOp::create(b, loc, e.load(i32, e.at(columnPositions, column)));
+    OpBuilder::InsertionGuard inLoop(b);
+    b.setInsertionPointToStart(loop.getBody());
+    Value key = loop.getInductionVar();
+    auto position = scf::IfOp::create(b, loc, TypeRange{i32}, keyTile.isBlock,
+                                      /*withElse=*/true);
+    {
+      OpBuilder::InsertionGuard inIf(b);
+      b.setInsertionPointToStart(position.thenBlock());
+      Value number =
+          arith::TruncIOp::create(b, loc, i32, e.add(keyTile.first, key));
+      scf::YieldOp::create(b, loc,
+                           e.select(e.less(key, keyTile.live), number, dead));
+      b.setInsertionPointToStart(position.elseBlock());
+      Value column = e.mul(e.add(keyTile.first, key), 4);
+      scf::YieldOp::create(b, loc, e.load(i32, e.at(columnPositions, column)));
+    }
+    Value number = position.getResult(0);
+    e.store(number, e.at(workspace(positionSlot), e.mul(key, 4)));
+    Value least =
+        arith::MinSIOp::create(b, loc, loop.getRegionIterArgs()[0], number);
+    scf::YieldOp::create(b, loc, least);
   }
-  e.store(position.getResult(0), e.at(workspace(positionSlot), e.mul(key, 4)));
+  Value any = arith::CmpIOp::create(b, loc, arith::CmpIPredicate::ne,
+                                    loop.getResult(0), dead);
+  if (!branch)
+    return any;
+  scf::YieldOp::create(b, loc, any);
+  return branch.getResult(0);
 }
 
 LogicalResult KernelLowering::run() {
@@ -457,11 +477,17 @@ LogicalResult KernelLowering::run() {
       if (auto widen = memory.getDefiningOp<arith::ExtFOp>())
         memory = widen.getIn();
       auto type = tileType(memory);
-      if (!type.getElementType().isF32())
+      // Converted to fp32, or copied without dead columns.
+      if (!type.getElementType().isF32() ||
+          (!dot.getTransposeB() && kernel.getAbi() == "attention"))
         operand = std::max(operand, type.getNumElements() * 4);
     }
     if (auto mask = dyn_cast<tile::MaskOp>(op))
       keyTileSize = mask.getKeys().getType().getSize();
+    // Columns may be dead one by one.
+    if (auto loop = dyn_cast<tile::ForTilesOp>(op);
+        loop && kernel.getAbi() == "attention")
+      keyTileSize = loop.getIndex().getType().getSize();
     if (auto load = dyn_cast<tile::LoadOp>(op))
       if (load.getKeys() && kinds.lookup(load) == ValueKind::Square) {
         keyTileSize = load.getKeys().getType().getSize();

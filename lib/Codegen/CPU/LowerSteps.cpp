@@ -464,6 +464,38 @@ LogicalResult KernelLowering::storeKeys(tile::StoreOp store, Piece &piece) {
 // Matrix products
 //===----------------------------------------------------------------------===//
 
+void KernelLowering::copyOperand(Type element, int64_t width, Value base,
+                                 Value stride, bool clearDead) {
+  auto rows =
+      scf::ForOp::create(b, loc, e.integer(0), keyTile.live, e.integer(1));
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(rows.getBody());
+  Value row = rows.getInductionVar();
+  Value keep;
+  if (clearDead) {
+    Value position =
+        e.load(b.getI32Type(), e.at(workspace(positionSlot), e.mul(row, 4)));
+    Value dead = arith::ConstantOp::create(
+        b, loc, b.getI32IntegerAttr(std::numeric_limits<int32_t>::max()));
+    keep =
+        arith::CmpIOp::create(b, loc, arith::CmpIPredicate::ne, position, dead);
+    // Keys of a block exist up to `live`; their numbers may not be written.
+    keep = arith::OrIOp::create(b, loc, keep, keyTile.isBlock);
+  }
+  int64_t bytes = element.getIntOrFloatBitWidth() / 8;
+  Value from = e.at(base, arith::MulIOp::create(b, loc, row, stride));
+  if (clearDead)
+    from = e.select(keep, from, zeros);
+  Value to = e.at(workspace(operandSlot), e.mul(row, width * 4));
+  for (int64_t column = 0; column < width;) {
+    int64_t count = std::min<int64_t>(
+        target.lanes, int64_t(1) << llvm::Log2_64(uint64_t(width - column)));
+    e.store(e.loadFloats(element, e.at(from, column * bytes), count),
+            e.at(to, column * 4));
+    column += count;
+  }
+}
+
 FailureOr<std::pair<Value, Value>>
 KernelLowering::productOperand(tile::DotOp dot) {
   Operation *definer = dot.getB().getDefiningOp();
@@ -482,28 +514,25 @@ KernelLowering::productOperand(tile::DotOp dot) {
     base = e.select(keyTile.isBlock, base, packed);
     stride = e.select(keyTile.isBlock, stride, e.integer(view.packedBytes));
   }
-  if (view.element.isF32())
-    return std::make_pair(base, stride);
-
-  // 16-bit rows are converted once for all query rows of the tile.
-  Value buffer = workspace(operandSlot);
-  auto rows =
-      scf::ForOp::create(b, loc, e.integer(0), keyTile.live, e.integer(1));
-  {
-    OpBuilder::InsertionGuard guard(b);
-    b.setInsertionPointToStart(rows.getBody());
-    Value row = rows.getInductionVar();
-    Value from = e.at(base, arith::MulIOp::create(b, loc, row, stride));
-    Value to = e.at(buffer, e.mul(row, width * 4));
-    for (int64_t column = 0; column < width;) {
-      int64_t count = std::min<int64_t>(
-          target.lanes, int64_t(1) << llvm::Log2_64(uint64_t(width - column)));
-      e.store(e.loadFloats(view.element, e.at(from, column * 2), count),
-              e.at(to, column * 4));
-      column += count;
-    }
+  // What dead columns hold may be anything, even NaN, and a product over keys
+  // would multiply it by 0.
+  const bool clearDead = view.packed && !dot.getTransposeB();
+  Value buffer = workspace(operandSlot), packedStride = e.integer(width * 4);
+  if (!view.element.isF32()) {
+    copyOperand(view.element, width, base, stride, clearDead);
+    return std::make_pair(buffer, packedStride);
   }
-  return std::make_pair(buffer, e.integer(width * 4));
+  if (!clearDead)
+    return std::make_pair(base, stride);
+  auto branch = scf::IfOp::create(b, loc, TypeRange{e.ptr(), b.getI64Type()},
+                                  keyTile.isBlock, /*withElse=*/true);
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(branch.thenBlock());
+  scf::YieldOp::create(b, loc, ValueRange{base, stride});
+  b.setInsertionPointToStart(branch.elseBlock());
+  copyOperand(view.element, width, base, stride, clearDead);
+  scf::YieldOp::create(b, loc, ValueRange{buffer, packedStride});
+  return std::make_pair(branch.getResult(0), branch.getResult(1));
 }
 
 LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
