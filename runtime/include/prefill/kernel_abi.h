@@ -53,7 +53,13 @@ enum prefill_tile_feature {
  * list of key blocks, then against gathered columns. Pointers point at row 0 of
  * the head (K, V) or of the tile (Q, O); strides are in elements between rows;
  * elements of a row are adjacent. Exactly rows rows of Q are read and of O
- * written; exactly the keys < kv_len of a block are read. */
+ * written; exactly the keys < kv_len of a block are read.
+ *
+ * A row without visible keys is 0 with lse -inf (its sink with SINK). A NaN or
+ * +inf score of a visible key makes the row NaN; scores below -2e38, so any -inf
+ * bias, are invisible; others may be as large as fp32 allows. V of every key of a
+ * visited block is multiplied, if by 0: infinities there show. Tile functions
+ * flush subnormal numbers and restore the caller's MXCSR. */
 typedef struct prefill_tile_args {
   const void *q, *k, *v;
   void *o;
