@@ -1,10 +1,12 @@
-/*===- attention.c - Call a compiled attention kernel from C
-----------------===*\
+/*===- attention.c - Call a compiled attention kernel from C ------*- C -*-===*\
 |*
-|*   cc -O2 attention.c -o attention -ldl -lm          (the only build line)
+|*   cc -O2 -I ../../runtime/include attention.c -o attention -ldl -lm
 |*   ./attention out/libprefill_model.so               lists the kernels
 |*   ./attention out/libprefill_model.so KERNEL q_heads kv_heads head_dim tokens
-|*               [bhsd|bshd|flat] [threads]
+|*               [LAYOUT] [threads]
+|*
+|* LAYOUT: bhsd, bshd or flat ([b,s,h*d]), one for all or one each for Q, K, V
+|* and O, as in bhsd,bhsd,bshd,flat.
 |*
 |* Runs a float32 causal kernel on random numbers, prints the time, and compares
 |* one row with a plain loop. Needs prefill.h (runtime/include) and dlpack.h
@@ -48,6 +50,15 @@ typedef struct array {
   DLTensor tensor;
   int64_t head, row; /* strides in elements */
 } array;
+
+/* Entry `index` of a comma-separated list of layouts; a single one is for all.
+ */
+static const char *layout_of(const char *list, int index, char entry[8]) {
+  for (; index && strchr(list, ','); --index)
+    list = strchr(list, ',') + 1;
+  snprintf(entry, 8, "%.*s", (int)strcspn(list, ","), list);
+  return entry;
+}
 
 /* Allocates; `random` fills with numbers in [-1, 1). */
 static void make(array *a, const char *layout, int64_t heads, int64_t rows,
@@ -114,7 +125,7 @@ int main(int argc, char **argv) {
   if (argc != 2 && argc < 7) {
     fprintf(stderr,
             "usage: %s LIBRARY [KERNEL q_heads kv_heads head_dim tokens "
-            "[bhsd|bshd|flat] [threads]]\n",
+            "[LAYOUT] [threads]]\n",
             argv[0]);
     return 2;
   }
@@ -144,10 +155,11 @@ int main(int argc, char **argv) {
     return 2;
   }
   array q, k, v, o;
-  make(&q, layout, q_heads, tokens, width, 1);
-  make(&k, layout, kv_heads, tokens, width, 1);
-  make(&v, layout, kv_heads, tokens, width, 1);
-  make(&o, layout, q_heads, tokens, width, 0);
+  char entry[8];
+  make(&q, layout_of(layout, 0, entry), q_heads, tokens, width, 1);
+  make(&k, layout_of(layout, 1, entry), kv_heads, tokens, width, 1);
+  make(&v, layout_of(layout, 2, entry), kv_heads, tokens, width, 1);
+  make(&o, layout_of(layout, 3, entry), q_heads, tokens, width, 0);
 
   prefill_context context;
   memset(&context, 0, sizeof(context));
