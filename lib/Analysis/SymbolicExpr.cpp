@@ -566,6 +566,13 @@ ExprRef ExprContext::logicalNot(ExprRef a) {
     return a->operands[0];
   if (a->is(Kind::Ge0)) // not (x >= 0) is -x - 1 >= 0
     return ge0(sub(getInt(-1), a->operands[0]));
+  if (a->is(Kind::And) || a->is(Kind::Or)) {
+    ExprRef result = logicalNot(a->operands[0]);
+    for (ExprRef x : a->operands.drop_front())
+      result = a->is(Kind::And) ? logicalOr(result, logicalNot(x))
+                                : logicalAnd(result, logicalNot(x));
+    return result;
+  }
   return intern(Kind::Not, {a});
 }
 

@@ -13,10 +13,10 @@
 //
 //===----------------------------------------------------------------------===//
 
-#include "prefill/Analysis/AttentionSite.h"
-#include "prefill/Transforms/Passes.h"
 #include "mlir/IR/Remarks.h"
 #include "mlir/Interfaces/SideEffectInterfaces.h"
+#include "prefill/Analysis/AttentionSite.h"
+#include "prefill/Transforms/Passes.h"
 
 namespace prefill {
 #define GEN_PASS_DEF_RAISEATTENTION
@@ -27,6 +27,26 @@ using namespace mlir;
 using namespace prefill;
 
 namespace {
+/// Operations that compute the same from the same operands.
+struct SameNode : llvm::DenseMapInfo<Operation *> {
+  static unsigned getHashValue(const Operation *op) {
+    return OperationEquivalence::computeHash(
+        const_cast<Operation *>(op), OperationEquivalence::directHashValue,
+        OperationEquivalence::ignoreHashValue,
+        OperationEquivalence::IgnoreLocations);
+  }
+  static bool isEqual(const Operation *a, const Operation *b) {
+    if (a == b)
+      return true;
+    if (a == getEmptyKey() || a == getTombstoneKey() || b == getEmptyKey() ||
+        b == getTombstoneKey())
+      return false;
+    return OperationEquivalence::isEquivalentTo(
+        const_cast<Operation *>(a), const_cast<Operation *>(b),
+        OperationEquivalence::IgnoreLocations);
+  }
+};
+
 struct RaiseAttentionPass final
     : prefill::impl::RaiseAttentionBase<RaiseAttentionPass> {
   using Base::Base;
@@ -49,27 +69,41 @@ private:
   DenseMap<Value, Value> replaced;
   /// Ops that may have lost their last use.
   SmallVector<Operation *> maybeDead;
+  /// Nodes and initializers that were created. Sites share them: the layers of
+  /// a model need the same positions and lengths.
+  llvm::DenseSet<Operation *, SameNode> created;
+
+  /// `op`, just made at the insertion point, or one like it from before.
+  Operation *unique(Operation *op) {
+    auto [it, isNew] = created.insert(op);
+    if (isNew)
+      return op;
+    Operation *known = *it;
+    if (known->getBlock() != op->getBlock() || !known->isBeforeInBlock(op))
+      return op;
+    op->erase();
+    return known;
+  }
 
   void explain(const AttentionSite &site) {
     auto node = dyn_cast_or_null<onnx::NodeOp>(site.refusalNode);
     Operation *at = node ? node.getOperation() : site.core;
-    auto remark = remark::missed(
-        at->getLoc(), remark::RemarkOpts::name("NotRaised")
-                          .category("raise-attention"));
-    remark << "attention stays as it was: ";
+    std::string text = "attention stays as it was: ";
     if (node) {
-      remark << node.getOpType().str();
       StringRef name = node.getNodeName().empty() ? node.getOutputName(0)
                                                   : node.getNodeName();
-      if (!name.empty())
-        remark << " '" << name.str() << "'";
-      remark << ": ";
+      text += node.getOpType();
+      text += name.empty() ? "" : (" '" + name + "'").str();
+      text += ": ";
     }
-    remark << site.refusal;
+    text += site.refusal;
     if (site.refusalValue)
-      if (StringRef name = onnx::getValueName(site.refusalValue);
-          !name.empty())
-        remark << " (value '" << name.str() << "')";
+      if (StringRef name = onnx::getValueName(site.refusalValue); !name.empty())
+        text += (" (value '" + name + "')").str();
+    remark::missed(
+        at->getLoc(),
+        remark::RemarkOpts::name("NotRaised").category("raise-attention"))
+        << text;
   }
 
   void rewrite(AttentionSite &site) {
@@ -85,7 +119,7 @@ private:
     OpBuilder builder(point);
     Location loc = site.core->getLoc();
     AttentionOp attention;
-    SmallVector<SmallVector<Value>> created(site.nodes.size());
+    SmallVector<SmallVector<Value>> made(site.nodes.size());
     Value absent;
 
     auto get = [&](const PlannedValue &v) -> Value {
@@ -97,7 +131,7 @@ private:
         return it == replaced.end() ? v.value : it->second;
       }
       case PlannedValue::Kind::Node:
-        return created[v.node][v.result];
+        return made[v.node][v.result];
       case PlannedValue::Kind::Attention:
         return attention->getResult(v.result);
       }
@@ -107,9 +141,9 @@ private:
     SmallVector<bool> after(site.nodes.size(), false);
     for (auto [i, node] : llvm::enumerate(site.nodes))
       for (const PlannedValue &input : node.inputs)
-        after[i] |= input.kind == PlannedValue::Kind::Attention ||
-                    (input.kind == PlannedValue::Kind::Node &&
-                     after[input.node]);
+        after[i] |=
+            input.kind == PlannedValue::Kind::Attention ||
+            (input.kind == PlannedValue::Kind::Node && after[input.node]);
     auto createNodes = [&](bool late) {
       for (auto [i, node] : llvm::enumerate(site.nodes)) {
         if (after[i] != late)
@@ -117,7 +151,8 @@ private:
         if (node.opType == "Constant" && node.attributes.size() == 1)
           if (auto elements =
                   dyn_cast<ElementsAttr>(node.attributes[0].getValue())) {
-            created[i] = {onnx::createInitializer(builder, loc, elements)};
+            Value constant = onnx::createInitializer(builder, loc, elements);
+            made[i] = {unique(constant.getDefiningOp())->getResult(0)};
             continue;
           }
         SmallVector<Value> inputs;
@@ -127,10 +162,10 @@ private:
             absent = onnx::createAbsent(builder, loc);
           inputs.push_back(v ? v : absent);
         }
-        auto op = onnx::NodeOp::create(builder, loc, node.opType, node.domain,
-                                       inputs, node.resultTypes,
-                                       node.attributes);
-        llvm::append_range(created[i], op.getOutputs());
+        auto op =
+            onnx::NodeOp::create(builder, loc, node.opType, node.domain, inputs,
+                                 node.resultTypes, node.attributes);
+        llvm::append_range(made[i], unique(op)->getResults());
       }
     };
 
