@@ -159,6 +159,23 @@ PlannedValue OpForm::constantFloats(ArrayRef<int64_t> shape, Type element,
 }
 
 PlannedValue OpForm::planDim(PlannedValue value, int64_t axis, bool scalar) {
+  if (value.kind == PlannedValue::Kind::Existing)
+    if (ExprRef size = dim(value.value, axis)) {
+      if (std::optional<int64_t> number = size->asInt())
+        return scalar ? constantInt(*number)
+                      : site.planInts(context, {*number});
+      // All layers ask the same graph input, so that they share the nodes.
+      onnx::GraphOp graph = analysis.getGraph();
+      for (Value argument : graph.getBody().front().getArguments()) {
+        const TensorFacts &facts = analysis.facts(argument);
+        const auto *it = llvm::find(facts.shape, size);
+        if (!facts.ranked || it == facts.shape.end())
+          continue;
+        value = argument;
+        axis = it - facts.shape.begin();
+        break;
+      }
+    }
   PlannedValue shape = site.plan("Shape", {value}, ints({-1}));
   PlannedValue index =
       scalar ? constantInt(axis) : site.planInts(context, {axis});

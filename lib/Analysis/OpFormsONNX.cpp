@@ -98,8 +98,9 @@ static void readAttributes(OpForm &form, int64_t opset, int64_t headDim) {
     form.refuse("attribute 'softcap' is negative or not finite");
   if (softcap > 0)
     site.softcap = softcap;
-  // Kernels take the softmax in fp32, as ONNX Runtime does for lower precisions;
-  // double differs from that by less than the result's own rounding.
+  // Kernels take the softmax in fp32, as ONNX Runtime does for lower
+  // precisions; double differs from that by less than the result's own
+  // rounding.
   int64_t precision = form.readInt("softmax_precision", 1);
   if (precision != 1 && precision != 10 && precision != 11 && precision != 16)
     form.refuse("attribute 'softmax_precision' is " + Twine(precision));
