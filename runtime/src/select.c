@@ -1,7 +1,7 @@
 /*===- select.c - The most valuable items within a budget ---------*- C -*-===*\
 |*
-|* Radix selection: three or four passes over the bits of the values find the value at
-|* which the budget ends, one more collects. Deterministic, no sorting.
+|* Radix selection: three or four passes over the bits of the values find the
+|* value at which the budget ends, one more collects. Deterministic, no sorting.
 |*
 \*===----------------------------------------------------------------------===*/
 #include "sparse.h"

@@ -1,5 +1,4 @@
-/*===- visibility.c - Which key blocks a tile of query rows visits
----------===*\
+/*===- visibility.c - Which key blocks a tile of rows visits ------*- C -*-===*\
 |*
 |* The masks that are functions of positions (causal, windows, number of keys)
 |* are intervals of blocks per tile; key masks and segments are facts per block.

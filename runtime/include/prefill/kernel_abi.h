@@ -82,8 +82,8 @@ typedef struct prefill_tile_args {
                          visible to all rows, wholly below kv_len, bias 0 */
   const void *col_k, *col_v; /* gathered rows, compact [col_count][d] / [e],
                                 type as K and V; readable up to the next
-                                multiple of block_k rows; what lies there is not
-                                to be used, nor rows of position INT32_MAX */
+                                multiple of block_k rows (zeros or other rows of
+                                K and V, as at positions INT32_MAX) */
   const int32_t *col_pos; /* position of each gathered key (for causal and window
                              tests); INT32_MAX: skip this column. Padded with
                              INT32_MAX to a multiple of block_k; a whole tile
