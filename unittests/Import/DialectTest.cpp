@@ -83,7 +83,16 @@ TEST_F(Views, Types) {
     input { name: 'x' type { tensor_type { elem_type: 10 shape {
       dim { dim_param: 'batch' } dim { } dim { dim_value: 3 } } } } }
     input { name: 'y' type { tensor_type { elem_type: 22 } } }
-    input { name: 'z' })"));
+    input { name: 'z' }
+    input { name: 'odd' type { tensor_type { elem_type: 1 shape {
+      dim { dim_value: -1 } dim { dim_value: -9223372036854775808 } } } } }
+    input { name: 'huge' type { tensor_type { elem_type: 1 shape {
+      dim { dim_value: 4611686018427387904 } dim { dim_value: 4 } } } } })"));
+  // Sizes that no tensor has do not get through to whoever multiplies them.
+  auto odd = cast<RankedTensorType>(values["odd"].getType());
+  EXPECT_TRUE(odd.isDynamicDim(0));
+  EXPECT_TRUE(odd.isDynamicDim(1));
+  EXPECT_TRUE(isa<UnrankedTensorType>(values["huge"].getType()));
   Type x = values["x"].getType();
   EXPECT_EQ(getDimName(x, 0), "batch");
   EXPECT_EQ(getDimName(x, 1), "");

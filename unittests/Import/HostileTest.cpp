@@ -207,6 +207,9 @@ TEST(Hostile, Tensors) {
                     "has its elements in more than one place");
   expectTensorError("dims: 4611686018427387904 dims: 4 data_type: 1",
                     "has more elements than memory can hold");
+  // Elements that can be counted, but not in bits.
+  expectTensorError("dims: 1099511627776 dims: 1048576 data_type: 11",
+                    "has more elements than memory can hold");
   expectTensorError("dims: 4611686018427387904 data_type: 11",
                     "has more elements than memory can hold");
   expectTensorError("dims: 9223372036854775807 dims: 0 data_type: 1",

@@ -110,6 +110,22 @@ TEST_F(Rewrite, OutputIsAnInput) {
   EXPECT_TRUE(importGood(model, other));
 }
 
+TEST_F(Rewrite, IdentityTakesAnInnerName) {
+  load(kChain);
+  // The input is returned as 'y', and what was 'y' is still used.
+  auto ret = cast<ReturnOp>(block->getTerminator());
+  OpBuilder b(ret);
+  NodeOp::create(b, b.getUnknownLoc(), "Use", "",
+                 ValueRange{node("C").getResult(0)}, TypeRange{});
+  ret->setOperand(0, block->getArgument(0));
+  ::onnx::ModelProto model = exportGood(*module);
+  EXPECT_EQ(model.graph().node(2).output(0), "C_0");
+  EXPECT_EQ(model.graph().node(4).op_type(), "Identity");
+  EXPECT_EQ(model.graph().node(4).output(0), "y");
+  MLIRContext other;
+  EXPECT_TRUE(importGood(model, other));
+}
+
 TEST_F(Rewrite, OutputTakesAnInnerName) {
   load(kChain);
   // 'b' is returned as 'y', and what was 'y' is still used: it makes room.
