@@ -368,6 +368,21 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
                     value);
     };
     bool untouched = pending == 1 && !capped;
+    // Only what is added at (b, h, i, j) can be an operand as it is.
+    auto placeTensor = [&](MaskTerm &term, Value tensor) {
+      Indices plain = leading(4), joined = leading(3);
+      for (Indices *x : {&plain, &joined})
+        x->append({space.i, space.j});
+      auto at = [&](const Indices &x) {
+        return x.size() == indices.size() &&
+               llvm::all_of(llvm::zip_equal(x, indices), [&](auto pair) {
+                 return ctx.proveEqual(std::get<0>(pair), std::get<1>(pair));
+               });
+      };
+      term.joined = !at(plain);
+      if (!term.joined || at(joined))
+        term.tensor = tensor;
+    };
     // A factor over a mask scales the mask; a negative one would turn it over.
     bool scalable = pending > 0 && !capped;
     if (node.is("Cast")) {
@@ -407,7 +422,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       MaskTerm term;
       term.factor = pending;
       term.element = analysis.broadcastElement(other, indices, out.shape);
-      term.tensor = other;
+      placeTensor(term, other);
       if (node.is("Sub")) {
         term.element = negate(term.element);
         term.tensor = {};
@@ -433,7 +448,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       term.element = analysis.broadcastElement(c, indices, out.shape);
       if (term.element && second)
         term.element = ctx.logicalNot(term.element);
-      term.tensor = c;
+      placeTensor(term, c);
       term.negated = second;
       term.hidden = *number;
       term.factor = pending;

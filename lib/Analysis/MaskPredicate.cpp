@@ -276,6 +276,33 @@ PlannedValue MaskBuilder::planNumber(double value, Parts &parts) {
   return result;
 }
 
+/// [batch * heads, rows, keys] as [batch, heads, rows, keys], or nothing.
+PlannedValue MaskBuilder::splitHeads(Value tensor, Parts &parts) {
+  const TensorFacts &f = analysis.facts(tensor);
+  auto heads = space.dims.heads->asInt();
+  if (f.shape.size() < 3 || (f.shape.size() == 3 && f.shape[0]->isInt(1)))
+    return tensor; // the same for all
+  if (f.shape.size() != 3 || !heads || analysis.getOpset() < 13 ||
+      !ctx.proveEqual(f.shape[0],
+                      ctx.mul(space.dims.batch, space.dims.heads)))
+    return {};
+  MLIRContext *context = site.core->getContext();
+  Planner planner{parts.nodes, context};
+  Type i64 = IntegerType::get(context, 64);
+  auto ints = [&](int64_t n) { return RankedTensorType::get({n}, i64); };
+  PlannedValue all = planner.node("Shape", {tensor}, ints(3));
+  PlannedValue last = planner.node(
+      "Slice", {all, planner.ints({1}), planner.ints({3})}, ints(2));
+  Builder builder(context);
+  PlannedValue shape =
+      planner.node("Concat", {planner.ints({-1, *heads}), last}, ints(4),
+                   {onnx::intAttr(builder, "axis", 0)});
+  return planner.node("Reshape", {tensor, shape},
+                      typeOf(f.elementType, {space.dims.batch,
+                                             space.dims.heads, f.shape[1],
+                                             f.shape[2]}));
+}
+
 /// `visible` ? 0 : `hidden`, to be added.
 PlannedValue MaskBuilder::asNumbers(PlannedValue visible, double hidden,
                                     Parts &parts) {
@@ -411,6 +438,10 @@ bool MaskBuilder::whole(const MaskTerm &term, Parts &parts) {
   parts.dataMask = true;
   parts.opaqueBias |= !isBool;
   PlannedValue value = term.tensor;
+  if (term.joined)
+    value = splitHeads(term.tensor, parts);
+  if (!value)
+    return false;
   if (isBool && term.negated)
     value = Planner{parts.nodes, site.core->getContext()}.node(
         "Not", {value}, typeOf(f.elementType, f.shape));

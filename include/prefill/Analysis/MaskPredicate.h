@@ -39,6 +39,8 @@ struct MaskTerm {
   /// A tensor that holds it and broadcasts to the scores, or null.
   mlir::Value tensor;
   bool negated = false; ///< the tensor is false where visible
+  /// The tensor is [batch * heads, rows, keys] and must be split to be one.
+  bool joined = false;
   double hidden = 0;    ///< Visible only: -inf or a large negative number
   /// The scores are multiplied by this after the term: it counts that often.
   /// (`element` and `hidden` are before it.)
@@ -87,6 +89,7 @@ private:
   bool joinBias(PlannedValue tensor, bool isBool, Parts &parts);
   PlannedValue asNumbers(PlannedValue visible, double hidden, Parts &parts);
   PlannedValue planNumber(double value, Parts &parts);
+  PlannedValue splitHeads(mlir::Value tensor, Parts &parts);
   double times(double value, double factor);
   ExprRef times(ExprRef e, double factor);
   bool resolveBand(Parts &parts);
