@@ -59,7 +59,7 @@ private:
   mlir::Value field(size_t offset, mlir::Type type);
   mlir::LogicalResult lowerBlock(mlir::Block &block);
   mlir::LogicalResult lowerLoop(tile::ForTilesOp loop);
-  mlir::LogicalResult lowerRows(const Step &step, const Schedule &schedule);
+  mlir::LogicalResult lowerRows(const Step &step);
   void lowerRowLoad(tile::LoadOp load);
   mlir::Value emitPositions();
   void assignSlots(mlir::Block &block, const Schedule &schedule);
@@ -70,14 +70,13 @@ private:
 
   //===--- LowerSteps.cpp
   //---------------------------------------------------===//
-  mlir::LogicalResult lowerStep(const Step &step, const Schedule &schedule);
+  mlir::LogicalResult lowerStep(const Step &step);
   mlir::LogicalResult lowerDot(const Step &step);
   mlir::LogicalResult lowerMap(const Step &step);
   mlir::LogicalResult lowerPack(const Step &step);
   mlir::LogicalResult lowerKeyedPack(const Step &step);
   mlir::LogicalResult lowerUnpack(const Step &step);
   void storeRowVector(tile::StoreOp store);
-  void fillSlot(mlir::Value target, mlir::Value from);
   /// Loops over groups of query rows.
   void forLanes(int64_t vectors,
                 llvm::function_ref<void(mlir::Value lane)> body);

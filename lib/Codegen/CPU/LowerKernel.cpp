@@ -310,7 +310,7 @@ LogicalResult KernelLowering::lowerBlock(Block &block) {
   }
   assignSlots(block, *schedule);
   for (const Step &step : schedule->steps)
-    if (failed(lowerStep(step, *schedule)))
+    if (failed(lowerStep(step)))
       return failure();
   return success();
 }
@@ -567,8 +567,7 @@ void KernelLowering::lowerRowLoad(tile::LoadOp load) {
           e.at(workspace(slot), offset));
 }
 
-LogicalResult KernelLowering::lowerRows(const Step &step,
-                                        const Schedule &schedule) {
+LogicalResult KernelLowering::lowerRows(const Step &step) {
   LogicalResult status = success();
   SmallVector<Operation *> ops;
   for (Operation *op : step.ops) {

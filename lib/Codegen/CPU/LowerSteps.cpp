@@ -130,13 +130,12 @@ KernelLowering::forPieces(const Step &step, int64_t rows, int64_t pieceRows,
   return status;
 }
 
-LogicalResult KernelLowering::lowerStep(const Step &step,
-                                        const Schedule &schedule) {
+LogicalResult KernelLowering::lowerStep(const Step &step) {
   switch (step.kind) {
   case Step::Loop:
     return lowerLoop(cast<tile::ForTilesOp>(step.anchor));
   case Step::Rows:
-    return lowerRows(step, schedule);
+    return lowerRows(step);
   case Step::Dot:
     return lowerDot(step);
   case Step::Pack:

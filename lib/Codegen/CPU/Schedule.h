@@ -47,9 +47,6 @@ struct Schedule {
   /// (constants, broadcasts, a product's accumulator, a store's input), values
   /// of enclosing blocks and carried values have none.
   llvm::DenseMap<mlir::Value, unsigned> stepOf;
-
-  /// True if the value's op is evaluated again at every use.
-  bool isInline(mlir::Value value) const { return !stepOf.contains(value); }
 };
 
 /// Classifies all values of a kernel.
