@@ -24,6 +24,7 @@ enum { MAX_RANK = 8 };
 typedef struct attention_op {
   OrtCustomOp op; /* first: ONNX Runtime hands back pointers to it */
   const OrtApi *api;
+  int type; /* ONNX's element type of Q, K, V and O */
 } attention_op;
 
 /* One node of a model. */
@@ -61,9 +62,8 @@ static size_t get_input_count(const OrtCustomOp *op) {
   return PREFILL_IN_COUNT;
 }
 static int get_input_type(const OrtCustomOp *op, size_t index) {
-  (void)op;
-  (void)index;
-  return ONNX_UNDEFINED;
+  return index <= PREFILL_IN_V ? ((const attention_op *)op)->type
+                               : ONNX_UNDEFINED;
 }
 static int get_input_characteristic(const OrtCustomOp *op, size_t index) {
   (void)op;
@@ -78,14 +78,10 @@ static size_t get_output_count(const OrtCustomOp *op) {
   (void)op;
   return PREFILL_OUT_COUNT;
 }
-static int output_type(size_t index) {
-  return index == PREFILL_OUT_O           ? ONNX_UNDEFINED /* as Q */
+static int get_output_type(const OrtCustomOp *op, size_t index) {
+  return index == PREFILL_OUT_O           ? ((const attention_op *)op)->type
          : index == PREFILL_OUT_BLOCK_MAP ? ONNX_UINT8
                                           : ONNX_FLOAT;
-}
-static int get_output_type(const OrtCustomOp *op, size_t index) {
-  (void)op;
-  return output_type(index);
 }
 static int get_output_characteristic(const OrtCustomOp *op, size_t index) {
   (void)op;
@@ -421,40 +417,45 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
              ORT_API_VERSION_USED, base->GetVersionString());
     return api ? ort_CreateStatus(api, ORT_FAIL, text) : NULL;
   }
-  /* Lives as long as the process: sessions refer to it, and nobody tells when
-   * the last one is gone. A few hundred bytes per SessionOptions. */
-  attention_op *op = calloc(1, sizeof(attention_op));
-  if (!op)
-    return ort_CreateStatus(api, ORT_FAIL, "prefill.opt: out of memory");
-  op->api = api;
-  op->op = (OrtCustomOp){
-      .version = ORT_API_VERSION_USED,
-      .CreateKernel = create_kernel_v1,
-      .GetName = get_name,
-      .GetExecutionProviderType = get_provider,
-      .GetInputType = get_input_type,
-      .GetInputTypeCount = get_input_count,
-      .GetOutputType = get_output_type,
-      .GetOutputTypeCount = get_output_count,
-      .KernelCompute = compute_v1,
-      .KernelDestroy = destroy_kernel,
-      .GetInputCharacteristic = get_input_characteristic,
-      .GetOutputCharacteristic = get_output_characteristic,
-      .GetInputMemoryType = get_memory_type,
-      .GetVariadicInputMinArity = get_zero,
-      .GetVariadicInputHomogeneity = get_zero,
-      .GetVariadicOutputMinArity = get_zero,
-      .GetVariadicOutputHomogeneity = get_zero,
-      .CreateKernelV2 = create_kernel,
-      .KernelComputeV2 = compute,
-      .InferOutputShapeFn = infer_shape,
-      .GetStartVersion = get_version,
-      .GetEndVersion = get_version,
-  };
   OrtCustomOpDomain *domain = NULL;
   OrtStatus *status = ort_CreateCustomOpDomain(api, "prefill.opt", &domain);
-  if (!status)
+  /* One op per element type, all of one name: an output of any type would need
+   * exactly one input of any type in ONNX Runtime 1.17. */
+  static const int types[] = {ONNX_FLOAT, ONNX_FLOAT16, ONNX_BFLOAT16};
+  for (size_t i = 0; !status && i < sizeof(types) / sizeof(types[0]); ++i) {
+    /* Lives as long as the process: sessions refer to it, and nobody tells when
+     * the last one is gone. A few hundred bytes per SessionOptions. */
+    attention_op *op = calloc(1, sizeof(attention_op));
+    if (!op)
+      return ort_CreateStatus(api, ORT_FAIL, "prefill.opt: out of memory");
+    op->api = api;
+    op->type = types[i];
+    op->op = (OrtCustomOp){
+        .version = ORT_API_VERSION_USED,
+        .CreateKernel = create_kernel_v1,
+        .GetName = get_name,
+        .GetExecutionProviderType = get_provider,
+        .GetInputType = get_input_type,
+        .GetInputTypeCount = get_input_count,
+        .GetOutputType = get_output_type,
+        .GetOutputTypeCount = get_output_count,
+        .KernelCompute = compute_v1,
+        .KernelDestroy = destroy_kernel,
+        .GetInputCharacteristic = get_input_characteristic,
+        .GetOutputCharacteristic = get_output_characteristic,
+        .GetInputMemoryType = get_memory_type,
+        .GetVariadicInputMinArity = get_zero,
+        .GetVariadicInputHomogeneity = get_zero,
+        .GetVariadicOutputMinArity = get_zero,
+        .GetVariadicOutputHomogeneity = get_zero,
+        .CreateKernelV2 = create_kernel,
+        .KernelComputeV2 = compute,
+        .InferOutputShapeFn = infer_shape,
+        .GetStartVersion = get_version,
+        .GetEndVersion = get_version,
+    };
     status = ort_CustomOpDomain_Add(api, domain, &op->op);
+  }
   if (!status)
     status = ort_AddCustomOpDomain(api, options, domain);
   return status;

@@ -26,7 +26,7 @@ def make_model(inputs, outputs, feeds, kernel="attention_f32", results=None):
         [node], "g", [h.make_tensor_value_info(*f) for f in feeds],
         [h.make_tensor_value_info(*r) for r in results])
     return h.make_model(
-        graph, ir_version=10,
+        graph, ir_version=8,
         opset_imports=[h.make_opsetid("", 18),
                        h.make_opsetid("prefill.opt", 1)])
 
