@@ -195,7 +195,8 @@ def main() -> int:
                     timed([*common, *extra], 1)
                 run = timed([*common, *extra], options.repeats)
                 record["runs"][name] = run
-                targets.append(Target(name, run["wall"], bound, False, f"{run['mb']:.0f} MB"))
+                note = f"CPU {run['cpu']:.2f} s, {run['mb']:.0f} MB"
+                targets.append(Target(name, run["wall"], bound, False, note))
             except prefill_opt.CompileError as error:
                 targets.append(Target(name, None, bound, False, str(error)[:100]))
     model = llama_shaped(work / "7b")
