@@ -163,8 +163,8 @@ static void from_float(void *dst, const float *src, int64_t n, int dtype) {
   }
 }
 
-static void accumulate(float *restrict dst, const void *restrict src,
-                       int64_t n, int dtype) {
+static void accumulate(float *restrict dst, const void *restrict src, int64_t n,
+                       int dtype) {
   const uint16_t *s16 = src;
   const float *s32 = src;
   if (dtype == PREFILL_F32)

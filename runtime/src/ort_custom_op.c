@@ -401,6 +401,16 @@ static OrtStatus *infer_shape(const OrtCustomOp *op,
   return status;
 }
 
+/* ONNX Runtime before 1.24 dereferences null in front of an inference function
+ * when a node omits an input (seen with 1.17 to 1.23): there, O has a type and
+ * no shape until it is computed. */
+static bool can_infer_shapes(const char *version) {
+  char *end;
+  const long major = strtol(version, &end, 10);
+  const long minor = *end == '.' ? strtol(end + 1, NULL, 10) : 0;
+  return major > 1 || (major == 1 && minor >= 24);
+}
+
 /*===-- entry point ------------------------------------------------------===*/
 
 /* What SessionOptions.register_custom_ops_library calls. */
@@ -450,7 +460,8 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
         .GetVariadicOutputHomogeneity = get_zero,
         .CreateKernelV2 = create_kernel,
         .KernelComputeV2 = compute,
-        .InferOutputShapeFn = infer_shape,
+        .InferOutputShapeFn =
+            can_infer_shapes(base->GetVersionString()) ? infer_shape : NULL,
         .GetStartVersion = get_version,
         .GetEndVersion = get_version,
     };
