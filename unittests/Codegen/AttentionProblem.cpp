@@ -30,6 +30,10 @@ public:
     start = base + mapped - page - bytes;
   }
   GuardedBuffer(const GuardedBuffer &) = delete;
+  void fill(const void *from, size_t count) {
+    if (count)
+      std::memcpy(start, from, count);
+  }
   ~GuardedBuffer() { munmap(base, mapped); }
 
   char *start;
@@ -186,11 +190,11 @@ std::string Problem::check(const CpuTarget &target) {
   StoredMatrix storedBias(bias, bias.empty() ? 0 : 1, bias.size(), bias.size(),
                           DType::F32);
   GuardedBuffer storedMask(keyMask.size());
-  std::memcpy(storedMask.start, keyMask.data(), keyMask.size());
+  storedMask.fill(keyMask.data(), keyMask.size());
   GuardedBuffer storedQSegment(qSegment.size() * 4),
       storedKSegment(kSegment.size() * 4);
-  std::memcpy(storedQSegment.start, qSegment.data(), qSegment.size() * 4);
-  std::memcpy(storedKSegment.start, kSegment.data(), kSegment.size() * 4);
+  storedQSegment.fill(qSegment.data(), qSegment.size() * 4);
+  storedKSegment.fill(kSegment.data(), kSegment.size() * 4);
   lse.assign(queries + 1, -77.0f);
   o.assign(queries * e, 0.0f);
 
@@ -227,7 +231,7 @@ std::string Problem::check(const CpuTarget &target) {
     StoredMatrix columnK(packedK, positions.size(), d, d, spec.dtype);
     StoredMatrix columnV(packedV, positions.size(), e, e, spec.dtype);
     GuardedBuffer blockIds(list.size() * 4);
-    std::memcpy(blockIds.start, list.data(), list.size() * 4);
+    blockIds.fill(list.data(), list.size() * 4);
     Workspace workspace(kernel->attentionWorkspace);
     prefill_tile_args args;
     std::memset(&args, 0, sizeof(args));
