@@ -474,7 +474,7 @@ bool prefill::matchOpForm(onnx::NodeOp node, SymbolicAnalysis &analysis,
                   ? node.getOpType().str()
                   : (node.getDomain() + "." + node.getOpType()).str();
   if (!match) {
-    form.refuse(node.getOpType() + ": " + reason);
+    form.refuse(reason);
     return true;
   }
   match(form);
