@@ -44,6 +44,8 @@ static json::Object describe(const HeadPlan &plan) {
 
 static json::Object describe(const KernelSpec &spec) {
   static const char *const types[] = {"float32", "float16", "bfloat16"};
+  static const char *const layouts[] = {"bhsd", "bshd"};
+  auto layout = [](Layout l) { return layouts[static_cast<int>(l)]; };
   json::Object object{
       {"name", spec.name},
       {"dtype", types[static_cast<int>(spec.dtype)]},
@@ -51,6 +53,11 @@ static json::Object describe(const KernelSpec &spec) {
       {"kv_heads", spec.kvHeads},
       {"head_dim", spec.headDim},
       {"v_head_dim", spec.vHeadDim},
+      {"layout", json::Object{{"q", layout(spec.qLayout)},
+                              {"k", layout(spec.kLayout)},
+                              {"v", layout(spec.vLayout)},
+                              {"o", layout(spec.oLayout)},
+                              {"o_rank", spec.oRank}}},
       {"causal", spec.causal},
       {"scale", spec.scale},
       {"block_q", spec.blockQ},

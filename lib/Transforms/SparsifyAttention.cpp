@@ -38,14 +38,16 @@ static auto key(const HeadPlan &p) {
 }
 
 /// Why the attention must stay dense, or empty.
-static StringRef refusal(AttentionOp op, bool estimates) {
+static StringRef refusal(AttentionOp op) {
   if (!op.getCausal())
     return "it is not causal, and the patterns are defined for causal "
            "attention";
   if (op.getAlignment() == QueryAlignment::Start)
     return "its queries are aligned with the first keys, not the last";
-  if (estimates && op.getBias())
-    return "it has an additive bias or mask that the estimate does not see";
+  if (op.getBias())
+    return "it has an additive bias or mask that no pattern knows of";
+  if (op.getQSegment())
+    return "it has several segments in a row, which no pattern knows of";
   return "";
 }
 
@@ -135,18 +137,16 @@ private:
                  << "-sparsify=" << pattern << ": layer " << layer
                  << " names query head " << head << ", the model has " << heads;
     SmallVector<HeadPlan> plans;
-    bool sparse = false, estimates = false;
+    bool sparse = false;
     for (int64_t head = 0; head < heads; ++head) {
       plans.push_back(config.plan(layer, head));
       sparse |= plans.back().pattern != SparsePattern::Dense;
-      estimates |= plans.back().pattern == SparsePattern::VerticalSlash ||
-                   plans.back().pattern == SparsePattern::BlockSparse;
     }
     if (!sparse) {
       ++numDense;
       return success();
     }
-    if (StringRef why = refusal(op, estimates); !why.empty()) {
+    if (StringRef why = refusal(op); !why.empty()) {
       ++numDense;
       remark::missed(
           op.getLoc(),
