@@ -8,6 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 "$ROOT/scripts/setup.sh" || exit 1
 "$ROOT/scripts/build.sh" || exit 1
+# Not part of the default build: it compiles the importer once more, sanitized.
+"$ROOT/scripts/build.sh" prefill-import-fuzzer || exit 1
 # Tests that need the compiler must not be skipped for want of it.
 export PREFILL_TESTS=1
 
