@@ -110,9 +110,12 @@ static void setMasks(OpForm &form, Type element, Value padding, Value bias,
     return form.refuse("attention_bias is not of the type of query", bias);
   if (bias && form.rank(bias) != 4)
     return form.refuse("attention_bias is not known to be 4-D", bias);
-  // -inf for a whole row gives NaN, finite numbers are added as they are.
+  // -inf for a whole row gives NaN, finite numbers are added as they are. With
+  // `unidirectional`, ONNX Runtime lets a row that -inf leaves nothing see later
+  // keys; it gives 0 here.
   OpForm::MaskRules rules;
-  rules.additiveEmpty = MaskedRowRule::NaN;
+  rules.additiveEmpty =
+      site.causal ? MaskedRowRule::Zero : MaskedRowRule::NaN;
   rules.hard = site.causal;
   if (bias && !padding)
     return form.setMask(bias, dims, rules);
@@ -125,7 +128,7 @@ static void setMasks(OpForm &form, Type element, Value padding, Value bias,
   if (bias) {
     added = site.plan("Add", {form.use(bias), added},
                       form.tensor({-1, -1, -1, -1}, element));
-    site.maskedRow = MaskedRowRule::NaN;
+    site.maskedRow = rules.additiveEmpty;
   }
   site.bias = added;
 }

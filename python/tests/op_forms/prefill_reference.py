@@ -63,8 +63,13 @@ def prefill_attention(
         if bias.dtype == bool:
             visible &= bias
         else:
-            scores = scores + bias.astype(np.float64)
-            visible &= ~np.isneginf(scores)
+            # Large numbers swallow the score in fp32, and models rely on it.
+            exact = scores + bias.astype(np.float64)
+            with np.errstate(over="ignore"):
+                rounded = scores.astype(np.float32) + bias.astype(np.float32)
+            scores = np.where(np.abs(bias) > 1e6, rounded, exact)
+            # As the kernels: kernel_abi.h.
+            visible &= scores > -2e38
     if alignment == "end":
         offset = np.full(b, t - s)
     elif alignment == "start":
