@@ -903,8 +903,9 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
   site.vLayout = bestV->layout;
   site.kvHeads = bestK->heads;
   scale *= bestQ.factor * bestK->factor;
-  if (!std::isfinite(scale))
-    return refuse(qk.node, "the scale is not a finite number");
+  // Numbers that over- or underflow on the way make another result.
+  if (!(std::abs(scale) > 1e-10 && std::abs(scale) < 1e10))
+    return refuse(qk.node, "the scale is not an ordinary number");
   site.scale = scale;
   site.softcap = softcap;
   if (bestK->heads < heads)

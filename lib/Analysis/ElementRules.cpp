@@ -26,8 +26,8 @@ static double roundTo(double v, Type type) {
   bool losesInfo;
   value.convert(floatType.getFloatSemantics(),
                 llvm::APFloat::rmNearestTiesToEven, &losesInfo);
-  value.convert(llvm::APFloat::IEEEdouble(),
-                llvm::APFloat::rmNearestTiesToEven, &losesInfo);
+  value.convert(llvm::APFloat::IEEEdouble(), llvm::APFloat::rmNearestTiesToEven,
+                &losesInfo);
   return value.convertToDouble();
 }
 
@@ -190,8 +190,8 @@ ExprRef ElementRules::binary(StringRef op, ExprRef a, ExprRef b, Type type) {
       return ctx.min(a, b);
     // Integer division truncates; it is the floor where nothing is negative.
     bool plain = ctx.proveNonNegative(a) &&
-                 (ctx.provePositive(b) || (!b->is(Kind::Int) &&
-                                           ctx.proveNonNegative(b)));
+                 (ctx.provePositive(b) ||
+                  (!b->is(Kind::Int) && ctx.proveNonNegative(b)));
     if (op == "Div" && plain)
       return ctx.floorDiv(a, b);
     if (op == "Mod" && plain)
@@ -320,6 +320,26 @@ ExprRef ElementRules::compare(StringRef op, ExprRef a, ExprRef b) {
 // Ops that move elements by more than a view
 //===----------------------------------------------------------------------===//
 
+/// Whether `whole` at the place where `e` is `offset` is `first`: whole is a
+/// formula in an index variable that e = variable + number moves along.
+static bool continues(ExprContext &ctx, ExprRef whole, ExprRef first, ExprRef e,
+                      ExprRef offset) {
+  ArrayRef<ExprRef> candidates =
+      e->is(Kind::Sum) ? e->operands : ArrayRef<ExprRef>(e);
+  for (ExprRef variable : candidates) {
+    if (!variable->is(Kind::Index))
+      continue;
+    auto split = ctx.splitLinear(ctx.sub(e, offset), variable);
+    if (!split || split->first != 1)
+      continue;
+    ExprRef there =
+        ctx.substitute(whole, variable, ctx.scale(split->second, -1));
+    if (!ctx.dependsOn(there, variable) && ctx.proveEqual(there, first))
+      return true;
+  }
+  return false;
+}
+
 ExprRef ElementRules::concat() {
   auto axis = normalizeAxis(node.getInt("axis", 0), indices.size());
   if (!axis)
@@ -355,23 +375,9 @@ ExprRef ElementRules::concat() {
   for (const Part &part : llvm::reverse(ArrayRef(parts).drop_back())) {
     // A part of one element that continues what follows is no case of its own:
     // x[0] - 1 before x, where x is a range.
-    if (part.length->isInt(1)) {
-      ExprRef there = nullptr;
-      for (ExprRef variable : indices)
-        if (variable->is(Kind::Index))
-          if (auto split = ctx.splitLinear(ctx.sub(e, part.offset), variable);
-              split && split->first == 1)
-            there = ctx.substitute(whole, variable, ctx.scale(split->second, -1));
-      if (e->is(Kind::Sum))
-        for (ExprRef variable : e->operands)
-          if (variable->is(Kind::Index))
-            if (auto split = ctx.splitLinear(ctx.sub(e, part.offset), variable);
-                split && split->first == 1)
-              there =
-                  ctx.substitute(whole, variable, ctx.scale(split->second, -1));
-      if (there && ctx.proveEqual(there, part.element))
-        continue;
-    }
+    if (part.length->isInt(1) &&
+        continues(ctx, whole, part.element, e, part.offset))
+      continue;
     whole = ctx.select(part.isBefore, part.element, whole);
   }
   return whole;
@@ -465,8 +471,8 @@ ExprRef ElementRules::range() {
   if (!wholeStart || !wholeDelta || !type(0) || !holdsPositions(type(0)) ||
       std::trunc(*wholeStart) != *wholeStart || *wholeDelta != 1)
     return nullptr;
-  return ctx.toFloat(ctx.add(
-      ctx.getInt(static_cast<int64_t>(*wholeStart)), indices[0]));
+  return ctx.toFloat(
+      ctx.add(ctx.getInt(static_cast<int64_t>(*wholeStart)), indices[0]));
 }
 
 ExprRef ElementRules::trilu() {
@@ -481,8 +487,8 @@ ExprRef ElementRules::trilu() {
   }
   ExprRef row = indices[indices.size() - 2], column = indices.back();
   ExprRef past = ctx.sub(ctx.sub(column, row), ctx.getInt(k));
-  ExprRef kept = node.getInt("upper", 1) ? ctx.ge0(past)
-                                         : ctx.ge0(ctx.scale(past, -1));
+  ExprRef kept =
+      node.getInt("upper", 1) ? ctx.ge0(past) : ctx.ge0(ctx.scale(past, -1));
   ExprRef inner = analysis.element(node.getInput(0), indices);
   Type t = type(0);
   ExprRef zero = isFloat(t)  ? ctx.getFloat(0)
@@ -499,14 +505,13 @@ ExprRef ElementRules::run() {
   Type to = out.elementType;
   if (auto step = analysis.viewStep(node, result, indices))
     return analysis.element(step->value, step->indices);
-  static const llvm::StringSet<> arithmetic = {"Add", "Sub", "Mul", "Div",
-                                               "Mod", "Pow"};
-  static const llvm::StringSet<> comparisons = {
-      "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"};
+  static const llvm::StringSet<> arithmetic = {"Add", "Sub", "Mul",
+                                               "Div", "Mod", "Pow"};
+  static const llvm::StringSet<> comparisons = {"Equal", "Less", "LessOrEqual",
+                                                "Greater", "GreaterOrEqual"};
   static const llvm::StringSet<> unaries = {
-      "Neg",   "Abs",  "Sqrt", "Reciprocal", "Exp",  "Log",
-      "Floor", "Ceil", "Tanh", "IsNaN",      "Sin",  "Cos",
-      "Sigmoid"};
+      "Neg",  "Abs",  "Sqrt",  "Reciprocal", "Exp", "Log",    "Floor",
+      "Ceil", "Tanh", "IsNaN", "Sin",        "Cos", "Sigmoid"};
   if (arithmetic.contains(op)) {
     if (op == "Pow" && type(0) != type(1)) {
       ExprRef power = operand(1);
@@ -596,9 +601,8 @@ ExprRef ElementRules::run() {
   if (op == "Trilu")
     return trilu();
   if (op == "EyeLike" && indices.size() == 2) {
-    ExprRef diagonal = ctx.eq0(ctx.sub(ctx.add(indices[0],
-                                               ctx.getInt(node.getInt("k", 0))),
-                                       indices[1]));
+    ExprRef diagonal = ctx.eq0(ctx.sub(
+        ctx.add(indices[0], ctx.getInt(node.getInt("k", 0))), indices[1]));
     if (isFloat(to))
       return ctx.select(diagonal, ctx.getFloat(1), ctx.getFloat(0));
     return isBool(to) ? diagonal

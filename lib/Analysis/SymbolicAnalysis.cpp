@@ -93,9 +93,11 @@ private:
     if (axes.size() != 2)
       return p;
     int64_t rows = shape[axes[0]], columns = shape[axes[1]];
-    // The diagonal column - row = 0 exists; its value is taken as inside or, if
-    // the corners say otherwise, it is outside of a band beside it.
-    for (double inside : {at(0), at(columns - 1), at((rows - 1) * columns)}) {
+    // Of the two values one is inside of the band.
+    double second = at(0);
+    for (size_t i = 1; i < count && second == at(0); ++i)
+      second = at(i);
+    for (double inside : {at(0), second}) {
       std::optional<int64_t> low, high;
       std::optional<double> outside;
       bool fits = true;

@@ -19,7 +19,9 @@ using Kind = Expr::Kind;
 static constexpr size_t maxTerms = 24;
 static constexpr size_t maxDegree = 6;
 static constexpr unsigned maxProofDepth = 8;
+static constexpr unsigned maxProofSteps = 128;
 static constexpr unsigned maxDepth = 64;
+static constexpr unsigned maxHeight = 40;
 
 std::optional<int64_t> Expr::asInt() const {
   return kind == Kind::Int ? std::optional<int64_t>(integer) : std::nullopt;
@@ -61,6 +63,17 @@ ExprRef ExprContext::intern(Kind kind, llvm::ArrayRef<ExprRef> operands,
                             llvm::ArrayRef<int64_t> coefficients,
                             int64_t integer, double number, mlir::Value value,
                             llvm::StringRef name) {
+  unsigned height = 0;
+  for (ExprRef e : operands)
+    height = std::max(height, e->height + 1);
+  if (height > maxHeight) {
+    // What it was made of stays its identity.
+    llvm::SmallVector<int64_t, 8> identity(coefficients);
+    for (ExprRef e : operands)
+      identity.push_back(e->id);
+    identity.push_back(static_cast<int64_t>(kind));
+    return intern(Kind::Deep, {}, identity, integer, number, value, name);
+  }
   llvm::FoldingSetNodeID id;
   profile(id, kind, operands, coefficients, integer, number, value, name);
   void *position = nullptr;
@@ -74,6 +87,7 @@ ExprRef ExprContext::intern(Kind kind, llvm::ArrayRef<ExprRef> operands,
   e->number = number;
   e->value = value;
   e->name = name.copy(allocator);
+  e->height = height;
   e->id = nextId++;
   set.InsertNode(e, position);
   return e;
@@ -264,8 +278,7 @@ ExprRef ExprContext::mul(ExprRef a, ExprRef b) {
       for (auto [n, d] : y.list) {
         llvm::SmallVector<ExprRef, 4> atoms(atomsOf(m));
         llvm::append_range(atoms, atomsOf(n));
-        if (atoms.size() > maxDegree ||
-            llvm::MulOverflow(c, d, constant)) {
+        if (atoms.size() > maxDegree || llvm::MulOverflow(c, d, constant)) {
           fits = false;
           break;
         }
@@ -382,8 +395,8 @@ ExprRef ExprContext::floorDiv(ExprRef a, ExprRef b) {
   ExprRef atom;
   // floor(floor(x / c) / b) = floor(x / (c * b)) for positive c, b.
   if (rest->is(Kind::FloorDiv))
-    atom = intern(Kind::FloorDiv,
-                  {rest->operands[0], mul(rest->operands[1], b)});
+    atom =
+        intern(Kind::FloorDiv, {rest->operands[0], mul(rest->operands[1], b)});
   else
     atom = intern(Kind::FloorDiv, {rest, b});
   return add(quotient, atom);
@@ -527,7 +540,8 @@ ExprRef ExprContext::ge0(ExprRef a) {
   if (proveNonNegative(sub(getInt(-1), a)))
     return getBool(false);
   // c - max(x, y) >= 0 where both c - x and c - y are; and so on.
-  if (a->is(Kind::Sum) || a->is(Kind::Min) || a->is(Kind::Max)) {
+  if (splitDepth < 3 &&
+      (a->is(Kind::Sum) || a->is(Kind::Min) || a->is(Kind::Max))) {
     ExprRef bound = nullptr;
     for (ExprRef m : a->is(Kind::Sum) ? a->operands : ArrayRef<ExprRef>(a))
       if (m->is(Kind::Min) || m->is(Kind::Max))
@@ -538,10 +552,10 @@ ExprRef ExprContext::ge0(ExprRef a) {
         return ge0(add(split->second, scale(x, split->first)));
       };
       bool both = bound->is(Kind::Min) == (split->first == 1);
-      return both ? logicalAnd(with(bound->operands[0]),
-                               with(bound->operands[1]))
-                  : logicalOr(with(bound->operands[0]),
-                              with(bound->operands[1]));
+      ++splitDepth;
+      ExprRef x = with(bound->operands[0]), y = with(bound->operands[1]);
+      --splitDepth;
+      return both ? logicalAnd(x, y) : logicalOr(x, y);
     }
   }
   return intern(Kind::Ge0, {a});
@@ -585,7 +599,8 @@ ExprRef ExprContext::logicalAnd(ExprRef a, ExprRef b) {
     return a;
   llvm::SmallVector<ExprRef, 8> list;
   for (ExprRef x : {a, b})
-    for (ExprRef y : x->is(Kind::And) ? x->operands : llvm::ArrayRef<ExprRef>(x))
+    for (ExprRef y :
+         x->is(Kind::And) ? x->operands : llvm::ArrayRef<ExprRef>(x))
       if (!llvm::is_contained(list, y))
         list.push_back(y);
   for (ExprRef x : list)
@@ -693,13 +708,14 @@ namespace {
 /// smallest.
 struct BoundProof {
   ExprContext &ctx;
-  unsigned steps = 0;
+  unsigned &budget;
 
   bool prove(ExprRef a, unsigned depth) {
     if (a->is(Kind::Int))
       return a->integer >= 0;
-    if (++steps > 64 || depth > maxProofDepth)
+    if (budget == 0 || depth > maxProofDepth)
       return false;
+    --budget;
     if (!a->is(Kind::Sum))
       return nonNegativeAtom(ctx, a, depth) || eliminate(a, depth);
     bool plain = a->integer >= 0;
@@ -721,11 +737,13 @@ struct BoundProof {
     else
       collect(a);
     for (ExprRef atom : atoms) {
-      // a = slope * atom + rest.
-      ExprRef rest = ctx.substitute(a, atom, ctx.getInt(0));
-      ExprRef slope = ctx.exactDiv(ctx.sub(a, rest), atom);
-      if (!slope || ctx.dependsOn(slope, atom))
+      bool bounded = atom->is(Kind::Index) || atom->is(Kind::Symbol) ||
+                     atom->is(Kind::Mod) || atom->is(Kind::Min) ||
+                     atom->is(Kind::Max) || atom->is(Kind::FloorDiv);
+      auto parts = bounded ? split(a, atom) : std::nullopt;
+      if (!parts)
         continue;
+      auto [slope, rest] = *parts;
       bool up = signIs(slope, 1), down = signIs(slope, -1);
       if (!up && !down)
         continue;
@@ -741,8 +759,8 @@ struct BoundProof {
           bounds.push_back(ctx.getInt(1));
         break;
       case Kind::Mod:
-        bounds.push_back(
-            up ? ctx.getInt(0) : ctx.sub(atom->operands[1], ctx.getInt(1)));
+        bounds.push_back(up ? ctx.getInt(0)
+                            : ctx.sub(atom->operands[1], ctx.getInt(1)));
         break;
       case Kind::Min:
         if (down)
@@ -772,6 +790,35 @@ struct BoundProof {
     return false;
   }
 
+  /// a = first * atom + second, both without atom.
+  std::optional<std::pair<ExprRef, ExprRef>> split(ExprRef a, ExprRef atom) {
+    if (a == atom)
+      return std::make_pair(ctx.getInt(1), ctx.getInt(0));
+    if (!a->is(Kind::Sum) && !a->is(Kind::Product))
+      return std::nullopt;
+    ExprRef slope = ctx.getInt(0);
+    ExprRef rest = ctx.getInt(a->is(Kind::Sum) ? a->integer : 0);
+    ArrayRef<ExprRef> monomials =
+        a->is(Kind::Sum) ? a->operands : ArrayRef<ExprRef>(a);
+    for (auto [k, m] : llvm::enumerate(monomials)) {
+      int64_t c = a->is(Kind::Sum) ? a->coefficients[k] : 1;
+      ExprRef others = ctx.getInt(c);
+      unsigned count = 0;
+      for (ExprRef x : atomsOf(m)) {
+        if (x == atom)
+          ++count;
+        else if (ctx.dependsOn(x, atom))
+          return std::nullopt;
+        else
+          others = ctx.mul(others, x);
+      }
+      if (count > 1)
+        return std::nullopt;
+      (count ? slope : rest) = ctx.add(count ? slope : rest, others);
+    }
+    return std::make_pair(slope, rest);
+  }
+
   /// Whether all terms of `a` times `sign` are >= 0.
   bool signIs(ExprRef a, int64_t sign) {
     if (a->is(Kind::Int))
@@ -792,10 +839,13 @@ bool ExprContext::proveNonNegative(ExprRef a) {
   if (a->is(Kind::Int))
     return a->integer >= 0;
   // Proofs ask for proofs about smaller expressions; hostile nests end here.
-  if (proofDepth > maxProofDepth)
+  if (proofDepth == 0)
+    proofBudget = maxProofSteps;
+  if (proofDepth > maxProofDepth || proofBudget == 0)
     return false;
+  --proofBudget;
   ++proofDepth;
-  bool proven = BoundProof{*this}.prove(resolve(a), 0);
+  bool proven = BoundProof{*this, proofBudget}.prove(resolve(a), 0);
   --proofDepth;
   return proven;
 }
@@ -927,11 +977,13 @@ ExprRef ExprContext::substitute(ExprRef a, ExprRef from, ExprRef to) {
 
 static bool dependsOnIn(ExprRef a, ExprRef atom,
                         llvm::SmallDenseSet<ExprRef, 16> &seen) {
-  if (a == atom)
+  if (a == atom || a->is(Kind::Deep))
     return true;
   // The bound of an index is not part of its value.
   if (a->is(Kind::Index) || a->operands.empty() || !seen.insert(a).second)
     return false;
+  if (seen.size() > 256)
+    return true; // Better too often than too late.
   return llvm::any_of(a->operands,
                       [&](ExprRef x) { return dependsOnIn(x, atom, seen); });
 }
@@ -970,6 +1022,9 @@ void ExprContext::print(llvm::raw_ostream &os, ExprRef a, unsigned level) {
   case Kind::Symbol:
   case Kind::Index:
     os << a->name;
+    return;
+  case Kind::Deep:
+    os << "...";
     return;
   case Kind::Sum: {
     bool first = true;

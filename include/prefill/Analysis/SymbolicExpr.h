@@ -52,7 +52,8 @@ public:
     // Any.
     Load,   ///< element [operands] of value
     Select, ///< operand 0 ? operand 1 : operand 2
-    Apply   ///< op `name` of operands, not understood
+    Apply,  ///< op `name` of operands, not understood
+    Deep    ///< an expression that grew too tall; may depend on anything
   };
 
   Kind kind;
@@ -62,7 +63,8 @@ public:
   llvm::StringRef name;
   llvm::ArrayRef<const Expr *> operands;
   llvm::ArrayRef<int64_t> coefficients;
-  unsigned id = 0; ///< order of creation; sorts operands
+  unsigned id = 0;     ///< order of creation; sorts operands
+  unsigned height = 0; ///< of the tree
 
   bool is(Kind k) const { return kind == k; }
   bool isInt(int64_t v) const { return kind == Kind::Int && integer == v; }
@@ -138,7 +140,7 @@ public:
 
   /// `a` with `from` (a symbol, index or other atom) replaced by `to`.
   ExprRef substitute(ExprRef a, ExprRef from, ExprRef to);
-  /// Whether `atom` occurs in `a`.
+  /// Whether `atom` occurs in `a` (or may, in what was cut off).
   bool dependsOn(ExprRef a, ExprRef atom);
   /// a == coefficient * atom + rest, with an integer coefficient and a rest free
   /// of atom; nothing when a is not linear in it.
@@ -166,7 +168,7 @@ private:
   llvm::FoldingSet<Expr> set;
   unsigned nextId = 0;
   unsigned nextFresh = 0;
-  unsigned proofDepth = 0;
+  unsigned proofDepth = 0, proofBudget = 0, splitDepth = 0;
   /// Symbols that are known to equal something else.
   llvm::DenseMap<ExprRef, ExprRef> solved;
   /// resolve() results under the present `solved`.
