@@ -953,14 +953,6 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
     traits.push_back("NaN guard");
   if (failed(checkUses()))
     return failure();
-  // Kernels need to know what they read.
-  for (const PlannedValue &x :
-       {site.q, site.k, site.v, site.bias, site.keyMask, site.kvLengths,
-        site.sinks, site.qSegment, site.kSegment, site.qOffset})
-    if (x.kind == PlannedValue::Kind::Existing &&
-        !isa<RankedTensorType>(x.value.getType()))
-      if (Type inferred = analysis.inferredType(x.value))
-        site.types.emplace_back(x.value, inferred);
   site.form = (qk.node.getOpType() + "-Softmax-" + pv.getOpType()).str();
   for (StringRef trait : traits)
     site.form += (", " + trait).str();

@@ -143,6 +143,23 @@ static bool looksLikeAttention(onnx::NodeOp node) {
   return false;
 }
 
+/// Notes the types of operands that the model does not declare: kernels need to
+/// know what they read.
+static void noteTypes(AttentionSite &site, SymbolicAnalysis &analysis) {
+  for (const PlannedValue &x :
+       {site.q, site.k, site.v, site.bias, site.keyMask, site.kvLengths,
+        site.sinks, site.qSegment, site.kSegment, site.qOffset, site.cos,
+        site.sin}) {
+    if (x.kind != PlannedValue::Kind::Existing ||
+        isa<RankedTensorType>(x.value.getType()) ||
+        llvm::any_of(site.types,
+                     [&](auto &known) { return known.first == x.value; }))
+      continue;
+    if (Type inferred = analysis.inferredType(x.value))
+      site.types.emplace_back(x.value, inferred);
+  }
+}
+
 static void findInGraph(onnx::GraphOp graph,
                         SmallVectorImpl<AttentionSite> &sites) {
   // Most graphs that are no transformers need no analysis at all.
@@ -173,8 +190,11 @@ static void findInGraph(onnx::GraphOp graph,
     site.layer = layerName(node);
     bool found = matchOpForm(node, analysis, site) ||
                  (node.is("Softmax") && matchSoftmaxForm(node, analysis, site));
-    if (found)
-      sites.push_back(std::move(site));
+    if (!found)
+      continue;
+    if (!site.refused())
+      noteTypes(site, analysis);
+    sites.push_back(std::move(site));
   }
 }
 
