@@ -192,6 +192,10 @@ std::optional<SparsityConfig> prefill::parseSparsity(StringRef spec,
   }
   if (density && tokens)
     return fail("give either a density or token budgets, not both");
+  // The default budget loses passkeys below this (docs/SparseDefaults.md).
+  if (plan->pattern == SparsePattern::VerticalSlash && !density && !tokens &&
+      config.denseBelow < 0)
+    config.denseBelow = 2048;
   completeTokens(*plan, vertical, slash);
   config.fallback = *plan;
   return config;

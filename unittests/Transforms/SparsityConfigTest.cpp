@@ -44,6 +44,10 @@ TEST(SparsityConfig, TokenBudgetReplacesDefaultDensity) {
 }
 
 TEST(SparsityConfig, DenseBelow) {
+  // Only the default budget of vertical-slash is known to need it.
+  EXPECT_EQ(parse("vertical-slash").denseBelow, 2048);
+  EXPECT_EQ(parse("vertical-slash:dense-below=512").denseBelow, 512);
+  EXPECT_EQ(parse("vertical-slash:density=0.5").denseBelow, -1);
   EXPECT_EQ(parse("a-shape").denseBelow, -1);
   EXPECT_EQ(parse("a-shape:dense-below=2048").denseBelow, 2048);
   EXPECT_NE(refuse("a-shape:dense-below=-2").find("dense-below"),
