@@ -20,7 +20,7 @@ config.environment["PATH"] = os.pathsep.join(
     ]
 )
 # Kernels compiled by tests must not come from, or go to, the user's cache.
-config.environment["PREFILL_OPT_CACHE"] = os.path.join(
+config.environment["PREFILL_CACHE"] = os.path.join(
     config.test_exec_root, "kernel-cache"
 )
 config.substitutions.append(("%python", config.prefill_python))
