@@ -4,6 +4,8 @@
 #include "llvm/ADT/APFloat.h"
 #include "llvm/ADT/STLExtras.h"
 
+#include <cmath>
+
 using namespace mlir;
 using namespace prefill;
 
@@ -341,15 +343,15 @@ void OpForm::setKeysAndValues(Value k, Value v, int64_t heads, int64_t headDim,
   site.kvHeads = keys.heads;
 }
 
-/// Whether the lowest number of the element type `type` occurs in `e`.
-static bool mentionsLowest(ExprRef e, const APFloat &lowest, unsigned depth) {
+/// Whether a constant that `test` accepts occurs in `e`.
+static bool mentions(ExprRef e, function_ref<bool(double)> test,
+                     unsigned depth = 0) {
   if (!e || depth > 16)
     return false;
-  if (std::optional<double> number = e->asNumber())
-    if (e->is(Expr::Kind::Float))
-      return *number <= lowest.convertToDouble();
+  if (e->is(Expr::Kind::Float))
+    return test(e->number);
   return llvm::any_of(e->operands, [&](ExprRef operand) {
-    return mentionsLowest(operand, lowest, depth + 1);
+    return mentions(operand, test, depth + 1);
   });
 }
 
@@ -362,22 +364,43 @@ void OpForm::setMask(Value mask, const MaskDims &dims, const MaskRules &rules) {
     return refuse("mask has more than 4 dimensions", mask);
   AttentionSite before = site;
   bool isBool = type.isInteger(1);
+  Type scores = elementType(node.getInput(0));
+  if (!isBool && type != scores)
+    return refuse("mask is neither bool nor of the type of the scores", mask);
   if (!rules.direct) {
     bool neverEmpty = false;
     if (succeeded(applyMask(analysis, site, mask, dims, neverEmpty)) &&
         !site.refused()) {
       MaskedRowRule found = isBool ? before.maskedRow : site.maskedRow;
-      if (!isBool && found == MaskedRowRule::NaN)
-        found = rules.additiveEmpty;
-      if (!isBool && found == MaskedRowRule::Mean && rules.lowestEmpty) {
+      if (!isBool) {
+        // The numbers that mask, if the tensor says.
         SmallVector<ExprRef, 4> indices;
         for (int64_t i = 0; i < maskRank; ++i)
           indices.push_back(
               exprs.getIndex(("m" + Twine(i)).str(), dim(mask, i)));
-        APFloat lowest = APFloat::getLargest(
-            cast<FloatType>(type).getFloatSemantics(), /*Negative=*/true);
-        if (mentionsLowest(analysis.element(mask, indices), lowest, 0))
-          found = *rules.lowestEmpty;
+        ExprRef element = analysis.element(mask, indices);
+        double lowest =
+            APFloat::getLargest(cast<FloatType>(type).getFloatSemantics(),
+                                /*Negative=*/true)
+                .convertToDouble();
+        bool hasLowest = mentions(element, [&](double number) {
+          return number <= lowest && std::isfinite(number);
+        });
+        bool hasInfinity =
+            mentions(element, [](double number) { return std::isinf(number); });
+        if (site.bias) {
+          found = hasLowest == hasInfinity ? rules.unknown
+                  : hasInfinity            ? rules.infinite
+                  : rules.lowest           ? *rules.lowest
+                  : rules.hard             ? rules.unknown
+                                           : MaskedRowRule::Mean;
+          site.maskedRow = found;
+          return;
+        }
+        if (found == MaskedRowRule::NaN)
+          found = rules.infinite;
+        else if (found == MaskedRowRule::Mean && rules.lowest && hasLowest)
+          found = *rules.lowest;
       }
       // "Mean" is the mean of all values; with keys that are invisible for good
       // it would be the mean of the others. The tensor itself says it right.
@@ -388,13 +411,10 @@ void OpForm::setMask(Value mask, const MaskDims &dims, const MaskRules &rules) {
     }
     site = before;
   }
-  Type scores = elementType(node.getInput(0));
-  if (!isBool && type != scores)
-    return refuse("mask is neither bool nor of the type of the scores", mask);
   if (!provablyEqual(dim(mask, -1), dims.keys) && size(mask, -1) == 1)
     return refuse("mask has one column for all keys", mask);
   site.bias = use(mask);
-  site.maskedRow = isBool ? before.maskedRow : rules.additiveEmpty;
+  site.maskedRow = isBool ? before.maskedRow : rules.unknown;
 }
 
 void OpForm::replace(unsigned output, PlannedValue value) {

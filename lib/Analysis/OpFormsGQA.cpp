@@ -385,11 +385,14 @@ void Matcher::setMasks() {
     return form.refuse("attention_bias is not of the type of query", bias);
   // ONNX Runtime takes the softmax of causal attention over the visible keys
   // only, and a row of -inf or of lowest numbers gives 0 there. Without
-  // `causal`, rows of -inf give NaN.
+  // `causal`, rows of -inf give NaN and rows of lowest numbers the mean.
   OpForm::MaskRules rules;
-  rules.additiveEmpty = site.causal ? MaskedRowRule::Zero : MaskedRowRule::NaN;
-  if (site.causal)
-    rules.lowestEmpty = MaskedRowRule::Zero;
+  if (site.causal) {
+    rules.lowest = MaskedRowRule::Zero;
+  } else {
+    rules.infinite = MaskedRowRule::NaN;
+    rules.unknown = MaskedRowRule::Mean;
+  }
   rules.hard = site.causal || site.kvLengths;
   // With a past, the number of keys is not an expression.
   rules.direct = static_cast<bool>(pastKey) || site.windowLeft.has_value();

@@ -111,11 +111,13 @@ static void setMasks(OpForm &form, Type element, Value padding, Value bias,
   if (bias && form.rank(bias) != 4)
     return form.refuse("attention_bias is not known to be 4-D", bias);
   // -inf for a whole row gives NaN, finite numbers are added as they are. With
-  // `unidirectional`, ONNX Runtime lets a row that -inf leaves nothing see later
-  // keys; it gives 0 here.
+  // `unidirectional`, ONNX Runtime lets a row that -inf leaves nothing see
+  // later keys; it gives 0 here.
   OpForm::MaskRules rules;
-  rules.additiveEmpty =
-      site.causal ? MaskedRowRule::Zero : MaskedRowRule::NaN;
+  if (!site.causal) {
+    rules.infinite = MaskedRowRule::NaN;
+    rules.unknown = MaskedRowRule::Mean;
+  }
   rules.hard = site.causal;
   if (bias && !padding)
     return form.setMask(bias, dims, rules);
@@ -128,7 +130,7 @@ static void setMasks(OpForm &form, Type element, Value padding, Value bias,
   if (bias) {
     added = site.plan("Add", {form.use(bias), added},
                       form.tensor({-1, -1, -1, -1}, element));
-    site.maskedRow = rules.additiveEmpty;
+    site.maskedRow = rules.unknown;
   }
   site.bias = added;
 }

@@ -262,7 +262,7 @@ void prefill::matchOnnxAttention(OpForm &form) {
     // the lowest number for -inf in a row that sees nothing else (onnx's
     // reference does not); it is followed here.
     if (opset < 25)
-      rules.lowestEmpty = MaskedRowRule::Zero;
+      rules.lowest = MaskedRowRule::Zero;
     rules.hard = positions || nonpad;
     // Offsets and windows of the operator are not combined with those of the
     // mask.

@@ -125,15 +125,19 @@ public:
                         int64_t headDim, int64_t vHeadDim);
 
   /// Sets the mask or bias operand `mask` of the scores [batch, heads, rows,
-  /// keys]. `additiveEmpty` is what an additive -inf mask gives for a row that
-  /// sees nothing; `lowestEmpty`, if given, what the lowest finite number
-  /// gives. `hard` says that other masks (lengths, windows, causal) make keys
-  /// invisible for good.
+  /// keys].
   struct MaskRules {
-    MaskedRowRule additiveEmpty = MaskedRowRule::Zero;
-    std::optional<MaskedRowRule> lowestEmpty;
+    /// What an understood -inf mask gives for a row that sees nothing.
+    MaskedRowRule infinite = MaskedRowRule::Zero;
+    /// What one of lowest finite numbers gives, if not the mean.
+    std::optional<MaskedRowRule> lowest;
+    /// The same for a tensor of which nothing is known: kernels cannot tell
+    /// -inf from lowest numbers.
+    MaskedRowRule unknown = MaskedRowRule::Zero;
+    /// Other masks (lengths, windows, causal) hide keys for good.
     bool hard = false;
-    bool direct = false; ///< keep the tensor as an operand as it is
+    /// Keep the tensor as an operand as it is.
+    bool direct = false;
   };
   void setMask(mlir::Value mask, const MaskDims &dims, const MaskRules &rules);
 

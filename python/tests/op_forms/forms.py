@@ -154,6 +154,7 @@ def group_query_attention(inputs, attributes):
         kv_lengths=lengths,
         causal=causal,
         window_left=window - 1 if window > 0 else None,
+        masked_row="zero" if causal or bias is None else "mean",
         alignment="operand",
         q_offset=past,
         o_layout="bshd",
@@ -221,7 +222,7 @@ def multi_head_attention(inputs, attributes):
         scale=a.get("scale", 0.0) or 1 / np.sqrt(width // h),
         bias=mask,
         causal=causal,
-        masked_row="zero" if scores_bias is None else "nan",
+        masked_row="zero" if causal else "mean",
         q_layout="bshd",
         o_layout="bshd",
         o_rank=3,
@@ -251,6 +252,7 @@ def packed_weight_attention(inputs, attributes):
     mask = _masks(
         padding, scores_bias, b, k4.shape[2], a.get("mask_filter_value", -10000.0)
     )
+    causal = a.get("unidirectional", 0) == 1
     y = prefill_attention(
         q,
         k4,
@@ -259,8 +261,8 @@ def packed_weight_attention(inputs, attributes):
         kv_heads=h,
         scale=a.get("scale", 0.0) or 1 / np.sqrt(widths[0] // h),
         bias=mask,
-        causal=a.get("unidirectional", 0) == 1,
-        masked_row="zero" if scores_bias is None else "nan",
+        causal=causal,
+        masked_row="zero" if causal else "mean",
         q_layout="bshd",
         o_layout="bshd",
         o_rank=3,

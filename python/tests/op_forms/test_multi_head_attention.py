@@ -85,7 +85,7 @@ def test_all_keys_padding(causal):
             {"num_heads": H, "unidirectional": causal}, 1, atol=2e-3)  # fmt: skip
 
 
-@pytest.mark.parametrize("value", [-np.inf, -1e30, np.finfo(np.float32).min])
+@pytest.mark.parametrize("value", [np.finfo(np.float32).min, -1e30])
 def test_masked_bias_rows(value):
     _, f = rng_of(5)
     bias = np.zeros((1, 1, 4, 4), np.float32)
