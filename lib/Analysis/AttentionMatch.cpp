@@ -2,9 +2,9 @@
 //
 // From a Softmax back to the product of queries and keys and on to the product
 // with the values. Every tensor on the way is followed by index: the matcher
-// knows which element (b, h, i, j) it looks at, so that it does not matter which
-// reshapes and transposes an exporter put in between. q, k and v are then read
-// from the deepest tensor that still has a layout the kernels know.
+// knows which element (b, h, i, j) it looks at, so that it does not matter
+// which reshapes and transposes an exporter put in between. q, k and v are then
+// read from the deepest tensor that still has a layout the kernels know.
 //
 //===----------------------------------------------------------------------===//
 
@@ -73,9 +73,9 @@ private:
                            ExprRef &headDim);
   LogicalResult walkProbabilities(Value value, Indices indices,
                                   ArrayRef<ExprRef> expected);
-  SmallVector<Rows> layouts(Value value, ArrayRef<ExprRef> indices,
-                            ExprRef row, ExprRef rowCount, ExprRef column,
-                            int64_t width, bool mayScale);
+  SmallVector<Rows> layouts(Value value, ArrayRef<ExprRef> indices, ExprRef row,
+                            ExprRef rowCount, ExprRef column, int64_t width,
+                            bool mayScale);
   LogicalResult matchSinks(Value value);
   bool emptyRowGuard(Value condition, ArrayRef<ExprRef> indices,
                      ArrayRef<ExprRef> shape, ExprRef visible);
@@ -95,8 +95,9 @@ private:
 /// Whether nothing that is computed from `op` is used.
 static bool isDead(Operation *op, unsigned depth) {
   return isa<onnx::NodeOp>(op) && depth < 8 &&
-         llvm::all_of(op->getUsers(),
-                      [&](Operation *user) { return isDead(user, depth + 1); });
+         llvm::all_of(
+             op->getUsers(),
+             [&](Operation *user) { return isDead(user, depth + 1); });
 }
 
 bool Matcher::leadsToProduct(Value value, unsigned depth, unsigned &steps) {
@@ -106,9 +107,9 @@ bool Matcher::leadsToProduct(Value value, unsigned depth, unsigned &steps) {
   if (isProduct(node))
     return true;
   static const llvm::StringSet<> through = {
-      "Cast",    "Identity",  "Dropout",   "Reshape", "Transpose", "Add",
-      "Sub",     "Mul",       "Div",       "Where",   "Tanh",      "Max",
-      "Slice",   "Concat",    "Squeeze",   "Unsqueeze", "Flatten"};
+      "Cast",  "Identity", "Dropout", "Reshape",   "Transpose", "Add",
+      "Sub",   "Mul",      "Div",     "Where",     "Tanh",      "Max",
+      "Slice", "Concat",   "Squeeze", "Unsqueeze", "Flatten"};
   if (!node.getDomain().empty() || !through.contains(node.getOpType()))
     return false;
   bool all = node.is("Add") || node.is("Sub") || node.is("Mul") ||
@@ -120,11 +121,10 @@ bool Matcher::leadsToProduct(Value value, unsigned depth, unsigned &steps) {
   return false;
 }
 
-void Matcher::forwardProducts(Value value,
-                              SmallVectorImpl<onnx::NodeOp> &found,
+void Matcher::forwardProducts(Value value, SmallVectorImpl<onnx::NodeOp> &found,
                               bool &elsewhere, unsigned depth) {
   static const llvm::StringSet<> through = {
-      "Cast",  "Identity", "Dropout", "Where",   "Reshape", "Transpose",
+      "Cast",  "Identity", "Dropout",   "Where", "Reshape", "Transpose",
       "Slice", "Squeeze",  "Unsqueeze", "Mul",   "Div",     "Flatten"};
   if (depth > 12)
     return;
@@ -137,8 +137,7 @@ void Matcher::forwardProducts(Value value,
     if (isProduct(node)) {
       if (!llvm::is_contained(found, node))
         found.push_back(node);
-    } else if (node.getDomain().empty() &&
-               through.contains(node.getOpType())) {
+    } else if (node.getDomain().empty() && through.contains(node.getOpType())) {
       forwardProducts(node.getResult(0), found, elsewhere, depth + 1);
     } else if (!node.is("IsNaN") && !isDead(node, 0)) {
       elsewhere = true;
@@ -154,14 +153,16 @@ bool Matcher::run() {
     return false; // A classifier, a router, a sampler.
   Value input = softmax.getInput(0);
   if (!input || !leads(input)) {
-    (void)refuse(softmax, "its scores are not a product of two computed "
-                          "tensors with known steps in between",
+    (void)refuse(softmax,
+                 "its scores are not a product of two computed "
+                 "tensors with known steps in between",
                  input);
     return true;
   }
   if (products.size() > 1 || elsewhere) {
-    (void)refuse(softmax, "its probabilities are used outside of the product "
-                          "with the values",
+    (void)refuse(softmax,
+                 "its probabilities are used outside of the product "
+                 "with the values",
                  softmax.getResult(0));
     return true;
   }
@@ -174,8 +175,9 @@ bool Matcher::run() {
   // Before opset 13 an axis stood for all from it on; for the last it is one.
   int64_t axis = softmax.getInt("axis", analysis.getOpset() < 13 ? 1 : -1);
   if (normalizeAxis(axis, rank) != rank - 1) {
-    (void)refuse(softmax, "it runs along axis " + Twine(axis) +
-                              ", not along the keys (the last axis)",
+    (void)refuse(softmax,
+                 "it runs along axis " + Twine(axis) +
+                     ", not along the keys (the last axis)",
                  input);
     return true;
   }
@@ -186,8 +188,9 @@ bool Matcher::run() {
   const TensorFacts &s = analysis.facts(scores);
   if (!s.ranked || static_cast<int64_t>(s.shape.size()) != rank || rank < 3 ||
       rank > 5) {
-    (void)refuse(softmax, "its scores have rank " + Twine(rank) +
-                              ", expected batch, heads, rows and keys",
+    (void)refuse(softmax,
+                 "its scores have rank " + Twine(rank) +
+                     ", expected batch, heads, rows and keys",
                  scores);
     return true;
   }
@@ -221,9 +224,8 @@ bool Matcher::run() {
     Matcher attempt = *this;
     attempt.site = clean; // `site` is a reference: the same site
     attempt.heads = count;
-    attempt.space =
-        ScoreSpace(ctx, {batch, ctx.getInt(count), s.shape[rank - 2],
-                         s.shape[rank - 1]});
+    attempt.space = ScoreSpace(
+        ctx, {batch, ctx.getInt(count), s.shape[rank - 2], s.shape[rank - 1]});
     Indices indices = attempt.leading(rank);
     indices.push_back(attempt.space.i);
     indices.push_back(attempt.space.j);
@@ -336,8 +338,9 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       auto found =
           productAt(analysis, value, indices, ctx.getIndex("d", headDim));
       if (!found)
-        return refuse(node, "which elements the product of queries and keys "
-                            "multiplies is not known",
+        return refuse(node,
+                      "which elements the product of queries and keys "
+                      "multiplies is not known",
                       value);
       product = *found;
       pending *= product.factor;
@@ -415,8 +418,9 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       if (left == right || (right && node.is("Sub")))
         return refuse(node, "both operands come from products, or none", value);
       if (!scalable)
-        return refuse(node, "scores are capped or negated after a mask or bias "
-                            "is added",
+        return refuse(node,
+                      "scores are capped or negated after a mask or bias "
+                      "is added",
                       value);
       Value other = left ? b : a;
       MaskTerm term;
@@ -436,12 +440,13 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       if (first == second)
         return refuse(node, "both choices come from products, or none", value);
       if (!scalable)
-        return refuse(node, "scores are capped or negated after they are masked",
-                      value);
+        return refuse(
+            node, "scores are capped or negated after they are masked", value);
       auto number = analysis.uniformNumber(first ? other : b);
       if (!number || !MaskBuilder::hides(*number, out.elementType, false))
-        return refuse(node, "what masked scores become is neither -inf nor so "
-                            "large a negative number that no score reaches it",
+        return refuse(node,
+                      "what masked scores become is neither -inf nor so "
+                      "large a negative number that no score reaches it",
                       first ? other : b);
       MaskTerm term;
       term.kind = MaskTerm::Kind::Visible;
@@ -484,8 +489,9 @@ LogicalResult Matcher::walkProbabilities(Value value, Indices indices,
             return ctx.proveEqual(std::get<0>(pair), std::get<1>(pair));
           }))
         return success();
-      return refuse(softmax, "its probabilities are multiplied with the values "
-                             "in another order than keys and queries have",
+      return refuse(softmax,
+                    "its probabilities are multiplied with the values "
+                    "in another order than keys and queries have",
                     value);
     }
     auto node = value.getDefiningOp<onnx::NodeOp>();
@@ -557,12 +563,11 @@ SmallVector<Rows> Matcher::layouts(Value value, ArrayRef<ExprRef> indices,
           (rank == 3 && count * width != *total))
         continue;
       ExprRef head = ctx.floorDiv(space.h, ctx.getInt(heads / count));
-      bool fits =
-          rank == 3
-              ? equal(step.indices[2], ctx.add(ctx.scale(head, width), column))
-              : equal(step.indices[headAxis], head) &&
-                    equal(step.indices[3], column) &&
-                    equal(f.shape[3], ctx.getInt(width));
+      bool fits = rank == 3 ? equal(step.indices[2],
+                                    ctx.add(ctx.scale(head, width), column))
+                            : equal(step.indices[headAxis], head) &&
+                                  equal(step.indices[3], column) &&
+                                  equal(f.shape[3], ctx.getInt(width));
       if (!fits)
         continue;
       found.push_back({step.value, layout, count, step.factor});
@@ -605,14 +610,14 @@ LogicalResult Matcher::matchSinks(Value value) {
     }
     if (!plain || !ctx.proveEqual(total, ctx.getInt(heads)))
       continue;
-    site.sinks =
-        site.plan("Reshape", {step.value, site.planInts(softmax->getContext(), {-1})},
-                  RankedTensorType::get({heads}, s.elementType));
+    site.sinks = site.plan(
+        "Reshape", {step.value, site.planInts(softmax->getContext(), {-1})},
+        RankedTensorType::get({heads}, s.elementType));
     traits.push_back("sinks");
     return success();
   }
-  return refuse(softmax, "what stands beside the scores is not one logit a head",
-                value);
+  return refuse(softmax,
+                "what stands beside the scores is not one logit a head", value);
 }
 
 //===----------------------------------------------------------------------===//
@@ -637,12 +642,11 @@ bool Matcher::emptyRowGuard(Value condition, ArrayRef<ExprRef> indices,
   double expected = test.is("Less") ? 1 : 0;
   if (limit != expected)
     return false;
-  auto sumIndices = analysis.broadcastIndices(
-      analysis.facts(test.getInput(0)).shape, last.indices,
-      analysis.facts(last.value).shape);
+  auto sumIndices =
+      analysis.broadcastIndices(analysis.facts(test.getInput(0)).shape,
+                                last.indices, analysis.facts(last.value).shape);
   auto sum = test.getInput(0).getDefiningOp<onnx::NodeOp>();
-  if (!sumIndices || !sum || !sum.is("ReduceSum") ||
-      !sum.getInt("keepdims", 1))
+  if (!sumIndices || !sum || !sum.is("ReduceSum") || !sum.getInt("keepdims", 1))
     return false;
   auto axes = axesOf(analysis, sum, 1);
   const TensorFacts &in = analysis.facts(sum.getInput(0));
@@ -717,10 +721,12 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
   Form forms[] = {
       {TensorLayout::BHSD,
        {b, h, i, e},
-       {space.dims.batch, space.dims.heads, space.dims.rows, ctx.getInt(width)}},
+       {space.dims.batch, space.dims.heads, space.dims.rows,
+        ctx.getInt(width)}},
       {TensorLayout::BSHD,
        {b, i, h, e},
-       {space.dims.batch, space.dims.rows, space.dims.heads, ctx.getInt(width)}},
+       {space.dims.batch, space.dims.rows, space.dims.heads,
+        ctx.getInt(width)}},
       {TensorLayout::BSHD,
        {b, i, ctx.add(ctx.scale(h, width), e)},
        {space.dims.batch, space.dims.rows, ctx.getInt(heads * width)}}};
@@ -737,7 +743,8 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
       Indices x = form.indices;
       for (unsigned step = 0; step < 16 && at != o; ++step) {
         auto node = at.getDefiningOp<onnx::NodeOp>();
-        if (node && node.is("Where")) { // an absorbed guard, as wide as its input
+        if (node &&
+            node.is("Where")) { // an absorbed guard, as wide as its input
           at = node.getInput(2);
           continue;
         }
@@ -784,8 +791,8 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
         break;
       guarded = true;
     } else if (!f.ranked || node.getInput(0) != value ||
-               !analysis.viewStep(node, 0, analysis.indexVariables(
-                                               node.getResult(0), "o"))) {
+               !analysis.viewStep(
+                   node, 0, analysis.indexVariables(node.getResult(0), "o"))) {
       break;
     }
     moved.push_back(node);
@@ -859,29 +866,32 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
     return refuse(pv, "which values the product multiplies is not known", o);
   region.insert(pv);
   // The probabilities must be the left operand; values the right one.
-  if (failed(walkProbabilities(product->lhs, product->lhsIndices,
-                               scoreIndices)))
+  if (failed(
+          walkProbabilities(product->lhs, product->lhsIndices, scoreIndices)))
     return failure();
 
   // Queries, keys and values where they lie.
-  SmallVector<Rows> q = layouts(qk.lhs, qk.lhsIndices, space.i,
-                                space.dims.rows, d, site.headDim, true);
-  SmallVector<Rows> k = layouts(qk.rhs, qk.rhsIndices, space.j,
-                                space.dims.keys, d, site.headDim, true);
+  SmallVector<Rows> q = layouts(qk.lhs, qk.lhsIndices, space.i, space.dims.rows,
+                                d, site.headDim, true);
+  SmallVector<Rows> k = layouts(qk.rhs, qk.rhsIndices, space.j, space.dims.keys,
+                                d, site.headDim, true);
   SmallVector<Rows> v = layouts(product->rhs, product->rhsIndices, space.j,
                                 space.dims.keys, e, site.vHeadDim, false);
   llvm::erase_if(q, [&](const Rows &r) { return r.heads != heads; });
   if (q.empty())
-    return refuse(qk.node, "the queries do not lie as [batch, heads, rows, d] "
-                           "or [batch, rows, heads, d]",
+    return refuse(qk.node,
+                  "the queries do not lie as [batch, heads, rows, d] "
+                  "or [batch, rows, heads, d]",
                   qk.lhs);
   if (k.empty())
-    return refuse(qk.node, "the keys do not lie as [batch, heads, keys, d] or "
-                           "[batch, keys, heads, d] with the queries' batch",
+    return refuse(qk.node,
+                  "the keys do not lie as [batch, heads, keys, d] or "
+                  "[batch, keys, heads, d] with the queries' batch",
                   qk.rhs);
   if (v.empty())
-    return refuse(pv, "the values do not lie as [batch, heads, keys, d] or "
-                      "[batch, keys, heads, d] with the queries' batch",
+    return refuse(pv,
+                  "the values do not lie as [batch, heads, keys, d] or "
+                  "[batch, keys, heads, d] with the queries' batch",
                   product->rhs);
   // The fewest KV heads that keys and values both have.
   const Rows *bestK = nullptr, *bestV = nullptr;
@@ -918,8 +928,9 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
       analysis.facts(bestK->value).elementType != type ||
       analysis.facts(bestV->value).elementType != type ||
       of.elementType != type)
-    return refuse(qk.node, "q, k, v and the result are not all of one type f32, "
-                           "f16 or bf16",
+    return refuse(qk.node,
+                  "q, k, v and the result are not all of one type f32, "
+                  "f16 or bf16",
                   bestQ.value);
   if (sinks && failed(matchSinks(sinks)))
     return failure();
@@ -947,7 +958,8 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
     return failure();
   site.maskedRow = masks.emptyRow();
   if (zeroRows || sinks ||
-      (nanGuard && site.maskedRow == MaskedRowRule::NaN))
+      (nanGuard &&
+       (site.maskedRow == MaskedRowRule::NaN || masks.emptyRowAssumed())))
     site.maskedRow = MaskedRowRule::Zero;
   if (nanGuard)
     traits.push_back("NaN guard");
@@ -959,8 +971,7 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
   return success();
 }
 
-bool prefill::matchSoftmaxForm(onnx::NodeOp softmax,
-                               SymbolicAnalysis &analysis,
+bool prefill::matchSoftmaxForm(onnx::NodeOp softmax, SymbolicAnalysis &analysis,
                                AttentionSite &site) {
   return Matcher(softmax, analysis, site).run();
 }

@@ -105,9 +105,9 @@ std::optional<Product> prefill::productAt(SymbolicAnalysis &analysis,
   ArrayRef<ExprRef> outBatch = ArrayRef<ExprRef>(out.shape).drop_back(2);
   auto fill = [&](const TensorFacts &f, ExprRef row, ExprRef column,
                   Indices &to) {
-    auto batch = analysis.broadcastIndices(
-        ArrayRef<ExprRef>(f.shape).drop_back(2), indices.drop_back(2),
-        outBatch);
+    auto batch =
+        analysis.broadcastIndices(ArrayRef<ExprRef>(f.shape).drop_back(2),
+                                  indices.drop_back(2), outBatch);
     if (!batch)
       return false;
     to = *batch;

@@ -61,9 +61,10 @@ PlannedValue AttentionSite::planInts(MLIRContext *context,
 std::string AttentionSite::maskText() const {
   SmallVector<std::string> parts;
   if (causal)
-    parts.push_back(alignment == QueryAlignment::Start     ? "causal from key 0"
-                    : alignment == QueryAlignment::Operand ? "causal from offset"
-                                                           : "causal");
+    parts.push_back(alignment == QueryAlignment::Start ? "causal from key 0"
+                    : alignment == QueryAlignment::Operand
+                        ? "causal from offset"
+                        : "causal");
   if (windowLeft)
     parts.push_back("window " + std::to_string(*windowLeft) + " back");
   if (windowRight)

@@ -1,6 +1,7 @@
 //===- MaskPredicate.cpp - What masks do to scores ------------------------===//
 
 #include "prefill/Analysis/MaskPredicate.h"
+#include "MaskParts.h"
 #include "Rules.h"
 
 #include "mlir/IR/Builders.h"
@@ -22,35 +23,6 @@ ScoreSpace::ScoreSpace(ExprContext &ctx, const MaskDims &dims) : dims(dims) {
   i = index("i", dims.rows);
   j = index("j", dims.keys);
 }
-
-/// What was found so far. Copied before a term is tried, so that a term that
-/// fails half-way leaves nothing behind.
-struct MaskBuilder::Parts {
-  /// j <= i + upper, i - j <= back.
-  ExprRef upper = nullptr, back = nullptr;
-  SmallVector<PlannedValue> keyMasks;
-  PlannedValue kvLengths, qSegment, kSegment, bias;
-  bool biasIsBool = false;
-  /// A bias of which nothing is known: it may hide keys itself.
-  bool opaqueBias = false;
-  /// Something hides keys of which no more is known.
-  bool dataMask = false;
-  SmallVector<double> hidden; ///< distinct values of masked scores
-  unsigned addedFinite = 0;   ///< finite minima that can add up
-  ExprRef visible = nullptr;
-  SmallVector<PlannedNode> nodes; ///< all planned nodes of the site
-  // Chosen by resolveBand.
-  bool causal = false;
-  std::optional<int64_t> windowLeft, windowRight;
-  QueryAlignment alignment = QueryAlignment::End;
-  PlannedValue qOffset;
-  ExprRef offset = nullptr;
-
-  void hide(double value) {
-    if (!llvm::is_contained(hidden, value))
-      hidden.push_back(value);
-  }
-};
 
 MaskBuilder::MaskBuilder(SymbolicAnalysis &analysis, AttentionSite &site,
                          const ScoreSpace &space, Type scoreType)
@@ -94,8 +66,8 @@ ExprRef MaskBuilder::times(ExprRef e, double factor) {
     return ctx.select(e->operands[0], times(e->operands[1], factor),
                       times(e->operands[2], factor));
   if (e->is(Kind::Apply) && e->name == "Add")
-    return ctx.apply("Add", {times(e->operands[0], factor),
-                             times(e->operands[1], factor)});
+    return ctx.apply(
+        "Add", {times(e->operands[0], factor), times(e->operands[1], factor)});
   return ctx.apply("Mul", {e, ctx.getFloat(factor)});
 }
 
@@ -120,341 +92,6 @@ Type MaskBuilder::typeOf(Type element, ArrayRef<ExprRef> shape) {
 }
 
 //===----------------------------------------------------------------------===//
-// Operands
-//===----------------------------------------------------------------------===//
-
-namespace {
-/// Planned nodes on a list that may be thrown away.
-struct Planner {
-  SmallVector<PlannedNode> &nodes;
-  MLIRContext *context;
-
-  PlannedValue node(StringRef opType, ArrayRef<PlannedValue> inputs, Type type,
-                    ArrayRef<NamedAttribute> attributes = {}) {
-    AttentionSite scratch;
-    scratch.nodes = std::move(nodes);
-    PlannedValue result = scratch.plan(opType, inputs, type, attributes);
-    nodes = std::move(scratch.nodes);
-    return result;
-  }
-  PlannedValue ints(ArrayRef<int64_t> values) {
-    AttentionSite scratch;
-    scratch.nodes = std::move(nodes);
-    PlannedValue result = scratch.planInts(context, values);
-    nodes = std::move(scratch.nodes);
-    return result;
-  }
-};
-} // namespace
-
-/// `op` (Squeeze or Unsqueeze) of `value` over `axes`, as the opset writes it.
-static PlannedValue planAxes(Planner planner, StringRef op, PlannedValue value,
-                             ArrayRef<int64_t> axes, Type type,
-                             int64_t opset) {
-  if (opset >= 13)
-    return planner.node(op, {value, planner.ints(axes)}, type);
-  Builder builder(planner.context);
-  return planner.node(op, {value}, type,
-                      {onnx::intsAttr(builder, "axes", axes)});
-}
-
-bool MaskBuilder::keyVector(ExprRef e, Parts &parts) {
-  if (depends(e, space.i) || depends(e, space.h))
-    return false;
-  MLIRContext *context = site.core->getContext();
-  auto take = [&](PlannedValue value) {
-    parts.keyMasks.push_back(value);
-    parts.dataMask = true;
-    return true;
-  };
-  auto shapeIs = [&](Value value) {
-    const TensorFacts &f = analysis.facts(value);
-    return f.ranked && f.shape.size() == 2 &&
-           ctx.proveEqual(f.shape[0], space.dims.batch) &&
-           ctx.proveEqual(f.shape[1], space.dims.keys);
-  };
-  // The vector itself: bool, or integers that are compared with 0.
-  ExprRef load = e;
-  if (e->is(Kind::Not) && e->operands[0]->is(Kind::Eq0))
-    load = e->operands[0]->operands[0];
-  if (load->is(Kind::Load) && load->operands.size() == 2 &&
-      load->operands[0] == space.b && load->operands[1] == space.j &&
-      shapeIs(load->value)) {
-    Type type = analysis.facts(load->value).elementType;
-    bool whole = type && (type.isInteger(32) || type.isInteger(64)) &&
-                 !type.isUnsignedInteger();
-    if ((load == e && isBool(type)) || (load != e && whole))
-      return take(load->value);
-  }
-  for (const auto &place : analysis.places(e, space.variables())) {
-    const TensorFacts &f = analysis.facts(place.value);
-    if (!isBool(f.elementType) || f.shape.empty())
-      continue;
-    // Exactly [.., b, .., j, ..] with sizes of 1 elsewhere.
-    SmallVector<int64_t> drop;
-    bool fits = true, sawKeys = false;
-    int64_t batchAxis = -1;
-    for (auto [axis, x] : llvm::enumerate(place.indices)) {
-      ExprRef size = f.shape[axis];
-      if (x == space.j && space.j->is(Kind::Index)) {
-        fits &= ctx.proveEqual(size, space.dims.keys);
-        sawKeys = true;
-      } else if (x == space.b && space.b->is(Kind::Index)) {
-        fits &= !sawKeys && ctx.proveEqual(size, space.dims.batch);
-        batchAxis = axis;
-      } else {
-        fits &= size->isInt(1);
-        drop.push_back(axis);
-      }
-    }
-    if (!fits || !sawKeys)
-      continue;
-    if (batchAxis < 0) {
-      // One vector for all: only a batch of 1 makes it [b, t].
-      if (!space.dims.batch->isInt(1))
-        continue;
-      if (!drop.empty() && drop[0] == 0)
-        drop.erase(drop.begin());
-      else
-        continue;
-    }
-    PlannedValue value = place.value;
-    Planner planner{parts.nodes, context};
-    if (!drop.empty())
-      value = planAxes(planner, "Squeeze", value, drop,
-                       typeOf(f.elementType,
-                              {space.dims.batch, space.dims.keys}),
-                       analysis.getOpset());
-    return take(value);
-  }
-  return false;
-}
-
-bool MaskBuilder::segments(ExprRef e, Parts &parts) {
-  // seg[b, i] == seg[b, j]
-  if (!e->is(Kind::Eq0) || parts.qSegment || site.qSegment)
-    return false;
-  ExprRef sum = e->operands[0];
-  if (!sum->is(Kind::Sum) || sum->operands.size() != 2 || sum->integer != 0 ||
-      sum->coefficients[0] + sum->coefficients[1] != 0 ||
-      std::abs(sum->coefficients[0]) != 1)
-    return false;
-  ExprRef x = sum->operands[0], y = sum->operands[1];
-  if (!x->is(Kind::Load) || !y->is(Kind::Load))
-    return false;
-  auto matches = [&](ExprRef load, ExprRef variable, ExprRef size) {
-    const TensorFacts &f = analysis.facts(load->value);
-    return load->operands.size() == 2 && load->operands[0] == space.b &&
-           load->operands[1] == variable &&
-           ctx.proveEqual(f.shape[0], space.dims.batch) &&
-           ctx.proveEqual(f.shape[1], size) && f.elementType &&
-           f.elementType.isInteger(64);
-  };
-  if (!matches(x, space.i, space.dims.rows))
-    std::swap(x, y);
-  if (!matches(x, space.i, space.dims.rows) ||
-      !matches(y, space.j, space.dims.keys))
-    return false;
-  parts.qSegment = x->value;
-  parts.kSegment = y->value;
-  // One tensor for rows and keys: the diagonal is always visible.
-  parts.dataMask |= x->value != y->value;
-  return true;
-}
-
-PlannedValue MaskBuilder::planNumber(double value, Parts &parts) {
-  AttentionSite scratch;
-  scratch.nodes = std::move(parts.nodes);
-  auto type = RankedTensorType::get({}, scoreType);
-  llvm::APFloat number(value);
-  bool losesInfo;
-  number.convert(cast<FloatType>(scoreType).getFloatSemantics(),
-                 llvm::APFloat::rmNearestTiesToEven, &losesInfo);
-  PlannedValue result =
-      scratch.planConstant(DenseElementsAttr::get(type, ArrayRef(number)));
-  parts.nodes = std::move(scratch.nodes);
-  return result;
-}
-
-/// [batch * heads, rows, keys] as [batch, heads, rows, keys], or nothing.
-PlannedValue MaskBuilder::splitHeads(Value tensor, Parts &parts) {
-  const TensorFacts &f = analysis.facts(tensor);
-  auto heads = space.dims.heads->asInt();
-  if (f.shape.size() < 3 || (f.shape.size() == 3 && f.shape[0]->isInt(1)))
-    return tensor; // the same for all
-  if (f.shape.size() != 3 || !heads || analysis.getOpset() < 13 ||
-      !ctx.proveEqual(f.shape[0],
-                      ctx.mul(space.dims.batch, space.dims.heads)))
-    return {};
-  MLIRContext *context = site.core->getContext();
-  Planner planner{parts.nodes, context};
-  Type i64 = IntegerType::get(context, 64);
-  auto ints = [&](int64_t n) { return RankedTensorType::get({n}, i64); };
-  PlannedValue all = planner.node("Shape", {tensor}, ints(3));
-  PlannedValue last = planner.node(
-      "Slice", {all, planner.ints({1}), planner.ints({3})}, ints(2));
-  Builder builder(context);
-  PlannedValue shape =
-      planner.node("Concat", {planner.ints({-1, *heads}), last}, ints(4),
-                   {onnx::intAttr(builder, "axis", 0)});
-  return planner.node("Reshape", {tensor, shape},
-                      typeOf(f.elementType, {space.dims.batch,
-                                             space.dims.heads, f.shape[1],
-                                             f.shape[2]}));
-}
-
-/// `visible` ? 0 : `hidden`, to be added.
-PlannedValue MaskBuilder::asNumbers(PlannedValue visible, double hidden,
-                                    Parts &parts) {
-  PlannedValue zero = planNumber(0, parts), low = planNumber(hidden, parts);
-  Planner planner{parts.nodes, site.core->getContext()};
-  return planner.node("Where", {visible, zero, low},
-                      UnrankedTensorType::get(scoreType));
-}
-
-bool MaskBuilder::joinBias(PlannedValue tensor, bool isBool, Parts &parts) {
-  Planner planner{parts.nodes, site.core->getContext()};
-  PlannedValue other = parts.bias ? parts.bias : site.bias;
-  bool otherBool = parts.bias ? parts.biasIsBool : false;
-  if (!parts.bias && site.bias) {
-    if (site.bias.kind != PlannedValue::Kind::Existing)
-      return false;
-    otherBool = prefill::isBool(analysis.facts(site.bias.value).elementType);
-  }
-  if (!other) {
-    parts.bias = tensor;
-    parts.biasIsBool = isBool;
-    return true;
-  }
-  if (isBool != otherBool) {
-    // Both as numbers. Only one that hides so that it swallows the score may
-    // be added in place of being put there.
-    if (parts.hidden.size() != 1 || !scoreType ||
-        !hides(parts.hidden[0], scoreType, /*added=*/true))
-      return false;
-    (isBool ? tensor : other) =
-        asNumbers(isBool ? tensor : other, parts.hidden[0], parts);
-    isBool = false;
-  }
-  Type element = isBool ? IntegerType::get(site.core->getContext(), 1)
-                        : scoreType;
-  parts.bias = planner.node(isBool ? "And" : "Add", {other, tensor},
-                            UnrankedTensorType::get(element));
-  parts.biasIsBool = isBool;
-  return true;
-}
-
-bool MaskBuilder::asTensor(ExprRef e, bool isBool, Parts &parts) {
-  ExprRef order[4] = {space.b, space.h, space.i, space.j};
-  ExprRef sizes[4] = {space.dims.batch, space.dims.heads, space.dims.rows,
-                      space.dims.keys};
-  std::optional<SymbolicAnalysis::ViewStep> best;
-  SmallVector<int64_t> bestDrop, bestAdd;
-  SmallVector<ExprRef> bestShape;
-  for (const auto &place : analysis.places(e, space.variables())) {
-    const TensorFacts &f = analysis.facts(place.value);
-    if (isBool ? !prefill::isBool(f.elementType) : f.elementType != scoreType)
-      continue;
-    // Align the axes with (b, h, i, j): drop sizes of 1, insert what misses.
-    SmallVector<int64_t> drop, present;
-    SmallVector<ExprRef> kept;
-    bool fits = !place.indices.empty();
-    for (auto [axis, x] : llvm::enumerate(place.indices)) {
-      ExprRef size = f.shape[axis];
-      auto *position = llvm::find(order, x);
-      if (x->is(Kind::Index) && position != std::end(order)) {
-        int64_t p = position - std::begin(order);
-        fits &= ctx.proveEqual(size, sizes[p]) &&
-                (present.empty() || present.back() < p);
-        present.push_back(p);
-      } else {
-        fits &= size->isInt(1);
-        drop.push_back(axis);
-      }
-    }
-    if (!fits || present.empty() || present.back() != 3)
-      continue;
-    // Already right if every kept axis is where a broadcast expects it.
-    int64_t rank = place.indices.size();
-    bool direct = rank <= 4;
-    for (int64_t axis = 0; axis < rank && direct; ++axis) {
-      int64_t p = axis + 4 - rank;
-      direct = place.indices[axis]->isInt(0) || place.indices[axis] == order[p];
-    }
-    SmallVector<int64_t> add;
-    SmallVector<ExprRef> shape;
-    if (direct) {
-      drop.clear();
-    } else {
-      for (int64_t p = 0; p < 4; ++p) {
-        bool here = llvm::is_contained(present, p);
-        if (!here && p > present.front())
-          add.push_back(p - present.front());
-        if (p >= present.front())
-          shape.push_back(here ? sizes[p] : ctx.getInt(1));
-      }
-    }
-    best = place;
-    bestDrop = drop;
-    bestAdd = add;
-    bestShape = shape;
-    if (direct)
-      break;
-  }
-  if (!best)
-    return false;
-  Planner planner{parts.nodes, site.core->getContext()};
-  PlannedValue value = best->value;
-  Type element = analysis.facts(best->value).elementType;
-  int64_t opset = analysis.getOpset();
-  if (!bestDrop.empty())
-    value = planAxes(planner, "Squeeze", value, bestDrop,
-                     UnrankedTensorType::get(element), opset);
-  if (!bestAdd.empty())
-    value = planAxes(planner, "Unsqueeze", value, bestAdd,
-                     typeOf(element, bestShape), opset);
-  return joinBias(value, isBool, parts);
-}
-
-bool MaskBuilder::whole(const MaskTerm &term, Parts &parts) {
-  bool isBool = term.kind == MaskTerm::Kind::Visible;
-  if (!term.tensor)
-    return false;
-  const TensorFacts &f = analysis.facts(term.tensor);
-  if (isBool ? !prefill::isBool(f.elementType)
-             : !f.elementType || f.elementType != scoreType)
-    return false;
-  // The kernel checks sizes; what it cannot do is stretch the keys.
-  if (!f.ranked || f.shape.empty() || f.shape.size() > 4 ||
-      f.shape.back()->isInt(1))
-    return false;
-  if (isBool && !hides(term.hidden, scoreType, /*added=*/false))
-    return false;
-  if (isBool) {
-    parts.hide(term.hidden);
-    if (parts.addedFinite > 0 && std::isfinite(term.hidden))
-      ++parts.addedFinite;
-  }
-  parts.dataMask = true;
-  parts.opaqueBias |= !isBool;
-  PlannedValue value = term.tensor;
-  if (term.joined)
-    value = splitHeads(term.tensor, parts);
-  if (!value)
-    return false;
-  if (isBool && term.negated)
-    value = Planner{parts.nodes, site.core->getContext()}.node(
-        "Not", {value}, typeOf(f.elementType, f.shape));
-  if (!isBool && term.factor != 1) {
-    PlannedValue factor = planNumber(term.factor, parts);
-    value = Planner{parts.nodes, site.core->getContext()}.node(
-        "Mul", {value, factor}, typeOf(f.elementType, f.shape));
-  }
-  parts.visible = nullptr;
-  return joinBias(value, isBool, parts);
-}
-
-//===----------------------------------------------------------------------===//
 // Conditions
 //===----------------------------------------------------------------------===//
 
@@ -476,8 +113,8 @@ static std::pair<ExprRef, ExprRef> loadedPair(ExprRef sum,
   return {};
 }
 
-/// Whether segments[b, x] counts the places up to x where positions[b, x] is not
-/// positions[b, x - 1] + 1. Then positions in one segment differ as their
+/// Whether segments[b, x] counts the places up to x where positions[b, x] is
+/// not positions[b, x - 1] + 1. Then positions in one segment differ as their
 /// indices do.
 bool MaskBuilder::countsBreaks(Value segments, Value positions) {
   auto node = segments.getDefiningOp<onnx::NodeOp>();
@@ -518,9 +155,8 @@ ExprRef MaskBuilder::withinSegments(ExprRef e, ArrayRef<ExprRef> others) {
     auto rest = split ? ctx.splitLinear(split->second, key) : std::nullopt;
     if (!rest || split->first + rest->first != 0)
       continue;
-    return ctx.ge0(ctx.add(
-        rest->second,
-        ctx.scale(ctx.sub(space.i, space.j), split->first)));
+    return ctx.ge0(ctx.add(rest->second,
+                           ctx.scale(ctx.sub(space.i, space.j), split->first)));
   }
   return e;
 }
@@ -528,6 +164,12 @@ ExprRef MaskBuilder::withinSegments(ExprRef e, ArrayRef<ExprRef> others) {
 bool MaskBuilder::condition(ExprRef e, Parts &parts) {
   if (parts.visible)
     parts.visible = ctx.logicalAnd(parts.visible, e);
+  if (parts.reading == Parts::Reading::Whole) {
+    if (e->isTrue())
+      return true;
+    parts.dataMask = true;
+    return asTensor(e, /*isBool=*/true, parts);
+  }
   if (!e->is(Kind::And))
     return conjunct(e, parts);
   return llvm::all_of(e->operands, [&](ExprRef x) {
@@ -540,11 +182,11 @@ bool MaskBuilder::conjunct(ExprRef e, Parts &parts) {
     return true;
   if (e->isFalse())
     return false;
-  if (e->is(Kind::Ge0)) {
-    auto byRow = space.i->is(Kind::Index)
-                     ? ctx.splitLinear(e->operands[0], space.i)
-                     : std::make_optional(
-                           std::make_pair(int64_t(0), e->operands[0]));
+  if (e->is(Kind::Ge0) && parts.reading == Parts::Reading::Parts) {
+    auto byRow =
+        space.i->is(Kind::Index)
+            ? ctx.splitLinear(e->operands[0], space.i)
+            : std::make_optional(std::make_pair(int64_t(0), e->operands[0]));
     auto byKey = byRow && space.j->is(Kind::Index)
                      ? ctx.splitLinear(byRow->second, space.j)
                      : std::nullopt;
@@ -605,8 +247,7 @@ bool MaskBuilder::benign(ExprRef e, unsigned depth) {
   if (depth > 16)
     return false;
   auto all = [&](ArrayRef<ExprRef> list) {
-    return llvm::all_of(list,
-                        [&](ExprRef x) { return benign(x, depth + 1); });
+    return llvm::all_of(list, [&](ExprRef x) { return benign(x, depth + 1); });
   };
   switch (e->kind) {
   case Kind::Float:
@@ -621,7 +262,8 @@ bool MaskBuilder::benign(ExprRef e, unsigned depth) {
       return benignConstant(e->value);
     auto node = e->value.getDefiningOp<onnx::NodeOp>();
     return node && (node.is("Gather") || node.is("GatherND")) &&
-           node.getInput(0) && onnx::getConstantTensor(node.getInput(0), type) &&
+           node.getInput(0) &&
+           onnx::getConstantTensor(node.getInput(0), type) &&
            benignConstant(node.getInput(0));
   }
   case Kind::Apply:
@@ -645,8 +287,8 @@ bool MaskBuilder::explainAdded(ExprRef e, Parts &parts, unsigned depth) {
       if (!hiddenSide->is(Kind::Float) ||
           !hides(hiddenSide->number, scoreType, /*added=*/true))
         continue;
-      ExprRef shown = hiddenFirst ? ctx.logicalNot(e->operands[0])
-                                  : e->operands[0];
+      ExprRef shown =
+          hiddenFirst ? ctx.logicalNot(e->operands[0]) : e->operands[0];
       parts.hide(hiddenSide->number);
       if (std::isfinite(hiddenSide->number) && depth == 0)
         ++parts.addedFinite;
@@ -745,10 +387,10 @@ bool MaskBuilder::resolveBand(Parts &parts) {
     return false;
   for (const auto &place : analysis.places(parts.upper, {space.b})) {
     const TensorFacts &f = analysis.facts(place.value);
-    bool shape = f.shape.empty() ||
-                 (f.shape.size() == 1 &&
-                  (f.shape[0]->isInt(1) ||
-                   ctx.proveEqual(f.shape[0], space.dims.batch)));
+    bool shape =
+        f.shape.empty() ||
+        (f.shape.size() == 1 && (f.shape[0]->isInt(1) ||
+                                 ctx.proveEqual(f.shape[0], space.dims.batch)));
     if (!shape || !f.elementType || !f.elementType.isInteger(64))
       continue;
     if (fitBand(parts, QueryAlignment::Operand, parts.upper)) {
@@ -786,14 +428,27 @@ bool MaskBuilder::provenNeverEmpty(const Parts &parts) {
 // All together
 //===----------------------------------------------------------------------===//
 
+/// Whether numbers that hide keys occur in `e`: finite ones, infinite ones.
+void MaskBuilder::hidingNumbers(ExprRef e, unsigned depth, bool &finite,
+                                bool &infinite) {
+  if (depth > 16)
+    return;
+  if (e->is(Kind::Float)) {
+    infinite |= std::isinf(e->number);
+    finite |= std::isfinite(e->number) && std::abs(e->number) >= 1e30;
+  }
+  for (ExprRef x : e->operands)
+    hidingNumbers(x, depth + 1, finite, infinite);
+}
+
 bool MaskBuilder::commit(Parts &parts) {
   if (!resolveBand(parts))
     return false;
   rowsNeverEmpty = provenNeverEmpty(parts);
-  bool finite = llvm::any_of(parts.hidden,
-                             [](double v) { return std::isfinite(v); });
-  bool infinite = llvm::any_of(parts.hidden,
-                               [](double v) { return std::isinf(v); });
+  bool finite =
+      llvm::any_of(parts.hidden, [](double v) { return std::isfinite(v); });
+  bool infinite =
+      llvm::any_of(parts.hidden, [](double v) { return std::isinf(v); });
   // With a floor all hidden scores are that number.
   unsigned kinds = floor ? 1 : parts.hidden.size();
   unsigned sums = floor ? 1 : parts.addedFinite;
@@ -816,13 +471,27 @@ bool MaskBuilder::commit(Parts &parts) {
          parts.qSegment || parts.biasIsBool))
       return false;
   }
-  // Numbers in a bias are the kernel's business.
-  if (parts.bias && !parts.biasIsBool && !parts.upper && !parts.back &&
-      parts.keyMasks.empty() && !parts.qSegment && !parts.kvLengths)
-    finite = infinite = false;
-  rule = rowsNeverEmpty              ? MaskedRowRule::Zero
-         : infinite || !finite       ? MaskedRowRule::NaN
-                                     : MaskedRowRule::Mean;
+  // A bias that hides keys itself: -inf gives NaN, a finite minimum the mean.
+  // Of one that the caller gives, finite minima are assumed.
+  if (parts.opaqueBias) {
+    bool biasFinite = false, biasInfinite = false;
+    llvm::SmallDenseSet<ExprRef, 4> seen;
+    for (const MaskTerm &term : terms)
+      if (term.element) {
+        hidingNumbers(term.element, 0, biasFinite, biasInfinite);
+        // One mask twice: its minima add up to -inf wherever they are.
+        if (!seen.insert(term.element).second) {
+          biasInfinite |= biasFinite;
+          biasFinite = false;
+        }
+      }
+    ruleAssumed = !biasFinite && !biasInfinite && !infinite;
+    infinite = infinite || (biasInfinite && !biasFinite);
+    finite = !infinite;
+  }
+  rule = rowsNeverEmpty        ? MaskedRowRule::Zero
+         : infinite || !finite ? MaskedRowRule::NaN
+                               : MaskedRowRule::Mean;
   if (!parts.keyMasks.empty()) {
     PlannedValue mask = parts.keyMasks[0];
     if (site.keyMask)
@@ -830,7 +499,7 @@ bool MaskBuilder::commit(Parts &parts) {
     MLIRContext *context = site.core->getContext();
     Type boolean = IntegerType::get(context, 1);
     Type type = typeOf(boolean, {space.dims.batch, space.dims.keys});
-    Planner planner{parts.nodes, context};
+    MaskPlanner planner{parts.nodes, context};
     auto asBool = [&](PlannedValue v) {
       if (v.kind == PlannedValue::Kind::Existing &&
           !isBool(analysis.facts(v.value).elementType)) {
@@ -873,16 +542,23 @@ LogicalResult MaskBuilder::finish() {
   parts.nodes = site.nodes;
   parts.visible = ctx.getBool(true);
   for (const MaskTerm &term : terms) {
-    Parts tried = parts;
-    // The band must still fit with this term's part of it.
-    if (explain(term, tried)) {
-      Parts band = tried;
-      if (resolveBand(band)) {
-        parts = std::move(tried);
+    bool explained = false;
+    for (Parts::Reading reading :
+         {Parts::Reading::Parts, Parts::Reading::NoBand,
+          Parts::Reading::Whole}) {
+      Parts tried = parts;
+      tried.reading = reading;
+      if (!explain(term, tried))
         continue;
-      }
+      // The band must still fit with this term's part of it.
+      Parts band = tried;
+      if (!resolveBand(band))
+        continue;
+      parts = std::move(tried);
+      explained = true;
+      break;
     }
-    if (!whole(term, parts))
+    if (!explained && !whole(term, parts))
       return site.refuse(term.tensor ? term.tensor.getDefiningOp() : site.core,
                          "the mask is not understood and cannot be an operand",
                          term.tensor);
@@ -894,10 +570,11 @@ LogicalResult MaskBuilder::finish() {
   plain.nodes = site.nodes;
   for (const MaskTerm &term : terms)
     if (!whole(term, plain))
-      return site.refuse(site.core,
-                         "rows without a visible key depend on the numbers that "
-                         "mask them, and the masks cannot be operands",
-                         term.tensor);
+      return site.refuse(
+          site.core,
+          "rows without a visible key depend on the numbers that "
+          "mask them, and the masks cannot be operands",
+          term.tensor);
   if (commit(plain))
     return success();
   return site.refuse(site.core, "the masks cannot be combined",
@@ -912,7 +589,8 @@ LogicalResult prefill::applyMask(SymbolicAnalysis &analysis,
     return failure();
   ScoreSpace space(analysis.expressions(), dims);
   const TensorFacts &f = analysis.facts(mask);
-  Value q = site.q.kind == PlannedValue::Kind::Existing ? site.q.value : Value();
+  Value q =
+      site.q.kind == PlannedValue::Kind::Existing ? site.q.value : Value();
   Type scoreType = q ? analysis.facts(q).elementType : Type();
   bool boolean = isBool(f.elementType);
   if (!boolean && isFloat(f.elementType))
@@ -929,6 +607,7 @@ LogicalResult prefill::applyMask(SymbolicAnalysis &analysis,
     return failure();
   neverEmpty = builder.neverEmpty();
   if (!boolean)
-    site.maskedRow = builder.emptyRow();
+    site.maskedRow =
+        builder.emptyRowAssumed() ? MaskedRowRule::NaN : builder.emptyRow();
   return success();
 }

@@ -349,7 +349,8 @@ ExprRef SymbolicAnalysis::element(Value value, ArrayRef<ExprRef> indices) {
   } else if (onnx::getConstantTensor(value, type) ||
              (value.getDefiningOp<onnx::NodeOp>() &&
               value.getDefiningOp<onnx::NodeOp>().is("Constant"))) {
-    bool plain = llvm::all_of(indices, [](ExprRef e) { return e->is(Kind::Int); });
+    bool plain =
+        llvm::all_of(indices, [](ExprRef e) { return e->is(Kind::Int); });
     const auto &constant = constants->get(value);
     if (plain && constant) {
       int64_t position = 0;
@@ -380,8 +381,7 @@ ExprRef SymbolicAnalysis::element(Value value, ArrayRef<ExprRef> indices) {
   memo[key] = result;
   // Remember where the expression can be read, if at plain indices.
   bool plain = llvm::all_of(indices, [&](ExprRef e) {
-    return e->isInt(0) ||
-           (e->is(Kind::Index) && llvm::count(indices, e) == 1);
+    return e->isInt(0) || (e->is(Kind::Index) && llvm::count(indices, e) == 1);
   });
   if (plain)
     if (auto &places = witnesses[result]; places.size() < 8)
@@ -475,10 +475,10 @@ SymbolicAnalysis::constantInts(Value value) {
 Indices SymbolicAnalysis::indexVariables(Value value, StringRef prefix) {
   Indices result;
   for (auto [axis, size] : llvm::enumerate(facts(value).shape))
-    result.push_back(size->isInt(1)
-                         ? context.getInt(0)
-                         : context.getIndex(
-                               (prefix + llvm::Twine(axis)).str(), size));
+    result.push_back(
+        size->isInt(1)
+            ? context.getInt(0)
+            : context.getIndex((prefix + llvm::Twine(axis)).str(), size));
   return result;
 }
 

@@ -15,8 +15,12 @@
 
 #include "mlir/IR/Remarks.h"
 #include "mlir/Interfaces/SideEffectInterfaces.h"
+
 #include "prefill/Analysis/AttentionSite.h"
 #include "prefill/Transforms/Passes.h"
+#include <map>
+#include <tuple>
+#include <vector>
 
 namespace prefill {
 #define GEN_PASS_DEF_RAISEATTENTION
@@ -62,6 +66,8 @@ struct RaiseAttentionPass final
       }
     }
     eraseDead();
+    made.clear();
+    replaced.clear();
   }
 
 private:
@@ -69,6 +75,12 @@ private:
   DenseMap<Value, Value> replaced;
   /// Ops that may have lost their last use.
   SmallVector<Operation *> maybeDead;
+  /// Planned nodes that exist: layers share masks, so their sites plan the same
+  /// nodes on them.
+  std::map<std::tuple<std::string, std::string, std::vector<void *>,
+                      std::vector<const void *>>,
+           Operation *>
+      made;
   /// Nodes and initializers that were created. Sites share them: the layers of
   /// a model need the same positions and lengths.
   llvm::DenseSet<Operation *, SameNode> created;

@@ -35,7 +35,7 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 // A mask that the caller gives: nothing is known about it.
 // CHECK-LABEL: graph_name = "given"
 // CHECK: prefill.attention %q, %k, %v bias(%m0 : tensor<1x1x3x3xf32>) {form
-// CHECK-SAME: masked_row = #prefill<masked_row nan>
+// CHECK-SAME: masked_row = #prefill<masked_row mean>
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
   onnx.graph @main(%q: !t, %k: !t, %v: !t, %m0: tensor<1x1x3x3xf32>) attributes {graph_name = "given", inputs = ["q", "k", "v", "m0"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
@@ -144,9 +144,8 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 
 // Keys strictly before the row: no attribute says that, and row 0 sees nothing.
 // CHECK-LABEL: graph_name = "strict"
-// CHECK: %[[B:.*]] = onnx.node "Where"(%strict
-// CHECK-NEXT: %{{.*}} = prefill.attention %q, %k, %v bias(%[[B]] : tensor<3x3xf32>) {form
-// CHECK-SAME: masked_row = #prefill<masked_row nan>
+// CHECK: prefill.attention %q, %k, %v bias(%strict : tensor<3x3xi1>) {form
+// CHECK-SAME: masked_row = #prefill<masked_row mean>
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
   onnx.graph @main(%q: !t, %k: !t, %v: !t) attributes {graph_name = "strict", inputs = ["q", "k", "v"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>

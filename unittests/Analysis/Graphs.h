@@ -2,10 +2,10 @@
 #ifndef PREFILL_UNITTESTS_ANALYSIS_GRAPHS_H
 #define PREFILL_UNITTESTS_ANALYSIS_GRAPHS_H
 
+#include "mlir/Parser/Parser.h"
 #include "prefill/Analysis/SymbolicAnalysis.h"
 #include "prefill/Dialect/ONNX/ONNX.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
-#include "mlir/Parser/Parser.h"
 
 #include "gtest/gtest.h"
 
@@ -56,9 +56,10 @@ struct Graphs : ::testing::Test {
     for (prefill::ExprRef e : f.shape) {
       prefill::ExprRef known = analysis->expressions().resolve(e);
       text += text.size() > 1 ? ", " : "";
-      text += known->is(prefill::Expr::Kind::Symbol) && known->name.contains(' ')
-                  ? "?"
-                  : analysis->expressions().str(known);
+      text +=
+          known->is(prefill::Expr::Kind::Symbol) && known->name.contains(' ')
+              ? "?"
+              : analysis->expressions().str(known);
     }
     return text + "]";
   }

@@ -70,12 +70,11 @@ TEST_F(MaskPredicate, NothingHidden) {
 }
 
 TEST_F(MaskPredicate, NearMissesStayTensors) {
-  for (const char *rows :
-       {"11000/11100/10110",    // one bit flipped
-        "11100/11110/11110",    // one key short at the end
-        "00000/10000/11000",    // strictly before the start
-        "00011/00001/00000",    // after
-        "10100/01010/10101"}) { // parity
+  for (const char *rows : {"11000/11100/10110",    // one bit flipped
+                           "11100/11110/11110",    // one key short at the end
+                           "00000/10000/11000",    // strictly before the start
+                           "00011/00001/00000",    // after
+                           "10100/01010/10101"}) { // parity
     AttentionSite site = read(rows);
     EXPECT_FALSE(site.causal) << rows;
     EXPECT_EQ(site.maskText(), "bias") << rows;

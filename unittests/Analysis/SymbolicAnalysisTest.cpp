@@ -26,24 +26,19 @@ TEST_F(SymbolicShape, ComputedShapesOfATorchScriptExport) {
        "%i0 = onnx.initializer \"i0\" : tensor<i64> = dense<0> : tensor<i64>\n"
        "%i1 = onnx.initializer \"i1\" : tensor<i64> = dense<1> : tensor<i64>\n"
        "%a0 = onnx.initializer \"a0\" : tensor<1xi64> = dense<0> : "
-       "tensor<1xi64>\n" NODE("sh", "Shape", "%x", "",
-                              "(" X ") -> !u")
-           NODE("n", "Gather", "%sh, %i0", "", "(!u, tensor<i64>) -> !u")
-               NODE("m", "Gather", "%sh, %i1", "", "(!u, tensor<i64>) -> !u")
-                   NODE("n1", "Unsqueeze", "%n, %a0", "",
-                        "(!u, tensor<1xi64>) -> !u")
-                       NODE("m1", "Unsqueeze", "%m, %a0", "",
-                            "(!u, tensor<1xi64>) -> !u")
-                           NODE("c", "Concat", "%n1, %m1, %four, %d",
-                                "{axis = 0 : si64}",
-                                "(!u, !u, tensor<1xi64>, tensor<1xi64>) -> !u")
-                               NODE("r", "Reshape", "%x, %c", "",
-                                    "(" X ", !u) -> !u")
-                                   NODE("t", "Transpose", "%r",
-                                        "{perm = array<i64: 0, 2, 3, 1>}",
-                                        "(!u) -> !u")
-                                       NODE("q", "Mystery", "%t", "",
-                                            "(!u) -> !u"));
+       "tensor<1xi64>\n" NODE("sh", "Shape", "%x", "", "(" X ") -> !u") NODE(
+           "n", "Gather", "%sh, %i0", "", "(!u, tensor<i64>) -> !u")
+           NODE("m", "Gather", "%sh, %i1", "", "(!u, tensor<i64>) -> !u") NODE(
+               "n1", "Unsqueeze", "%n, %a0", "", "(!u, tensor<1xi64>) -> !u")
+               NODE("m1", "Unsqueeze", "%m, %a0", "",
+                    "(!u, tensor<1xi64>) -> !u")
+                   NODE("c", "Concat", "%n1, %m1, %four, %d",
+                        "{axis = 0 : si64}",
+                        "(!u, !u, tensor<1xi64>, tensor<1xi64>) -> !u")
+                       NODE("r", "Reshape", "%x, %c", "", "(" X ", !u) -> !u")
+                           NODE("t", "Transpose", "%r",
+                                "{perm = array<i64: 0, 2, 3, 1>}", "(!u) -> !u")
+                               NODE("q", "Mystery", "%t", "", "(!u) -> !u"));
   EXPECT_EQ(shape("sh"), "[3]");
   EXPECT_EQ(shape("r"), "[b, s, 4, 16]");
   EXPECT_EQ(shape("t"), "[b, 4, 16, s]");
@@ -73,8 +68,8 @@ TEST_F(SymbolicShape, ConcatAndProductsSayWhatIsEqual) {
             "(tensor<?x2x?x16xf32, #onnx.dims<\"c\", \"\", \"p\", \"\">>, "
             "tensor<?x2x?x16xf32, #onnx.dims<\"b\", \"\", \"s\", \"\">>) -> "
             "!u"));
-  EXPECT_TRUE(analysis->expressions().proveEqual(
-      analysis->dim(value("p"), 0), analysis->dim(value("k"), 0)));
+  EXPECT_TRUE(analysis->expressions().proveEqual(analysis->dim(value("p"), 0),
+                                                 analysis->dim(value("k"), 0)));
   EXPECT_EQ(analysis->expressions().str(analysis->dim(value("kk"), 2)),
             "p + s");
 }
@@ -107,33 +102,33 @@ TEST_F(SymbolicShape, SlicesClip) {
 }
 
 TEST_F(SymbolicShape, MaskElements) {
-  load("%pad: tensor<?x?xi64, #onnx.dims<\"b\", \"t\">>", "\"pad\"",
-       "%i0 = onnx.initializer \"i0\" : tensor<i64> = dense<0> : tensor<i64>\n"
-       "%i1 = onnx.initializer \"i1\" : tensor<i64> = dense<1> : tensor<i64>\n"
-       "%n1 = onnx.initializer \"n1\" : tensor<1xi64> = dense<1> : "
-       "tensor<1xi64>\n"
-       "%tril = onnx.initializer \"tril\" : tensor<3x3xf32> = dense<[[0.0, "
-       "-9.0, -9.0], [0.0, 0.0, -9.0], [0.0, 0.0, 0.0]]> : tensor<3x3xf32>\n"
-       "%odd = onnx.initializer \"odd\" : tensor<2x2xi64> = dense<[[1, 2], [3, "
-       "4]]> : tensor<2x2xi64>\n"
-       "%arange = onnx.initializer \"arange\" : tensor<1x4xi64> = dense<[[3, 5, "
-       "7, 9]]> : tensor<1x4xi64>\n" NODE(
-           "sh", "Shape", "%pad", "{start = 1 : si64}",
-           "(tensor<?x?xi64, #onnx.dims<\"b\", \"t\">>) -> !u")
-           NODE("n", "Squeeze", "%sh", "", "(!u) -> !u")
-               NODE("r", "Range", "%i0, %n, %i1", "",
-                    "(tensor<i64>, !u, tensor<i64>) -> !u")
-                   NODE("col", "Unsqueeze", "%r, %n1", "",
-                        "(!u, tensor<1xi64>) -> !u")
-                       NODE("le", "LessOrEqual", "%r, %col", "",
-                            "(!u, !u) -> !u")
-                           NODE("bool", "Cast", "%pad", "{to = 9 : si64}",
-                                "(tensor<?x?xi64, #onnx.dims<\"b\", "
-                                "\"t\">>) -> !u")
-                               NODE("f", "Cast", "%le", "{to = 1 : si64}",
-                                    "(!u) -> !u")
-                                   NODE("tri", "Trilu", "%f",
-                                        "{upper = 0 : si64}", "(!u) -> !u"));
+  load(
+      "%pad: tensor<?x?xi64, #onnx.dims<\"b\", \"t\">>", "\"pad\"",
+      "%i0 = onnx.initializer \"i0\" : tensor<i64> = dense<0> : tensor<i64>\n"
+      "%i1 = onnx.initializer \"i1\" : tensor<i64> = dense<1> : tensor<i64>\n"
+      "%n1 = onnx.initializer \"n1\" : tensor<1xi64> = dense<1> : "
+      "tensor<1xi64>\n"
+      "%tril = onnx.initializer \"tril\" : tensor<3x3xf32> = dense<[[0.0, "
+      "-9.0, -9.0], [0.0, 0.0, -9.0], [0.0, 0.0, 0.0]]> : tensor<3x3xf32>\n"
+      "%odd = onnx.initializer \"odd\" : tensor<2x2xi64> = dense<[[1, 2], [3, "
+      "4]]> : tensor<2x2xi64>\n"
+      "%arange = onnx.initializer \"arange\" : tensor<1x4xi64> = dense<[[3, 5, "
+      "7, 9]]> : tensor<1x4xi64>\n" NODE(
+          "sh", "Shape", "%pad", "{start = 1 : si64}",
+          "(tensor<?x?xi64, #onnx.dims<\"b\", \"t\">>) -> !u")
+          NODE("n", "Squeeze", "%sh", "",
+               "(!u) -> !u") NODE("r", "Range", "%i0, %n, %i1", "",
+                                  "(tensor<i64>, !u, tensor<i64>) -> !u")
+              NODE("col", "Unsqueeze", "%r, %n1", "",
+                   "(!u, tensor<1xi64>) -> !u")
+                  NODE("le", "LessOrEqual", "%r, %col", "", "(!u, !u) -> !u")
+                      NODE("bool", "Cast", "%pad", "{to = 9 : si64}",
+                           "(tensor<?x?xi64, #onnx.dims<\"b\", "
+                           "\"t\">>) -> !u")
+                          NODE("f", "Cast", "%le", "{to = 1 : si64}",
+                               "(!u) -> !u")
+                              NODE("tri", "Trilu", "%f", "{upper = 0 : si64}",
+                                   "(!u) -> !u"));
   EXPECT_EQ(shape("le"), "[t, t]");
   EXPECT_EQ(element("le"), "0 <= (x0 - x1)");
   EXPECT_EQ(element("bool"), "not (0 == (load(x0, x1)))");
@@ -145,18 +140,18 @@ TEST_F(SymbolicShape, MaskElements) {
 }
 
 TEST_F(SymbolicShape, RepeatedHeadsAreSeenThrough) {
-  load("%k: tensor<?x2x?x16xf32, #onnx.dims<\"b\", \"\", \"t\", \"\">>", "\"k\"",
-       "%a = onnx.initializer \"a\" : tensor<1xi64> = dense<2> : tensor<1xi64>\n"
-       "%rep = onnx.initializer \"rep\" : tensor<5xi64> = dense<[1, 1, 3, 1, "
-       "1]> : tensor<5xi64>\n"
-       "%join = onnx.initializer \"join\" : tensor<4xi64> = dense<[0, 6, -1, "
-       "16]> : tensor<4xi64>\n" NODE("u1", "Unsqueeze", "%k, %a", "",
-                                     "(tensor<?x2x?x16xf32, #onnx.dims<\"b\", "
-                                     "\"\", \"t\", \"\">>, tensor<1xi64>) -> "
-                                     "!u")
-           NODE("e", "Expand", "%u1, %rep", "", "(!u, tensor<5xi64>) -> !u")
-               NODE("r", "Reshape", "%e, %join", "",
-                    "(!u, tensor<4xi64>) -> !u"));
+  load(
+      "%k: tensor<?x2x?x16xf32, #onnx.dims<\"b\", \"\", \"t\", \"\">>", "\"k\"",
+      "%a = onnx.initializer \"a\" : tensor<1xi64> = dense<2> : tensor<1xi64>\n"
+      "%rep = onnx.initializer \"rep\" : tensor<5xi64> = dense<[1, 1, 3, 1, "
+      "1]> : tensor<5xi64>\n"
+      "%join = onnx.initializer \"join\" : tensor<4xi64> = dense<[0, 6, -1, "
+      "16]> : tensor<4xi64>\n" NODE("u1", "Unsqueeze", "%k, %a", "",
+                                    "(tensor<?x2x?x16xf32, #onnx.dims<\"b\", "
+                                    "\"\", \"t\", \"\">>, tensor<1xi64>) -> "
+                                    "!u") NODE("e", "Expand", "%u1, %rep", "",
+                                               "(!u, tensor<5xi64>) -> !u")
+          NODE("r", "Reshape", "%e, %join", "", "(!u, tensor<4xi64>) -> !u"));
   EXPECT_EQ(shape("r"), "[b, 6, t, 16]");
   Value r = value("r");
   auto chain = analysis->viewChain(r, analysis->indexVariables(r, "x"));
@@ -184,13 +179,11 @@ TEST_F(SymbolicShape, HostileGraphsEnd) {
 TEST_F(SymbolicShape, WrongAttributesGiveUnknownShapes) {
   load(x, "\"x\"",
        NODE("a", "Transpose", "%x", "{perm = array<i64: 0, 7, 1>}",
-            "(" X ") -> !u")
-           NODE("b", "Concat", "%x, %x", "{axis = 9 : si64}",
-                "(" X ", " X ") -> !u")
-               NODE("c", "Gather", "%x", "", "(" X ") -> !u")
-                   NODE("d", "Split", "%x", "{axis = -9 : si64}",
-                        "(" X ") -> !u")
-                       NODE("e", "Softmax", "", "", "() -> !u"));
+            "(" X ") -> !u") NODE("b", "Concat", "%x, %x", "{axis = 9 : si64}",
+                                  "(" X ", " X ") -> !u")
+           NODE("c", "Gather", "%x", "", "(" X ") -> !u")
+               NODE("d", "Split", "%x", "{axis = -9 : si64}", "(" X ") -> !u")
+                   NODE("e", "Softmax", "", "", "() -> !u"));
   for (const char *name : {"a", "b", "c", "d", "e"})
     EXPECT_EQ(shape(name), "unranked") << name;
 }

@@ -42,9 +42,9 @@ TEST_F(SymbolicExpr, DimensionNames) {
 TEST_F(SymbolicExpr, Division) {
   EXPECT_EQ(ctx.exactDiv(ctx.scale(ctx.mul(b, s), 12), ctx.scale(s, 4)),
             ctx.scale(b, 3));
-  EXPECT_EQ(ctx.exactDiv(ctx.add(ctx.scale(p, 16), ctx.scale(s, 16)),
-                         ctx.add(p, s)),
-            num(16));
+  EXPECT_EQ(
+      ctx.exactDiv(ctx.add(ctx.scale(p, 16), ctx.scale(s, 16)), ctx.add(p, s)),
+      num(16));
   EXPECT_EQ(ctx.exactDiv(s, p), nullptr);
   EXPECT_EQ(ctx.exactDiv(s, num(0)), nullptr);
   EXPECT_EQ(ctx.floorDiv(num(-7), num(2)), num(-4));

@@ -1,9 +1,9 @@
 //===- AttentionSite.h - One attention found in a model ----------*- C++ -*-==//
 //
-// Plain data between the matchers (lib/Analysis), which prove what a piece of an
-// onnx.graph computes, and the raise pass (lib/Transforms), which rewrites it.
-// A matcher changes nothing: nodes that a rewrite needs are *planned* here and
-// created by the pass.
+// Plain data between the matchers (lib/Analysis), which prove what a piece of
+// an onnx.graph computes, and the raise pass (lib/Transforms), which rewrites
+// it. A matcher changes nothing: nodes that a rewrite needs are *planned* here
+// and created by the pass.
 //
 //===----------------------------------------------------------------------===//
 #ifndef PREFILL_ANALYSIS_ATTENTIONSITE_H
@@ -41,9 +41,9 @@ struct PlannedValue {
   explicit operator bool() const { return kind != Kind::None; }
 };
 
-/// An onnx.node that the rewrite creates. Nodes are created in order, those that
-/// depend on the attention's results after it, all others before it. An input
-/// of kind None becomes an onnx.absent.
+/// An onnx.node that the rewrite creates. Nodes are created in order, those
+/// that depend on the attention's results after it, all others before it. An
+/// input of kind None becomes an onnx.absent.
 struct PlannedNode {
   std::string opType, domain;
   llvm::SmallVector<PlannedValue> inputs;
@@ -84,8 +84,9 @@ struct AttentionSite {
   mlir::Type resultType;
   /// Nodes to create, in order.
   llvm::SmallVector<PlannedNode> nodes;
-  /// Which values become what: the replaced output (by PlannedValue::attention()
-  /// or a node on it), and further results of a fused op (present_key, ...).
+  /// Which values become what: the replaced output (by
+  /// PlannedValue::attention() or a node on it), and further results of a fused
+  /// op (present_key, ...).
   llvm::SmallVector<std::pair<mlir::Value, PlannedValue>> replacements;
   /// New types for values whose type was not known (kernels need the element
   /// type of q, k, v).
@@ -97,8 +98,8 @@ struct AttentionSite {
                              mlir::Value value = {});
 
   /// Plans a node with one result and returns it.
-  PlannedValue plan(llvm::StringRef opType,
-                    llvm::ArrayRef<PlannedValue> inputs, mlir::Type resultType,
+  PlannedValue plan(llvm::StringRef opType, llvm::ArrayRef<PlannedValue> inputs,
+                    mlir::Type resultType,
                     llvm::ArrayRef<mlir::NamedAttribute> attributes = {},
                     llvm::StringRef domain = "");
   /// Plans a node with any number of results; the first is returned, the others

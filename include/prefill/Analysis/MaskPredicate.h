@@ -41,7 +41,7 @@ struct MaskTerm {
   bool negated = false; ///< the tensor is false where visible
   /// The tensor is [batch * heads, rows, keys] and must be split to be one.
   bool joined = false;
-  double hidden = 0;    ///< Visible only: -inf or a large negative number
+  double hidden = 0; ///< Visible only: -inf or a large negative number
   /// The scores are multiplied by this after the term: it counts that often.
   /// (`element` and `hidden` are before it.)
   double factor = 1;
@@ -67,6 +67,8 @@ public:
   bool neverEmpty() const { return rowsNeverEmpty; }
   /// What an empty row gives, as far as the masks decide it.
   MaskedRowRule emptyRow() const { return rule; }
+  /// Nothing is known about the numbers that hide keys: `emptyRow` is a guess.
+  bool emptyRowAssumed() const { return ruleAssumed; }
   /// Which keys are visible, as one expression; null when not all is known.
   ExprRef visible() const { return visibleAll; }
 
@@ -95,6 +97,8 @@ private:
   bool resolveBand(Parts &parts);
   bool fitBand(Parts &parts, QueryAlignment alignment, ExprRef offset);
   bool benign(ExprRef e, unsigned depth);
+  static void hidingNumbers(ExprRef e, unsigned depth, bool &finite,
+                            bool &infinite);
   bool benignConstant(mlir::Value value);
   bool provenNeverEmpty(const Parts &parts);
   bool commit(Parts &parts);
@@ -108,7 +112,7 @@ private:
   mlir::Type scoreType;
   llvm::SmallVector<MaskTerm> terms;
   std::optional<double> floor;
-  bool rowsNeverEmpty = false;
+  bool rowsNeverEmpty = false, ruleAssumed = false;
   MaskedRowRule rule = MaskedRowRule::Zero;
   ExprRef visibleAll = nullptr;
 };

@@ -60,7 +60,8 @@ public:
   std::optional<Indices> broadcastIndices(llvm::ArrayRef<ExprRef> shape,
                                           llvm::ArrayRef<ExprRef> indices,
                                           llvm::ArrayRef<ExprRef> resultShape);
-  /// The elements of a value of rank 0 or 1 with a known small size, or nothing.
+  /// The elements of a value of rank 0 or 1 with a known small size, or
+  /// nothing.
   std::optional<llvm::SmallVector<ExprRef>> elements(mlir::Value value);
   /// The same, all constant.
   std::optional<llvm::SmallVector<int64_t>> constantInts(mlir::Value value);
@@ -87,8 +88,8 @@ public:
   std::optional<ViewStep> viewStep(onnx::NodeOp node, unsigned result,
                                    llvm::ArrayRef<ExprRef> indices);
 
-  /// Where expression `e` can be read: values and the indices, each of `vars` or
-  /// the constant 0, as far as such places were seen by element().
+  /// Where expression `e` can be read: values and the indices, each of `vars`
+  /// or the constant 0, as far as such places were seen by element().
   llvm::SmallVector<ViewStep> places(ExprRef e, llvm::ArrayRef<ExprRef> vars);
 
 private:

@@ -2,10 +2,10 @@
 //
 // Scalars as hash-consed expressions: integers as polynomials over dimension
 // symbols and index variables, booleans as formulas over comparisons of them,
-// floats as trees. Two expressions that are the same pointer have the same value;
-// different pointers say nothing. Everything is built through ExprContext,
-// which simplifies, and gives up (an opaque atom) rather than grow without
-// bound.
+// floats as trees. Two expressions that are the same pointer have the same
+// value; different pointers say nothing. Everything is built through
+// ExprContext, which simplifies, and gives up (an opaque atom) rather than grow
+// without bound.
 //
 //===----------------------------------------------------------------------===//
 #ifndef PREFILL_ANALYSIS_SYMBOLICEXPR_H
@@ -142,8 +142,8 @@ public:
   ExprRef substitute(ExprRef a, ExprRef from, ExprRef to);
   /// Whether `atom` occurs in `a` (or may, in what was cut off).
   bool dependsOn(ExprRef a, ExprRef atom);
-  /// a == coefficient * atom + rest, with an integer coefficient and a rest free
-  /// of atom; nothing when a is not linear in it.
+  /// a == coefficient * atom + rest, with an integer coefficient and a rest
+  /// free of atom; nothing when a is not linear in it.
   std::optional<std::pair<int64_t, ExprRef>> splitLinear(ExprRef a,
                                                          ExprRef atom);
 
@@ -159,8 +159,7 @@ private:
   bool addTerms(Terms &terms, ExprRef a, int64_t factor);
   ExprRef product(llvm::ArrayRef<ExprRef> atoms);
   ExprRef rebuild(ExprRef a, llvm::ArrayRef<ExprRef> operands);
-  ExprRef substituteIn(ExprRef a,
-                       const llvm::DenseMap<ExprRef, ExprRef> &map,
+  ExprRef substituteIn(ExprRef a, const llvm::DenseMap<ExprRef, ExprRef> &map,
                        llvm::DenseMap<ExprRef, ExprRef> &memo, unsigned level);
   void print(llvm::raw_ostream &os, ExprRef a, unsigned level);
 
