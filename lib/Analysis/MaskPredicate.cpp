@@ -537,7 +537,21 @@ bool MaskBuilder::commit(Parts &parts) {
   return true;
 }
 
+/// Whether NaN or +inf occurs in `e`: such a score takes a whole row over.
+static bool takesOver(ExprRef e, unsigned depth) {
+  if (depth > 16)
+    return false;
+  if (e->is(Kind::Float))
+    return std::isnan(e->number) || (std::isinf(e->number) && e->number > 0);
+  return llvm::any_of(e->operands,
+                      [&](ExprRef x) { return takesOver(x, depth + 1); });
+}
+
 LogicalResult MaskBuilder::finish() {
+  for (const MaskTerm &term : terms)
+    if (term.element && takesOver(term.element, 0))
+      return site.refuse(term.tensor ? term.tensor.getDefiningOp() : site.core,
+                         "the mask adds +inf or NaN", term.tensor);
   Parts parts;
   parts.nodes = site.nodes;
   parts.visible = ctx.getBool(true);

@@ -274,6 +274,28 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 !u = !onnx.unknown
 !t = tensor<1x2x3x8xf32>
 
+// A mask the wrong way up.
+// CHECK: Where 'bias': the mask adds +inf or NaN (value 'bias')
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t) attributes {graph_name = "plus", inputs = ["q", "k", "v"]} {
+    %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
+    %inf = onnx.initializer "inf" : tensor<f32> = dense<0x7F800000> : tensor<f32>
+    %tril = onnx.initializer "tril" : tensor<3x3xi1> = dense<[[true, false, false], [true, true, false], [true, true, true]]> : tensor<3x3xi1>
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %s = onnx.node "MatMul"(%q, %kt) : (!t, !u) -> !u
+    %bias = onnx.node "Where"(%tril, %zero, %inf) attributes {output_names = ["bias"]} : (tensor<3x3xi1>, tensor<f32>, tensor<f32>) -> !u
+    %m = onnx.node "Add"(%s, %bias) : (!u, !u) -> !u
+    %p = onnx.node "Softmax"(%m) {axis = -1 : si64} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<1x2x3x8xf32>
+
 // Graphs inside nodes are not analysed.
 // CHECK: Softmax 'inner': it is inside a subgraph
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
