@@ -361,8 +361,18 @@ ExprRef ElementRules::concat() {
     ExprRef before = ctx.ge0(ctx.sub(ctx.sub(end, e), ctx.getInt(1)));
     if (!before->isFalse()) {
       Indices mapped(indices);
-      mapped[*axis] = ctx.sub(e, offset);
+      ExprRef inside = ctx.sub(e, offset);
+      // In this part the index is between 0 and the length, which the
+      // expression alone does not say.
+      ExprRef variable = ctx.getIndex(
+          "part" + std::to_string(analysis.depth), length);
+      bool bounded = inside->is(Kind::Int) || inside->is(Kind::Index);
+      mapped[*axis] = bounded ? inside : variable;
       ExprRef element = analysis.element(input, mapped);
+      if (!bounded)
+        element = ctx.substitute(element, variable, inside);
+      if (!bounded && ctx.dependsOn(element, variable))
+        return nullptr;
       parts.push_back({before, element, length, offset});
       if (before->isTrue() || parts.size() > 3)
         break;

@@ -141,16 +141,23 @@ private:
 // Shapes
 //===----------------------------------------------------------------------===//
 
-/// Whether a graph input only selects rows of constant tables, as token ids do.
-static bool isTokens(Value input) {
-  if (!isIntegerLike(onnx::getElementType(input.getType())))
+/// Whether integers select rows of a constant table, as token ids do, perhaps
+/// after a reshape.
+static bool isTokens(Value input, unsigned depth = 0) {
+  if (depth == 0 && !isIntegerLike(onnx::getElementType(input.getType())))
     return false;
   return llvm::any_of(input.getUsers(), [&](Operation *user) {
     auto node = dyn_cast<onnx::NodeOp>(user);
     RankedTensorType type;
-    return node && node.is("Gather") && node.getInput(1) == input &&
-           node.getInt("axis", 0) == 0 &&
-           onnx::getConstantTensor(node.getInput(0), type);
+    if (!node || node.getNumResults() == 0)
+      return false;
+    if (depth < 3 && node.getInput(0) == input &&
+        (node.is("Reshape") || node.is("Cast") || node.is("Identity")))
+      return isTokens(node.getResult(0), depth + 1);
+    return node.is("Gather") && node.getInput(1) == input &&
+           node.getInt("axis", 0) == 0 && node.getInput(0) &&
+           onnx::getConstantTensor(node.getInput(0), type) &&
+           type.getRank() == 2;
   });
 }
 
