@@ -312,20 +312,28 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
   if (features & PREFILL_TILE_SINK)
     sink = t.argument("sink", f32);
 
-  // Scores are kept times log2(e), so that the softmax is a power of two. With
-  // a softcap the factor comes after the tanh, and q carries scale / softcap.
+  // Scores are kept times log2(e), so that the softmax is a power of two. With a
+  // bias they are kept as they are and only differences are multiplied: a row
+  // that a large finite bias covers whole is then rounded as the model rounds it
+  // (score + bias), and the bias cancels exactly. With a softcap the factor comes
+  // after the tanh, and q carries scale / softcap.
+  const bool natural = static_cast<bool>(bias);
+  const double unit = natural ? 1.0 : kLog2E;
+  auto power = [&](Value difference) {
+    return t.exp2(natural ? t.mul(difference, kLog2E) : difference);
+  };
   Value factor = softcap
                      ? arith::DivFOp::create(b, loc, scale, softcap).getResult()
-                     : t.mul(scale, kLog2E);
+                     : t.mul(scale, unit);
   Value rows = t.widen(t.load(q, t.tensor({bq, d}, type)));
   Value scaled = t.mul(rows, t.broadcast(factor, {}, rows.getType()));
 
   Value lowest = t.constant(kLowestMax, rowNumbers);
   Value max = lowest, sum = t.constant(0, rowNumbers);
   if (sink) {
-    Value logit = t.broadcast(t.mul(sink, kLog2E), {}, rowNumbers);
+    Value logit = t.broadcast(t.mul(sink, unit), {}, rowNumbers);
     max = t.larger(lowest, logit);
-    sum = t.exp2(t.sub(logit, max));
+    sum = power(t.sub(logit, max));
   }
   auto loop = tile::ForTilesOp::create(
       b, loc, index, ValueRange{max, sum, t.constant(0, outputs)});
@@ -343,11 +351,10 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
                                   /*transpose_b=*/true);
     if (softcap) {
       s = math::TanhOp::create(b, loc, s);
-      s = t.mul(s, t.broadcast(t.mul(softcap, kLog2E), {}, s.getType()));
+      s = t.mul(s, t.broadcast(t.mul(softcap, unit), {}, s.getType()));
     }
     if (biasTile)
-      s = math::FmaOp::create(b, loc, biasTile,
-                              t.constant(kLog2E, biasTile.getType()), s);
+      s = t.add(s, biasTile);
     auto mask = tile::MaskOp::create(b, loc, t.scores(), s, keys);
     {
       OpBuilder::InsertionGuard inMask(b);
@@ -359,8 +366,8 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
     Value tileMax =
         tile::ReduceRowOp::create(b, loc, rowNumbers, tile::ReduceKind::Max, s);
     Value newMax = t.larger(tileMax, oldMax);
-    Value decay = t.exp2(t.sub(oldMax, newMax));
-    Value p = t.exp2(t.sub(s, t.alongRows(newMax, s)));
+    Value decay = power(t.sub(oldMax, newMax));
+    Value p = power(t.sub(s, t.alongRows(newMax, s)));
     Value tileSum =
         tile::ReduceRowOp::create(b, loc, rowNumbers, tile::ReduceKind::Sum, p);
     Value newSum = t.add(t.mul(oldSum, decay), tileSum);
@@ -382,8 +389,10 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
   if (type != f32)
     out = arith::TruncFOp::create(b, loc, t.tensor({bq, e}, type), out);
   tile::StoreOp::create(b, loc, out, o, Value());
-  Value logSum = t.add(max, math::Log2Op::create(b, loc, sum));
-  tile::StoreOp::create(b, loc, t.mul(logSum, kLn2), lse, Value());
+  Value logSum = math::Log2Op::create(b, loc, sum);
+  logSum = natural ? t.add(max, t.mul(logSum, kLn2))
+                   : t.mul(t.add(max, logSum), kLn2);
+  tile::StoreOp::create(b, loc, logSum, lse, Value());
   t.end();
   return kernel;
 }
