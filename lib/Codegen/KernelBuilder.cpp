@@ -312,11 +312,11 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
   if (features & PREFILL_TILE_SINK)
     sink = t.argument("sink", f32);
 
-  // Scores are kept times log2(e), so that the softmax is a power of two. With a
-  // bias they are kept as they are and only differences are multiplied: a row
-  // that a large finite bias covers whole is then rounded as the model rounds it
-  // (score + bias), and the bias cancels exactly. With a softcap the factor comes
-  // after the tanh, and q carries scale / softcap.
+  // Scores are kept times log2(e), so that the softmax is a power of two. With
+  // a bias they are kept as they are and only differences are multiplied: a row
+  // that a large finite bias covers whole is then rounded as the model rounds
+  // it (score + bias), and the bias cancels exactly. With a softcap the factor
+  // comes after the tanh, and q carries scale / softcap.
   const bool natural = static_cast<bool>(bias);
   const double unit = natural ? 1.0 : kLog2E;
   auto power = [&](Value difference) {
