@@ -25,8 +25,8 @@ std::string getScoreKey(const KernelSpec &spec);
 ///
 /// Softmax runs online in base 2 over fp32. Visible scores may be as large as
 /// fp32 allows; a NaN or +inf among a row's visible scores makes the row NaN, a
-/// score below about -2e38 (so any -inf bias, too) is invisible. A row without
-/// visible keys is 0 with log-sum-exp -inf. A sink counts in the log-sum-exp.
+/// score below -2e38 (-3e38 with a bias, so any -inf there) is invisible. A row
+/// without visible keys is 0 with log-sum-exp -inf. A sink counts in the log-sum-exp.
 tile::KernelOp buildAttentionKernel(mlir::OpBuilder &builder,
                                     const KernelSpec &spec);
 
