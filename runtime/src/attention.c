@@ -25,6 +25,7 @@ typedef struct tile_memory {
   float *bias;          /* [bq][bias_width] */
   char *q;              /* rotated rows, [bq][d] */
   float *rotary;        /* scratch of pf_rotate_queries */
+  char *exact;          /* scratch of pf_exact_rows */
   void *tile_workspace; /* the tile function's own */
   int64_t bytes;
 } tile_memory;
@@ -32,6 +33,10 @@ typedef struct tile_memory {
 /* The bias can be read in place: float32 with adjacent or broadcast keys. */
 static bool bias_in_place(const pf_call *call) {
   return call->bias.dtype == PREFILL_F32 && call->bias.stride[3] <= 1;
+}
+/* Biases may be finite and yet below all that tile functions tell from -inf. */
+static bool bias_needs_care(const pf_call *call) {
+  return call->bias.data && call->bias.dtype != PF_BOOL8;
 }
 static int64_t bias_width(const pf_call *call) {
   return call->blocks * call->bk;
@@ -54,6 +59,7 @@ static tile_memory lay_out(const pf_call *call, void *base) {
   PART(bias, convert ? call->bq * bias_width(call) : 0);
   PART(q, call->rotary ? call->bq * call->d * call->element : 0);
   PART(rotary, call->rotary ? 2 * (call->d + call->rotary_width) : 0);
+  PART(exact, bias_needs_care(call) ? pf_exact_bytes(call) : 0);
 #undef PART
   m.tile_workspace = (void *)at;
   at += (uintptr_t)pf_round_up((int64_t)call->variant->workspace_bytes, 64);
@@ -200,11 +206,7 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
       call->index ? &call->index[b * call->hq + h] : NULL;
   const uint64_t *kept = NULL;
   if (index && index->mode != PF_HEAD_DENSE && tile < index->dense_tile) {
-    const pf_grid grid = {.bq = call->bq,
-                          .bk = call->bk,
-                          .offset = batch->offset,
-                          .tiles = call->tiles,
-                          .blocks = call->blocks};
+    const pf_grid grid = pf_grid_of(call, b);
     memset(m.kept, 0, (size_t)(call->blocks / 64 + 1) * 8);
     pf_index_row(index, &grid, tile, span.begin, span.end, m.kept);
     kept = m.kept;
@@ -231,7 +233,7 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
               h * call->lse.head + row * call->lse.row;
   if (lse_out && (call->lse.row == 1 || rows == 1))
     args.lse = lse_out;
-  else if (lse_out || call->may_mask_rows)
+  else if (lse_out || call->may_mask_rows || bias_needs_care(call))
     args.lse = m.lse;
 
   if (args.block_count || args.col_count) {
@@ -246,6 +248,8 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
       args.q_stride = call->q.row;
     }
     call->variant->attention(&args);
+    if (bias_needs_care(call))
+      pf_exact_rows(call, &args, m.exact);
   } else {
     for (int64_t i = 0; i < rows; ++i) {
       memset(o + i * call->o.row * call->element, 0,

@@ -82,7 +82,7 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
         per_tile = plan->density * mean;
     } else {
       /* Slashes come in runs: measured on attention of real models, 18 to 25 of
-       * them share a block after merging (sparse-patterns.md 1.9). */
+       * them share a block after merging. */
       const int64_t scattered = pf_max(0, plan->slash - PF_FORCED_DIAGONALS);
       per_tile = (double)(own + pf_ceil_div(PF_FORCED_DIAGONALS, call->bk));
       per_tile += worst ? 2.0 * (double)scattered : (double)scattered / 16;

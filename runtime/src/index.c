@@ -11,6 +11,14 @@ static int64_t gcd(int64_t a, int64_t b) {
   return a;
 }
 
+pf_grid pf_grid_of(const pf_call *call, int64_t b) {
+  return (pf_grid){.bq = call->bq,
+                   .bk = call->bk,
+                   .offset = call->batch[b].offset,
+                   .tiles = call->tiles,
+                   .blocks = call->blocks};
+}
+
 int64_t pf_phases(const pf_grid *grid) {
   return grid->bk / gcd(grid->bq, grid->bk);
 }

@@ -3,15 +3,13 @@
 |* One index per (batch, query head), in one of three modes:
 |*
 |*   dense     every visible block;
-|*   relative  a set of block distances, a set of blocks visited by all rows,
-and
-|*             a sorted list of single columns: vertical-slash, A-shape and
+|*   relative  a set of block distances, a set of blocks that all rows visit, a
+|*             sorted list of single columns: vertical-slash, A-shape and
 |*             tri-shape, in a few KB a head however long the prompt;
 |*   blocks    a list of block ids per tile of query rows (CSR).
 |*
 |* Distances. Let tile i hold the rows at positions p0 = offset + i * bq up to
-|* p0 + bq - 1, and let its top block be the one of its last position. A
-diagonal
+|* p0 + bq - 1, and let its top block be the one of its last position. Diagonal
 |* delta (keys p - delta) touches, from the top block down, the distances
 |*   top - floor((p0 + bq - 1 - delta) / bk) .. top - floor((p0 - delta) / bk),
 |* which depend on p0 mod bk only: on the phase. With bq a multiple of bk and a
@@ -67,6 +65,8 @@ typedef struct pf_grid {
   int64_t offset; /* key position of row 0; may be negative */
   int64_t tiles, blocks;
 } pf_grid;
+
+pf_grid pf_grid_of(const pf_call *call, int64_t b);
 
 /* The number of phases, and the phase of a tile. */
 int64_t pf_phases(const pf_grid *grid);

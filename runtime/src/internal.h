@@ -2,8 +2,9 @@
 |*
 |* The runtime is a pipeline: check.c turns DLTensors into a `pf_call` (plain
 |* pointers and strides, nothing left to doubt), visibility.c says per tile of
-|* query rows which key blocks the masks leave, estimate.c and index.c leave out
-|* more of them where the kernel has a sparse plan, attention.c runs the tiles.
+|* query rows which key blocks the masks leave, estimate*.c and index.c leave
+|* out more of them where the kernel has a sparse plan, attention.c runs the
+|* tiles.
 |*
 |* Names of internal functions begin with pf_; nothing here is exported from a
 |* library. Positions, rows and keys are int64_t throughout; strides are in
@@ -29,6 +30,8 @@ extern "C" {
 #define PF_MAX_LENGTH ((int64_t)INT32_MAX - 65536)
 /* Value of bool masks' false. */
 #define PF_MINUS_INF (-__builtin_inff())
+/* Tile functions with a bias take a score below this for invisible. */
+#define PF_BIAS_HIDES (-3e38f)
 /* Longest accepted block_q and block_k. */
 #define PF_MAX_BLOCK 1024
 /* DLPack's code of bool, newer than Debian's header. */
@@ -218,6 +221,15 @@ prefill_status pf_rotate_keys(pf_call *call);
  * q); scratch: 2 * d + 2 * rotary_width floats. */
 void pf_rotate_queries(const pf_call *call, int64_t b, int64_t h, int64_t row,
                        int64_t rows, void *out, float *scratch);
+
+/*===-- exact.c ----------------------------------------------------------===*/
+
+/* Rows that the tile function took for rows without keys, but that have keys
+ * with finite biases, as float32 softmax gives them: writes their rows of O and
+ * args->lse. memory: pf_exact_bytes, 64-byte aligned. */
+void pf_exact_rows(const pf_call *call, const prefill_tile_args *args,
+                   void *memory);
+int64_t pf_exact_bytes(const pf_call *call);
 
 /*===-- visibility.c -----------------------------------------------------===*/
 

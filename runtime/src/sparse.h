@@ -1,6 +1,6 @@
 /*===- sparse.h - From a kernel's plan to indices -----------------*- C -*-===*\
 |*
-|* estimate.c scores, select.c selects, index.c applies; cost.c says when it is
+|* estimate*.c score, select.c selects, index.c applies; cost.c says when it is
 |* worth while. prefill_plan says what is wanted, per query head.
 |*
 \*===----------------------------------------------------------------------===*/
@@ -31,20 +31,6 @@ prefill_status pf_build_index(pf_call *call);
  * -inf and NaN are never chosen. O(n). */
 void pf_select(const float *value, const float *cost, int64_t n, double budget,
                uint64_t *chosen);
-
-/*===-- estimate.c, the parts that tests look at -------------------------===*/
-
-/* Column and diagonal sums of the softmax of the last `last` query rows of head
- * h: column[j] for keys j < t, diagonal[delta] for delta in [0, t). Positions
- * of the rows end before *end_position. memory: pf_estimate_bytes. */
-typedef struct pf_sums {
-  float *column;   /* [t] */
-  float *diagonal; /* [t] */
-  int64_t first_position, end_position;
-} pf_sums;
-int64_t pf_estimate_bytes(const pf_call *call, int64_t last);
-pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
-                         int64_t last, void *memory);
 
 /*===-- cost.c -----------------------------------------------------------===*/
 

@@ -217,6 +217,48 @@ TEST(Dense, KvLengths) {
   expectClose(p);
 }
 
+TEST(Dense, PaddingIsNeverRead) {
+  // What lies past kv_len and what a key mask hides may hold anything, but for
+  // values in a block that is visited: these are multiplied by 0.
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_KEY_MASK> p;
+  p.b = 2;
+  p.t = 75;
+  p.build();
+  p.wantStatistics();
+  Tensor &lengths = p.in[PREFILL_IN_KV_LENGTHS];
+  lengths.make({p.b}, kDLInt, 64);
+  lengths.at<int64_t>({0}) = 41;
+  lengths.at<int64_t>({1}) = 64;
+  Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
+  mask.make({p.b, p.t}, kDLUInt, 8);
+  auto fill = [&](int64_t bi, int64_t j, bool values) {
+    for (int64_t h = 0; h < p.hk; ++h) {
+      for (int64_t c = 0; c < 8; ++c)
+        p.k(bi, h, j, c) = NAN;
+      for (int64_t c = 0; c < 4 && values; ++c)
+        p.v(bi, h, j, c) = NAN;
+    }
+  };
+  for (int64_t bi = 0; bi < p.b; ++bi)
+    for (int64_t j = 0; j < p.t; ++j) {
+      mask.at<uint8_t>({bi, j}) = j >= 20 && j != 33;
+      if (j >= lengths.at<int64_t>({bi}))
+        fill(bi, j, true);
+      else if (!mask.at<uint8_t>({bi, j}))
+        fill(bi, j, j < 16);
+    }
+  ASSERT_EQ(p.run(), PREFILL_OK) << p.context.message;
+  for (int64_t bi = 0; bi < p.b; ++bi)
+    for (int64_t j = 0; j < p.t; ++j)
+      if (j >= lengths.at<int64_t>({bi}) || !mask.at<uint8_t>({bi, j}))
+        for (int64_t h = 0; h < p.hk; ++h)
+          for (int64_t c = 0; c < 8; ++c) {
+            p.k(bi, h, j, c) = 0;
+            p.v(bi, h, j, c / 2) = 0;
+          }
+  EXPECT_LT(p.error(), 2e-6);
+}
+
 TEST(Dense, Sinks) {
   Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_SINK> p;
   p.s = 50;
@@ -303,6 +345,176 @@ TEST(Dense, Bias) {
                      std::to_string(type));
         expectClose(p, 1e-5);
       }
+}
+
+/// A float32 bias whose rows hold finite minima and -inf in every mixture.
+template <class P>
+void fillWithMinima(P &p, std::vector<int64_t> shape, uint64_t seed) {
+  Tensor &bias = p.in[PREFILL_IN_BIAS];
+  bias.make(std::move(shape), kDLFloat, 32, 3);
+  const float least = -std::numeric_limits<float>::max();
+  const float some[] = {least, -3.3e38f, -3.1e38f,
+                        static_cast<float>(MinusInf)};
+  Random random(seed);
+  const int64_t rows = bias.shape[bias.shape.size() - 2];
+  const int64_t heads = bias.shape.size() > 2 ? bias.shape[1] : 1;
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t lone = random.below(p.t);
+      for (int64_t j = 0; j < p.t; ++j) {
+        float x = least; // 0: all the same
+        switch ((i + h) % 8) {
+        case 1: // one finite minimum, the others -inf
+          x = j == lone ? least : some[3];
+          break;
+        case 2: // different minima
+          x = some[random.below(3)];
+          break;
+        case 3: // and -inf among them
+          x = some[random.below(4)];
+          break;
+        case 4: // nothing but -inf
+          x = some[3];
+          break;
+        case 5: // an ordinary key beside minima
+          x = j == lone ? 1.0f : least;
+          break;
+        case 6: // finite late, where a causal row does not see it
+          x = j > lone ? -3.2e38f : some[3];
+          break;
+        case 7: // ordinary
+          x = static_cast<float>(random.normal());
+          break;
+        default:
+          break;
+        }
+        if (bias.shape.size() > 2)
+          bias.at<float>({0, h, i, j}) = x;
+        else
+          bias.at<float>({i, j}) = x;
+      }
+    }
+}
+
+TEST(Dense, MinimaOfABias) {
+  constexpr unsigned F = Causal | PREFILL_TILE_BIAS | PREFILL_TILE_KEY_MASK;
+  for (int masked :
+       {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN, PREFILL_MASKED_NAN})
+    for (bool perHead : {false, true}) {
+      Problem<8, 4, 16, 16, float, F> p;
+      p.b = 2;
+      p.s = 77;
+      p.t = 90;
+      p.pad = 2;
+      p.maskedRow = masked;
+      p.build();
+      p.wantStatistics();
+      if (perHead)
+        fillWithMinima(p, {1, p.hq, p.s, p.t}, 3);
+      else
+        fillWithMinima(p, {p.s, p.t}, 4);
+      SCOPED_TRACE(masked);
+      expectClose(p, 1e-5);
+      // Without the LSE nobody asks the tile function for it but the runtime.
+      p.out[PREFILL_OUT_LSE].absent = true;
+      expectClose(p, 1e-5);
+      // Keys that another mask hides do not count, whatever their bias.
+      Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
+      mask.make({p.b, p.t}, kDLUInt, 8);
+      for (int64_t j = 0; j < p.t; ++j) {
+        mask.at<uint8_t>({0, j}) = j >= 40;
+        mask.at<uint8_t>({1, j}) = j % 5 == 0;
+      }
+      expectClose(p, 1e-5);
+    }
+}
+
+TEST(Dense, MinimaOfABiasBesideOtherMasks) {
+  constexpr unsigned F =
+      CausalWindow | PREFILL_TILE_BIAS | PREFILL_TILE_SEGMENTS;
+  Problem<8, 4, 16, 16, float, F> p;
+  p.s = p.t = 90;
+  p.windowLeft = 20;
+  p.maskedRow = PREFILL_MASKED_NAN;
+  p.build();
+  p.wantStatistics();
+  fillWithMinima(p, {p.s, p.t}, 5);
+  expectClose(p, 1e-5);
+  for (int slot : {PREFILL_IN_Q_SEGMENT, PREFILL_IN_K_SEGMENT}) {
+    p.in[slot].make({p.b, p.t}, kDLInt, 64);
+    for (int64_t j = 0; j < p.t; ++j)
+      p.in[slot].at<int64_t>({0, j}) = j / 35;
+  }
+  expectClose(p, 1e-5);
+  p.in[PREFILL_IN_KV_LENGTHS].make({1}, kDLInt, 64);
+  p.in[PREFILL_IN_KV_LENGTHS].at<int64_t>({0}) = 61;
+  expectClose(p, 1e-5);
+}
+
+TEST(Dense, MinimaOfABiasInLargeTiles) {
+  // More rows in a tile than are computed at a time, and a softcap.
+  Problem<8, 4, 128, 32, float, PREFILL_TILE_BIAS | PREFILL_TILE_SOFTCAP> p;
+  p.s = 250;
+  p.t = 70;
+  p.build();
+  p.wantStatistics();
+  fillWithMinima(p, {p.s, p.t}, 6);
+  for (int64_t i = 100; i < p.s; ++i) // all of them
+    for (int64_t j = 0; j < p.t; ++j)
+      p.in[PREFILL_IN_BIAS].at<float>({i, j}) = j % 3 ? -3.3e38f : -3.2e38f;
+  expectClose(p, 1e-5);
+}
+
+TEST(Dense, MinimaOfABiasAndScoresAsLarge) {
+  // Scores of 1e32 are not lost beside -3.4e38: the greatest sum wins.
+  Problem<8, 4, 16, 16, float, PREFILL_TILE_BIAS> p;
+  p.spread = 3e32;
+  p.build();
+  p.wantStatistics();
+  fillWithMinima(p, {p.s, p.t}, 7);
+  for (int64_t i = 0; i < p.s; ++i)
+    for (int64_t j = 0; j < p.t; ++j)
+      if (p.in[PREFILL_IN_BIAS].at<float>({i, j}) > -1e38f)
+        p.in[PREFILL_IN_BIAS].at<float>({i, j}) = -3.2e38f;
+  expectClose(p, 1e-5);
+}
+
+TEST(Dense, MinimaOfABiasAndSinks) {
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_BIAS | PREFILL_TILE_SINK>
+      p;
+  p.build();
+  p.wantStatistics();
+  fillWithMinima(p, {p.s, p.t}, 8);
+  Tensor &sinks = p.in[PREFILL_IN_SINKS];
+  sinks.make({p.hq}, kDLFloat, 32);
+  const float logits[] = {0.5f, static_cast<float>(MinusInf), -3.1e38f,
+                          -3.35e38f};
+  for (int64_t h = 0; h < p.hq; ++h)
+    sinks.at<float>({h}) = logits[h];
+  expectClose(p, 1e-5);
+}
+
+TEST(Dense, MinimaOfABiasOfOtherTypes) {
+  constexpr unsigned F = Causal | PREFILL_TILE_BIAS;
+  Problem<8, 4, 16, 16, _Float16, F> half;
+  half.maskedRow = PREFILL_MASKED_NAN;
+  half.build();
+  half.wantStatistics();
+  fillWithMinima(half, {half.s, half.t}, 9);
+  expectClose(half, 2e-3);
+  Problem<8, 4, 16, 16, bf16, F> brain;
+  brain.flat = true;
+  brain.build();
+  brain.wantStatistics();
+  Tensor &bias = brain.in[PREFILL_IN_BIAS];
+  bias.make({brain.s, brain.t}, kDLBfloat, 16);
+  for (int64_t i = 0; i < brain.s; ++i)
+    for (int64_t j = 0; j < brain.t; ++j)
+      narrow(i % 3 == 0   ? -3.38e38
+             : i % 3 == 1 ? (j % 4 == 1 ? -3.38e38 : MinusInf)
+                          : MinusInf,
+             bias.at<bf16>({i, j}));
+  expectClose(brain, 2e-2);
 }
 
 TEST(Dense, BoolBiasSkipsBlocks) {
@@ -428,8 +640,45 @@ TEST(Dense, Rotary) {
                    (second ? 1 : -1) * x(mate) * std::sin(a);
           };
           SCOPED_TRACE(kind);
+          Tensor &rotated = p.out[PREFILL_OUT_ROTATED_K];
+          if (perBatch) // else it stays in workspace
+            rotated.make({p.b, p.hk, p.t, 8}, kDLFloat, 32);
           expectClose(p, 1e-5);
+          for (int64_t i = 0; perBatch && i < p.b * p.hk * p.t * 8; ++i) {
+            std::vector<int64_t> at = {i / 8 / p.t / p.hk, i / 8 / p.t % p.hk,
+                                       i / 8 % p.t, i % 8};
+            ASSERT_NEAR(rotated.at<float>(at),
+                        p.element(false, at[0], at[1], at[2], at[3]), 1e-5);
+          }
         }
+}
+
+TEST(Dense, RotatedKeysOfNoQueries) {
+  Problem<8, 4, 16, 16, float, Causal> p;
+  p.s = 0;
+  p.t = 3;
+  p.rotary = 1;
+  p.rotaryDim = 2;
+  p.build();
+  for (int slot : {PREFILL_IN_COS, PREFILL_IN_SIN}) {
+    p.in[slot].make({3, 1}, kDLFloat, 32);
+    for (int64_t i = 0; i < 3; ++i)
+      p.in[slot].at<float>({i, 0}) = slot == PREFILL_IN_COS ? 0.0f : 1.0f;
+  }
+  Tensor &rotated = p.out[PREFILL_OUT_ROTATED_K];
+  rotated.make({p.b, p.hk, p.t, 8}, kDLFloat, 32);
+  ASSERT_EQ(p.run(), PREFILL_OK) << p.context.message;
+  EXPECT_EQ(rotated.at<float>({0, 0, 2, 0}), -widen(p.k(0, 0, 2, 1)));
+  EXPECT_EQ(rotated.at<float>({0, 0, 2, 1}), widen(p.k(0, 0, 2, 0)));
+}
+
+TEST(Dense, RotatedKeysNeedARotatingKernel) {
+  Problem<8, 4, 16, 16, float, Causal> p;
+  p.build();
+  p.out[PREFILL_OUT_ROTATED_K].make({p.b, p.hk, p.t, 8}, kDLFloat, 32);
+  EXPECT_EQ(p.run(), PREFILL_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(p.context.message).find("ROTATED_K"),
+            std::string::npos);
 }
 
 // --- Threads ----------------------------------------------------------------

@@ -119,8 +119,10 @@ void referenceTile(const prefill_tile_args *a) {
           visible &= a->key_mask[j] != 0;
         if (!col && F & PREFILL_TILE_SEGMENTS)
           visible &= a->q_segment[i] == a->k_segment[j];
-        if (!col && F & PREFILL_TILE_BIAS)
+        if (!col && F & PREFILL_TILE_BIAS) {
           s += a->bias[i * a->bias_row_stride + j * a->bias_key_stride];
+          visible &= s >= -3e38;
+        }
       }
       if (visible && s != MinusInf) {
         keys.push_back({s, vr});
@@ -433,7 +435,11 @@ struct Problem {
       x *= static_cast<double>(1.0f / std::sqrt(static_cast<float>(D)));
       if (F & PREFILL_TILE_SOFTCAP)
         x = softcap * std::tanh(x / softcap);
-      logits[static_cast<size_t>(j)] = x + biasAt(bi, h, i, j);
+      x += biasAt(bi, h, i, j);
+      // Models add in float32: next to a bias of -3.4e38 scores vanish.
+      if (x < -1e30)
+        x = static_cast<float>(x);
+      logits[static_cast<size_t>(j)] = x;
       m = std::max(m, logits[static_cast<size_t>(j)]);
     }
     bool sink = !in[PREFILL_IN_SINKS].absent;

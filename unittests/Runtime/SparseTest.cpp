@@ -6,8 +6,8 @@
 // that. `dense_below = 0` switches the cost function off.
 //
 //===----------------------------------------------------------------------===//
-#include "sparse.h"
 #include "Reference.h"
+#include "estimate.h"
 #include "gtest/gtest.h"
 
 using namespace ref;
@@ -465,8 +465,8 @@ template <class P>
 void checkSums(P &p, int64_t b, int64_t h, int64_t last, int64_t rowEnd,
                double tolerance = 2e-5) {
   Checked<P> checked(p);
-  std::vector<char> memory(
-      static_cast<size_t>(pf_estimate_bytes(&checked.call, last)) + 64);
+  std::vector<char> memory(static_cast<size_t>(pf_sums_bytes(&checked.call)) +
+                           64);
   void *aligned = reinterpret_cast<void *>(
       (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
   const pf_sums sums = pf_estimate_sums(&checked.call, b, h, last, aligned);
