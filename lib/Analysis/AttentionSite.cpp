@@ -2,6 +2,7 @@
 
 #include "prefill/Analysis/AttentionSite.h"
 #include "AttentionMatch.h"
+#include "RotaryMatch.h"
 
 #include "mlir/IR/Builders.h"
 #include "llvm/ADT/STLExtras.h"
@@ -193,8 +194,10 @@ static void findInGraph(onnx::GraphOp graph,
                  (node.is("Softmax") && matchSoftmaxForm(node, analysis, site));
     if (!found)
       continue;
-    if (!site.refused())
+    if (!site.refused()) {
+      absorbRotation(analysis, site);
       noteTypes(site, analysis);
+    }
     sites.push_back(std::move(site));
   }
 }
@@ -219,38 +222,37 @@ SmallVector<AttentionSite, 0> prefill::findAttention(ModuleOp module) {
   return sites;
 }
 
-SmallVector<SiteReport> prefill::inspectAttention(ModuleOp module) {
-  SmallVector<SiteReport> reports;
-  for (AttentionSite &site : findAttention(module)) {
-    SiteReport r;
-    r.layer = site.layer;
-    r.raised = !site.refused();
-    if (auto node = dyn_cast_or_null<onnx::NodeOp>(site.core)) {
-      r.node = node.getNodeName().str();
-      if (r.node.empty())
-        r.node = node.getOutputName(0).str();
-      r.form = site.form.empty() ? node.getOpType().str() : site.form;
-    }
-    r.qHeads = site.qHeads;
-    r.kvHeads = site.kvHeads;
-    r.headDim = site.headDim;
-    if (r.raised) {
-      r.mask = site.maskText();
-    } else {
-      r.reason = site.refusal;
-      auto at = dyn_cast_or_null<onnx::NodeOp>(site.refusalNode);
-      if (at && at != site.core)
-        r.reason = (at.getOpType() + " " +
-                    (at.getNodeName().empty() ? at.getOutputName(0)
-                                              : at.getNodeName()) +
-                    ": " + r.reason)
-                       .str();
-      if (site.refusalValue)
-        if (StringRef name = onnx::getValueName(site.refusalValue);
-            !name.empty())
-          r.reason += " (value '" + name.str() + "')";
-    }
-    reports.push_back(std::move(r));
+SiteReport prefill::reportSite(const AttentionSite &site) {
+  SiteReport r;
+  r.layer = site.layer;
+  r.raised = !site.refused();
+  if (auto node = dyn_cast_or_null<onnx::NodeOp>(site.core)) {
+    r.node = node.getNodeName().str();
+    if (r.node.empty())
+      r.node = node.getOutputName(0).str();
+    r.form = site.form.empty() ? node.getOpType().str() : site.form;
   }
-  return reports;
+  r.qHeads = site.qHeads;
+  r.kvHeads = site.kvHeads;
+  r.headDim = site.headDim;
+  if (r.raised) {
+    r.mask = site.maskText();
+    return r;
+  }
+  r.reason = site.refusal;
+  auto at = dyn_cast_or_null<onnx::NodeOp>(site.refusalNode);
+  if (at && at != site.core)
+    r.reason =
+        (at.getOpType() + " " +
+         (at.getNodeName().empty() ? at.getOutputName(0) : at.getNodeName()) +
+         ": " + r.reason)
+            .str();
+  if (site.refusalValue)
+    if (StringRef name = onnx::getValueName(site.refusalValue); !name.empty())
+      r.reason += " (value '" + name.str() + "')";
+  return r;
+}
+
+SmallVector<SiteReport> prefill::inspectAttention(ModuleOp module) {
+  return llvm::map_to_vector(findAttention(module), reportSite);
 }

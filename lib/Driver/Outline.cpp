@@ -4,6 +4,7 @@
 #include "prefill/Dialect/ONNX/ONNX.h"
 #include "prefill/Dialect/Prefill/HeadPlan.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
+#include "prefill/prefill.h"
 #include "llvm/ADT/STLExtras.h"
 
 #include <cstring>
@@ -207,18 +208,35 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
   if (absent && !llvm::is_contained(inputs, absent))
     absent.getDefiningOp()->erase();
 
-  SmallVector<Type> results = {op.getO().getType()};
+  // Results in the order of prefill_attention_output; one that nothing uses has
+  // no name in the model.
   Type unknown = onnx::UnknownType::get(builder.getContext());
-  if (op.getLse() || stats)
-    results.push_back(op.getLse() ? op.getLse().getType() : unknown);
-  if (stats)
-    results.push_back(RankedTensorType::get(
+  SmallVector<Type> results(PREFILL_OUT_COUNT, unknown);
+  results[PREFILL_OUT_O] = op.getO().getType();
+  size_t count = 1;
+  if (op.getLse() && !op.getLse().use_empty()) {
+    results[PREFILL_OUT_LSE] = op.getLse().getType();
+    count = PREFILL_OUT_LSE + 1;
+  }
+  if (stats) {
+    results[PREFILL_OUT_DENSITY] = RankedTensorType::get(
         {ShapedType::kDynamic, static_cast<int64_t>(op.getQHeads())},
-        builder.getF32Type()));
-  return onnx::NodeOp::create(
+        builder.getF32Type());
+    count = PREFILL_OUT_DENSITY + 1;
+  }
+  if (op.getRotatedK() && !op.getRotatedK().use_empty()) {
+    results[PREFILL_OUT_ROTATED_K] = op.getRotatedK().getType();
+    count = PREFILL_OUT_ROTATED_K + 1;
+  }
+  results.resize(count);
+  auto node = onnx::NodeOp::create(
       builder, op.getLoc(), "Attention", "prefill.opt", inputs, results,
       {onnx::stringAttr(builder, "kernel", kernel),
        onnx::stringAttr(builder, "site", std::to_string(site))});
+  // The exporter names those that are used.
+  SmallVector<StringRef> unnamed(results.size());
+  node.setOutputNamesAttr(builder.getStrArrayAttr(unnamed));
+  return node;
 }
 
 /// Removes index, select and score ops that nothing uses any more.
@@ -256,11 +274,13 @@ static bool outline(OpTy op, bool stats, OutlineResult &result,
   OpBuilder builder(op);
   onnx::NodeOp node =
       createNode(builder, op, kernel, result.attentions.size(), stats);
-  op.getO().replaceAllUsesWith(node.getResult(0));
-  if (op.getLse())
-    op.getLse().replaceAllUsesWith(node.getResult(1));
+  op.getO().replaceAllUsesWith(node.getResult(PREFILL_OUT_O));
+  if (op.getLse() && !op.getLse().use_empty())
+    op.getLse().replaceAllUsesWith(node.getResult(PREFILL_OUT_LSE));
+  if (op.getRotatedK() && !op.getRotatedK().use_empty())
+    op.getRotatedK().replaceAllUsesWith(node.getResult(PREFILL_OUT_ROTATED_K));
   if (stats)
-    densities.push_back(node.getResult(2));
+    densities.push_back(node.getResult(PREFILL_OUT_DENSITY));
   op->erase();
   eraseDead(index);
   return true;

@@ -8,6 +8,7 @@
 // becomes
 //   %o = prefill.attention %q, %k, %v {causal, scale = 0.25, ...}
 //
+// (with the rows before their rotary embedding, where that is proven too),
 // and erases what nothing uses any more. Sites that are refused stay as they
 // are, with a missed remark.
 //
@@ -53,10 +54,14 @@ struct SameNode : llvm::DenseMapInfo<Operation *> {
 
 struct RaiseAttentionPass final
     : prefill::impl::RaiseAttentionBase<RaiseAttentionPass> {
-  using Base::Base;
+  RaiseAttentionPass() = default;
+  explicit RaiseAttentionPass(std::vector<SiteReport> &reports)
+      : reports(&reports) {}
 
   void runOnOperation() override {
     for (AttentionSite &site : findAttention(getOperation())) {
+      if (reports)
+        reports->push_back(reportSite(site));
       if (site.refused()) {
         ++numDeclined;
         explain(site);
@@ -71,6 +76,8 @@ struct RaiseAttentionPass final
   }
 
 private:
+  /// Where to tell what was found, or null.
+  std::vector<SiteReport> *reports = nullptr;
   /// What became of values that were replaced: a later site may read them.
   DenseMap<Value, Value> replaced;
   /// Ops that may have lost their last use.
@@ -193,12 +200,13 @@ private:
       return s.empty() ? StringAttr() : builder.getStringAttr(s);
     };
     attention = AttentionOp::create(
-        builder, loc, TypeRange{site.resultType}, get(site.q), get(site.k),
-        get(site.v), get(site.bias), get(site.keyMask), get(site.kvLengths),
-        get(site.sinks), get(site.qSegment), get(site.kSegment),
-        get(site.qOffset), get(site.cos), get(site.sin), i64(site.qHeads),
-        i64(site.kvHeads), i64(site.headDim), i64(site.vHeadDim),
-        builder.getF32FloatAttr(site.scale),
+        builder, loc, site.resultType, /*lse=*/Type(),
+        site.rotatedKey ? site.rotatedKeyType : Type(), get(site.q),
+        get(site.k), get(site.v), get(site.bias), get(site.keyMask),
+        get(site.kvLengths), get(site.sinks), get(site.qSegment),
+        get(site.kSegment), get(site.qOffset), get(site.cos), get(site.sin),
+        i64(site.qHeads), i64(site.kvHeads), i64(site.headDim),
+        i64(site.vHeadDim), builder.getF32FloatAttr(site.scale),
         site.causal ? builder.getUnitAttr() : UnitAttr(),
         optional(site.windowLeft), optional(site.windowRight),
         site.softcap ? builder.getF32FloatAttr(*site.softcap) : FloatAttr(),
@@ -217,6 +225,23 @@ private:
         maybeDead.push_back(op);
       value.replaceAllUsesWith(by);
       replaced[value] = by;
+    }
+    if (site.rotatedKey) {
+      // What stands before the attention goes on reading the node's own result.
+      Value rotated = attention.getRotatedK();
+      if (site.rotatedKeyLayout == TensorLayout::BSHD)
+        rotated = onnx::NodeOp::create(
+                      builder, loc, "Transpose", "", rotated,
+                      site.rotatedKey.getType(),
+                      {onnx::intsAttr(builder, "perm", {0, 2, 1, 3})})
+                      .getResult(0);
+      Operation *last = rotated.getDefiningOp();
+      site.rotatedKey.replaceUsesWithIf(rotated, [&](OpOperand &use) {
+        Operation *user =
+            last->getBlock()->findAncestorOpInBlock(*use.getOwner());
+        return user && last->isBeforeInBlock(user);
+      });
+      maybeDead.push_back(site.rotatedKey.getDefiningOp());
     }
   }
 
@@ -238,3 +263,8 @@ private:
   }
 };
 } // namespace
+
+std::unique_ptr<Pass>
+prefill::createRaiseAttention(std::vector<SiteReport> &reports) {
+  return std::make_unique<RaiseAttentionPass>(reports);
+}

@@ -171,19 +171,21 @@ private:
     if (choices.size() > 1)
       index = IndexPerHeadOp::create(builder, op.getLoc(), index.getType(),
                                      choices, choice);
+    auto typeOf = [](Value result) {
+      return result ? result.getType() : Type();
+    };
     auto sparseOp = SparseAttentionOp::create(
-        builder, op.getLoc(),
-        op.getLse() ? TypeRange{op.getO().getType(), op.getLse().getType()}
-                    : TypeRange{op.getO().getType()},
-        op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
-        op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
-        op.getQOffset(), op.getCos(), op.getSin(), index, op.getQHeadsAttr(),
-        op.getKvHeadsAttr(), op.getHeadDimAttr(), op.getVHeadDimAttr(),
-        op.getScaleAttr(), op.getCausalAttr(), op.getWindowLeftAttr(),
-        op.getWindowRightAttr(), op.getSoftcapAttr(), op.getAlignmentAttr(),
-        op.getMaskedRowAttr(), op.getQLayoutAttr(), op.getKLayoutAttr(),
-        op.getVLayoutAttr(), op.getOLayoutAttr(), op.getRotaryAttr(),
-        op.getRotaryDimAttr(), op.getLayerAttr(), op.getFormAttr());
+        builder, op.getLoc(), op.getO().getType(), typeOf(op.getLse()),
+        typeOf(op.getRotatedK()), op.getQ(), op.getK(), op.getV(), op.getBias(),
+        op.getKeyMask(), op.getKvLengths(), op.getSinks(), op.getQSegment(),
+        op.getKSegment(), op.getQOffset(), op.getCos(), op.getSin(), index,
+        op.getQHeadsAttr(), op.getKvHeadsAttr(), op.getHeadDimAttr(),
+        op.getVHeadDimAttr(), op.getScaleAttr(), op.getCausalAttr(),
+        op.getWindowLeftAttr(), op.getWindowRightAttr(), op.getSoftcapAttr(),
+        op.getAlignmentAttr(), op.getMaskedRowAttr(), op.getQLayoutAttr(),
+        op.getKLayoutAttr(), op.getVLayoutAttr(), op.getOLayoutAttr(),
+        op.getRotaryAttr(), op.getRotaryDimAttr(), op.getLayerAttr(),
+        op.getFormAttr());
     if (config.denseBelow >= 0)
       sparseOp->setDiscardableAttr(
           "prefill.dense_below", builder.getI64IntegerAttr(config.denseBelow));

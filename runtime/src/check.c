@@ -15,7 +15,7 @@ static const char *const input_names[PREFILL_IN_COUNT] = {
     "Q",     "K",         "V",         "BIAS",     "KEY_MASK", "KV_LENGTHS",
     "SINKS", "Q_SEGMENT", "K_SEGMENT", "Q_OFFSET", "COS",      "SIN"};
 static const char *const output_names[PREFILL_OUT_COUNT] = {
-    "O", "LSE", "DENSITY", "BLOCK_MAP"};
+    "O", "LSE", "DENSITY", "BLOCK_MAP", "ROTATED_K"};
 
 /* One tensor under examination. */
 typedef struct subject {
@@ -374,7 +374,7 @@ static prefill_status check_rotary(subject *x, pf_rows *table) {
   return PREFILL_OK;
 }
 
-/* The three optional outputs. */
+/* LSE, DENSITY and BLOCK_MAP. */
 static prefill_status check_statistics(subject *x) {
   pf_call *call = x->call;
   prefill_status status = check_any(x);
@@ -553,9 +553,18 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
   OPTIONAL_INPUT(PREFILL_IN_SIN,
                  check_rotary(&in[PREFILL_IN_SIN], &call->sine));
 #undef OPTIONAL_INPUT
-  for (int i = PREFILL_OUT_LSE; i < PREFILL_OUT_COUNT; ++i)
+  for (int i = PREFILL_OUT_LSE; i <= PREFILL_OUT_BLOCK_MAP; ++i)
     if (out[i].tensor && (status = check_statistics(&out[i])))
       return status;
+  if (out[PREFILL_OUT_ROTATED_K].tensor) {
+    if (!desc->rotary)
+      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                     "output ROTATED_K: the kernel does not rotate");
+    if ((status =
+             check_rows(&out[PREFILL_OUT_ROTATED_K], PREFILL_BHSD, call->hk,
+                        call->d, 4, &call->b, &call->t, &call->rotated_k)))
+      return status;
+  }
 
   if (!in[PREFILL_IN_Q_SEGMENT].tensor != !in[PREFILL_IN_K_SEGMENT].tensor)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,

@@ -2,8 +2,7 @@
 |*
 |* CMake compiles this file three times, with -march=x86-64-v2, -v3 and -v4 and
 |* PF_HOT naming the table. Vector types are the compiler's own; a vector of 16
-|* floats is one register on v4, and the register blocks below are chosen to
-fit.
+|* floats is one register on v4, and the register blocks below fit that.
 |* No libm: exp is a polynomial (degree 6 on [-0.5, 0.5], about 2 ulp).
 |*
 \*===----------------------------------------------------------------------===*/
@@ -363,6 +362,30 @@ static void softcap(float *s, float cap, int64_t n) {
   }
 }
 
+static void rotate(float *restrict y, const float *restrict x, const float *c,
+                   const float *s, const float *c1, const float *s1,
+                   int64_t half, int64_t step, int interleaved) {
+  if (interleaved) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      y[2 * i] = a * c[step * i] - b * s[step * i];
+      y[2 * i + 1] = b * c1[step * i] + a * s1[step * i];
+    }
+    return;
+  }
+  int64_t i = 0;
+  for (; i + WIDTH <= half; i += WIDTH) {
+    const vector a = load(x + i), b = load(x + half + i);
+    store(y + i, a * load(c + i) - b * load(s + i));
+    store(y + half + i, b * load(c1 + i) + a * load(s1 + i));
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[half + i];
+    y[i] = a * c[i] - b * s[i];
+    y[half + i] = b * c1[i] + a * s1[i];
+  }
+}
+
 const pf_hot PF_HOT = {
     .isa = ISA,
     .to_float = to_float,
@@ -373,4 +396,5 @@ const pf_hot PF_HOT = {
     .exp_sum = exp_sum,
     .sums = sums,
     .softcap = softcap,
+    .rotate = rotate,
 };

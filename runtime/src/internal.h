@@ -72,6 +72,12 @@ typedef struct pf_hot {
                const float *inv_l, int64_t lanes, int64_t n);
   /* s[i] = cap * tanh(s[i] / cap). */
   void (*softcap)(float *s, float cap, int64_t n);
+  /* Rotates the pairs of a row of 2 * half elements, (i, half + i) or (2 i,
+   * 2 i + 1): first = a c - b s, second = b c1 + a s1. Entry i of a table is at
+   * step * i (1 unless interleaved). */
+  void (*rotate)(float *y, const float *x, const float *c, const float *s,
+                 const float *c1, const float *s1, int64_t half, int64_t step,
+                 int interleaved);
 } pf_hot;
 
 extern const pf_hot pf_hot_v2, pf_hot_v3, pf_hot_v4;
@@ -152,7 +158,7 @@ typedef struct pf_call {
 
   const uint8_t *ones;         /* [t], for kernels with an absent key mask */
   const int32_t *zeros;        /* [max(s, t)], for absent segments */
-  void *rotated_k;             /* [b][hk][t][d], see rotary.c */
+  pf_rows rotated_k;           /* output or workspace, see rotary.c */
   struct pf_head_index *index; /* [b][hq], or NULL: all dense */
   int64_t most_columns;        /* longest column list of any head */
   const struct estimation *estimation; /* while the index is built */
@@ -215,7 +221,7 @@ prefill_status pf_prepare_value_mean(pf_call *call);
 
 /*===-- rotary.c ---------------------------------------------------------===*/
 
-/* Replaces call->k by a rotated copy in workspace. */
+/* Replaces call->k by a rotated copy: the output ROTATED_K, or workspace. */
 prefill_status pf_rotate_keys(pf_call *call);
 /* Rows [row, row + rows) of query head h, rotated, into out (compact, type of
  * q); scratch: 2 * d + 2 * rotary_width floats. */

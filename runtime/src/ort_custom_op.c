@@ -79,7 +79,8 @@ static size_t get_output_count(const OrtCustomOp *op) {
   return PREFILL_OUT_COUNT;
 }
 static int get_output_type(const OrtCustomOp *op, size_t index) {
-  return index == PREFILL_OUT_O           ? ((const attention_op *)op)->type
+  return index == PREFILL_OUT_O || index == PREFILL_OUT_ROTATED_K
+             ? ((const attention_op *)op)->type
          : index == PREFILL_OUT_BLOCK_MAP ? ONNX_UINT8
                                           : ONNX_FLOAT;
 }
@@ -242,6 +243,11 @@ static size_t output_shape(const prefill_attention_desc *desc, size_t index,
     return 3;
   case PREFILL_OUT_DENSITY:
     return 2;
+  case PREFILL_OUT_ROTATED_K:
+    dims[1] = desc->kv_heads;
+    dims[2] = keys;
+    dims[3] = desc->head_dim;
+    return 4;
   default:
     dims[2] = rows < 0 ? -1 : pf_ceil_div(rows, desc->block_q);
     dims[3] = keys < 0 ? -1 : pf_ceil_div(keys, desc->block_k);

@@ -82,6 +82,13 @@ struct AttentionSite {
 
   /// The type of result o.
   mlir::Type resultType;
+  /// The type of result rotated_k, if `rotatedKey` asks for it.
+  mlir::Type rotatedKeyType;
+  /// With `rotary`, if something else reads the keys after the rotation: that
+  /// value, of rank 4. Its uses after the attention become the attention's
+  /// result rotated_k (transposed for BSHD).
+  mlir::Value rotatedKey;
+  TensorLayout rotatedKeyLayout = TensorLayout::BHSD;
   /// Nodes to create, in order.
   llvm::SmallVector<PlannedNode> nodes;
   /// Which values become what: the replaced output (by
@@ -130,7 +137,10 @@ struct SiteReport {
 /// (attention inside subgraphs and functions is always refused).
 llvm::SmallVector<AttentionSite, 0> findAttention(mlir::ModuleOp module);
 
-/// The report of `findAttention`: what raise-attention would do.
+/// The report of one site. Its core must still be in the graph.
+SiteReport reportSite(const AttentionSite &site);
+
+/// The reports of `findAttention`: what raise-attention would do.
 llvm::SmallVector<SiteReport> inspectAttention(mlir::ModuleOp module);
 
 /// The layer that `op` belongs to, from its metadata's namespace or its name

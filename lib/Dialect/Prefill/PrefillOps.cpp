@@ -81,6 +81,14 @@ static LogicalResult verifyAttention(OpTy op) {
        op.getRotaryDim() > op.getHeadDim()))
     return op.emitOpError(
         "rotary_dim must be even, positive and at most head_dim");
+  if (op.getRotatedK()) {
+    if (op.getRotary() == RotaryKind::None)
+      return op.emitOpError("has rotated_k only with rotary");
+    if (failed(verifyRows(op, "rotated_k", op.getRotatedK().getType(),
+                          TensorLayout::BHSD, op.getKvHeads(),
+                          op.getHeadDim())))
+      return failure();
+  }
   // The getters of I64Attr are unsigned.
   auto negative = [](std::optional<uint64_t> value) {
     return value && static_cast<int64_t>(*value) < 0;

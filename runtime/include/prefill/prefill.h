@@ -75,7 +75,9 @@ typedef enum prefill_attention_input {
   PREFILL_IN_K_SEGMENT = 8,  /* [b,t] int64 */
   PREFILL_IN_Q_OFFSET = 9,   /* [] or [b] int64: key position of query row 0;
                                 absent: as the kernel's alignment says */
-  PREFILL_IN_COS = 10,       /* rotary tables [b|1, s', d_rot/2], see rotary */
+  PREFILL_IN_COS = 10,       /* rotary tables [s', w] or [b|1, s', w], w =
+                                rotary_dim / 2 or rotary_dim; row p is for key
+                                position p, s' >= t */
   PREFILL_IN_SIN = 11,
   PREFILL_IN_COUNT = 12
 } prefill_attention_input;
@@ -86,7 +88,9 @@ typedef enum prefill_attention_output {
   PREFILL_OUT_DENSITY = 2,   /* [b,hq] float32: visited / causal blocks */
   PREFILL_OUT_BLOCK_MAP = 3, /* [b,hq,ceil(s/bq),ceil(t/bk)] uint8: 1 visited,
                                 2 visited as gathered columns only */
-  PREFILL_OUT_COUNT = 4
+  PREFILL_OUT_ROTATED_K = 4, /* [b,hk,t,d], type of k: k after the rotation, of
+                                kernels that rotate (what a KV cache holds) */
+  PREFILL_OUT_COUNT = 5
 } prefill_attention_output;
 
 /* The library's kernels, in order of compilation. */

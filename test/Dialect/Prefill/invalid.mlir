@@ -54,6 +54,15 @@ func.func @alignment(%q: tensor<1x2x?x64xf32>) {
 
 // -----
 
+func.func @rotated_k(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{has rotated_k only with rotary}}
+  %o, %k = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> rotated_k : tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
 func.func @rotary(%q: tensor<1x2x?x64xf32>) {
   // expected-error @+1 {{needs cos and sin exactly with rotary}}
   %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32, rotary = #prefill<rotary half>, rotary_dim = 64 : i64}

@@ -20,8 +20,8 @@ func.func @operands(%q: tensor<?x?x128xf16>, %bias: tensor<?x1x?x?xf16>, %mask: 
   // CHECK-SAME: alignment = #prefill<align operand>
   // CHECK-SAME: masked_row = #prefill<masked_row mean>
   // CHECK-SAME: rotary = #prefill<rotary half>
-  // CHECK-SAME: -> tensor<?x?x128xf16>, tensor<?x8x?xf32>
-  %o, %lse = prefill.attention %q, %q, %q bias(%bias : tensor<?x1x?x?xf16>)
+  // CHECK-SAME: -> tensor<?x?x128xf16>, tensor<?x8x?xf32> rotated_k : tensor<?x8x?x16xf16>
+  %o, %lse, %rotated = prefill.attention %q, %q, %q bias(%bias : tensor<?x1x?x?xf16>)
     key_mask(%mask : tensor<?x?xi1>) kv_lengths(%lengths : tensor<?xi32>)
     sinks(%sinks : tensor<8xf16>) segments(%seg, %seg : tensor<?x?xi64>, tensor<?x?xi64>)
     q_offset(%offset : tensor<i64>) rotary(%cos, %cos : tensor<?x8xf16>, tensor<?x8xf16>)
@@ -31,7 +31,7 @@ func.func @operands(%q: tensor<?x?x128xf16>, %bias: tensor<?x1x?x?xf16>, %mask: 
      v_layout = #prefill<layout bshd>, o_layout = #prefill<layout bshd>,
      alignment = #prefill<align operand>, masked_row = #prefill<masked_row mean>,
      rotary = #prefill<rotary half>, rotary_dim = 16 : i64}
-    : tensor<?x?x128xf16>, tensor<?x?x128xf16>, tensor<?x?x128xf16> -> tensor<?x?x128xf16>, tensor<?x8x?xf32>
+    : tensor<?x?x128xf16>, tensor<?x?x128xf16>, tensor<?x?x128xf16> -> tensor<?x?x128xf16>, tensor<?x8x?xf32> rotated_k : tensor<?x8x?x16xf16>
   return
 }
 

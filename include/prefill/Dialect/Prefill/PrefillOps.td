@@ -56,19 +56,23 @@ defvar attentionDescription = [{
     * `alignment`: the offset is t - s (`end`), 0 (`start`), or `q_offset`.
     * `masked_row`: a row without visible keys gives 0, the mean of all values
       (additive masks with equal finite minima) or NaN (unguarded -inf).
-    * `rotary`: q and k are rotated by `cos`, `sin` `[b|1, s', rotary_dim/2]`
-      first; row i of q and key j use table rows of their own index.
+    * `rotary`: the first rotary_dim elements of q's and k's rows are rotated by
+      `cos`, `sin` (`[s', w]` or `[b|1, s', w]`, w = rotary_dim / 2 or
+      rotary_dim) before the product; table row p is for key position p (Su et
+      al., RoFormer, arXiv:2104.09864).
     * `layer`, `form`: for reports: where the op came from, which form was raised.
 
-    lse is `[b,hq,s]` fp32, natural logarithm, -inf for masked rows.
+    lse is `[b,hq,s]` fp32, natural logarithm, -inf for masked rows. rotated_k is
+    k after `rotary`, `[b,hk,t,d]`: what a KV cache holds.
   }];
 
 def Prefill_AttentionOp : Prefill_Op<"attention",
-    [Pure, AttrSizedOperandSegments]> {
+    [Pure, AttrSizedOperandSegments, AttrSizedResultSegments]> {
   let summary = "Dense scaled dot-product attention, every form of it";
   let description = attentionDescription;
   let arguments = !con(attentionOperands, attentionAttrs);
-  let results = (outs AnyType:$o, Optional<AnyType>:$lse);
+  let results = (outs AnyType:$o, Optional<AnyType>:$lse,
+                 Optional<AnyType>:$rotated_k);
   let assemblyFormat = [{
     $q `,` $k `,` $v (`bias` `(` $bias^ `:` type($bias) `)`)?
     (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
@@ -78,12 +82,13 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
     (`q_offset` `(` $q_offset^ `:` type($q_offset) `)`)?
     (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
+    (`rotated_k` `:` type($rotated_k)^)?
   }];
   let hasVerifier = 1;
 }
 
 def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
-    [Pure, AttrSizedOperandSegments]> {
+    [Pure, AttrSizedOperandSegments, AttrSizedResultSegments]> {
   let summary = "Attention over the key blocks and columns of an index";
   let description = !strconcat([{
     As `prefill.attention`, with keys that the index leaves out invisible. The
@@ -91,7 +96,8 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
   }], attentionDescription);
   let arguments = !con(attentionOperands, (ins Prefill_IndexType:$index),
                        attentionAttrs);
-  let results = (outs AnyType:$o, Optional<AnyType>:$lse);
+  let results = (outs AnyType:$o, Optional<AnyType>:$lse,
+                 Optional<AnyType>:$rotated_k);
   let assemblyFormat = [{
     $q `,` $k `,` $v `,` $index (`bias` `(` $bias^ `:` type($bias) `)`)?
     (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
@@ -101,6 +107,7 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
     (`q_offset` `(` $q_offset^ `:` type($q_offset) `)`)?
     (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
+    (`rotated_k` `:` type($rotated_k)^)?
   }];
   let hasVerifier = 1;
 }
