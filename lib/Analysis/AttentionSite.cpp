@@ -2,7 +2,6 @@
 
 #include "prefill/Analysis/AttentionSite.h"
 #include "AttentionMatch.h"
-#include "RotaryMatch.h"
 
 #include "mlir/IR/Builders.h"
 #include "llvm/ADT/STLExtras.h"
@@ -194,10 +193,8 @@ static void findInGraph(onnx::GraphOp graph,
                  (node.is("Softmax") && matchSoftmaxForm(node, analysis, site));
     if (!found)
       continue;
-    if (!site.refused()) {
-      absorbRotation(analysis, site);
+    if (!site.refused())
       noteTypes(site, analysis);
-    }
     sites.push_back(std::move(site));
   }
 }

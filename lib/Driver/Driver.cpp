@@ -206,11 +206,13 @@ int prefill::compile(const CompilerOptions &options) {
                : fail(error);
   }
 
-  if (!run(context, *module, buildRaisePipeline))
+  std::vector<SiteReport> sites;
+  if (!run(context, *module,
+           [&](OpPassManager &pm) { buildRaisePipeline(pm, sites); }))
     return 1;
   watch.lap("raise");
   std::vector<DeclinedSite> declined;
-  for (const SiteReport &report : inspectAttention(*module))
+  for (const SiteReport &report : sites)
     if (!report.raised)
       declined.push_back({report.layer, report.reason});
   if (options.emit == EmitKind::Prefill)

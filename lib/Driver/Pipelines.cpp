@@ -21,13 +21,13 @@ void prefill::registerDialects(DialectRegistry &registry) {
 void prefill::registerPasses() {
   registerPrefillTransformsPasses();
   registerCodegenPassesAndPipelines();
-  registerCodegenPassesAndPipelines();
   mlir::registerCanonicalizerPass();
   mlir::registerCSEPass();
 }
 
-void prefill::buildRaisePipeline(OpPassManager &pm) {
-  pm.addPass(createRaiseAttention());
+void prefill::buildRaisePipeline(OpPassManager &pm,
+                                 std::vector<SiteReport> &reports) {
+  pm.addPass(createRaiseAttention(reports));
 }
 
 void prefill::buildSparsifyPipeline(OpPassManager &pm,

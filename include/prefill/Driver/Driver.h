@@ -2,11 +2,14 @@
 #ifndef PREFILL_DRIVER_DRIVER_H
 #define PREFILL_DRIVER_DRIVER_H
 
-#include "prefill/Driver/CompilerOptions.h"
 #include "mlir/IR/DialectRegistry.h"
 #include "mlir/Pass/PassManager.h"
+#include "prefill/Driver/CompilerOptions.h"
+
+#include <vector>
 
 namespace prefill {
+struct SiteReport;
 
 /// The dialects that the tool reads and writes.
 void registerDialects(mlir::DialectRegistry &registry);
@@ -14,8 +17,10 @@ void registerDialects(mlir::DialectRegistry &registry);
 /// Our passes and the few upstream ones that are useful beside them.
 void registerPasses();
 
-/// onnx -> prefill: what -emit=prefill runs.
-void buildRaisePipeline(mlir::OpPassManager &pm);
+/// onnx -> prefill: what -emit=prefill runs. What was found in the model is
+/// appended to `reports`, which must outlive `pm`.
+void buildRaisePipeline(mlir::OpPassManager &pm,
+                        std::vector<SiteReport> &reports);
 
 /// prefill -> prefill with sparse attention: what -emit=sparse adds.
 void buildSparsifyPipeline(mlir::OpPassManager &pm,
@@ -25,8 +30,8 @@ void buildSparsifyPipeline(mlir::OpPassManager &pm,
 /// line that says what is wrong and left no output.
 int compile(const CompilerOptions &options);
 
-/// True when the file's first bytes are those of an ONNX protobuf message rather
-/// than of MLIR text or bytecode.
+/// True when the file's first bytes are those of an ONNX protobuf message
+/// rather than of MLIR text or bytecode.
 bool looksLikeONNX(llvm::StringRef path);
 
 /// Prints what `prefill-opt inspect` shows of `options.input`.

@@ -6,12 +6,19 @@
 #include "mlir/Pass/Pass.h"
 
 #include <memory>
+#include <vector>
 
 namespace prefill {
+struct SiteReport;
 
 #define GEN_PASS_DECL
 #define GEN_PASS_REGISTRATION
 #include "prefill/Transforms/Passes.h.inc"
+
+/// raise-attention that also tells what it found, attention by attention.
+/// `reports` must outlive the pass.
+std::unique_ptr<mlir::Pass>
+createRaiseAttention(std::vector<SiteReport> &reports);
 
 } // namespace prefill
 
