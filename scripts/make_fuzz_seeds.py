@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "tests")
 
 
 def main() -> int:
-    """Writes one file a model of python/tests/exotic.py; skips if they are there."""
+    """Writes one file a model of python/tests/exotic.py."""
     import exotic
 
     folder = Path(sys.argv[1])

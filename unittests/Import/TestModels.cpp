@@ -75,24 +75,8 @@ std::string test::compare(const ::onnx::ModelProto &a,
   return report.empty() ? "other bytes" : report;
 }
 
-/// Keeps `model` as a seed for the fuzzer if PREFILL_WRITE_SEEDS names a
-/// folder.
-static void writeSeed(const ::onnx::ModelProto &model) {
-  const char *folder = getenv("PREFILL_WRITE_SEEDS");
-  std::string bytes = model.SerializeAsString();
-  if (!folder || bytes.size() > 4096)
-    return;
-  static int count = 0;
-  const auto *info = ::testing::UnitTest::GetInstance()->current_test_info();
-  std::ofstream(std::string(folder) + "/" + info->test_suite_name() + "-" +
-                    info->name() + "-" + std::to_string(count++) + ".onnx",
-                std::ios::binary)
-      << bytes;
-}
-
 void test::expectRoundTrip(const ::onnx::ModelProto &model,
                            StringRef modelDir) {
-  writeSeed(model);
   MLIRContext context;
   OwningOpRef<ModuleOp> module = importGood(model, context, modelDir);
   ASSERT_TRUE(module);
