@@ -2,6 +2,7 @@
 
 #include "prefill/Analysis/AttentionSite.h"
 #include "AttentionMatch.h"
+#include "RotaryMatch.h"
 
 #include "mlir/IR/Builders.h"
 #include "llvm/ADT/STLExtras.h"
@@ -193,8 +194,10 @@ static void findInGraph(onnx::GraphOp graph,
                  (node.is("Softmax") && matchSoftmaxForm(node, analysis, site));
     if (!found)
       continue;
-    if (!site.refused())
+    if (!site.refused()) {
+      absorbRotation(analysis, site);
       noteTypes(site, analysis);
+    }
     sites.push_back(std::move(site));
   }
 }

@@ -8,6 +8,7 @@
 // becomes
 //   %o = prefill.attention %q, %k, %v {causal, scale = 0.25, ...}
 //
+// (with the rows before their rotary embedding, where that is proven too),
 // and erases what nothing uses any more. Sites that are refused stay as they
 // are, with a missed remark.
 //
@@ -199,12 +200,13 @@ private:
       return s.empty() ? StringAttr() : builder.getStringAttr(s);
     };
     attention = AttentionOp::create(
-        builder, loc, TypeRange{site.resultType}, get(site.q), get(site.k),
-        get(site.v), get(site.bias), get(site.keyMask), get(site.kvLengths),
-        get(site.sinks), get(site.qSegment), get(site.kSegment),
-        get(site.qOffset), get(site.cos), get(site.sin), i64(site.qHeads),
-        i64(site.kvHeads), i64(site.headDim), i64(site.vHeadDim),
-        builder.getF32FloatAttr(site.scale),
+        builder, loc, site.resultType, /*lse=*/Type(),
+        site.rotatedKey ? site.rotatedKeyType : Type(), get(site.q),
+        get(site.k), get(site.v), get(site.bias), get(site.keyMask),
+        get(site.kvLengths), get(site.sinks), get(site.qSegment),
+        get(site.kSegment), get(site.qOffset), get(site.cos), get(site.sin),
+        i64(site.qHeads), i64(site.kvHeads), i64(site.headDim),
+        i64(site.vHeadDim), builder.getF32FloatAttr(site.scale),
         site.causal ? builder.getUnitAttr() : UnitAttr(),
         optional(site.windowLeft), optional(site.windowRight),
         site.softcap ? builder.getF32FloatAttr(*site.softcap) : FloatAttr(),
@@ -223,6 +225,23 @@ private:
         maybeDead.push_back(op);
       value.replaceAllUsesWith(by);
       replaced[value] = by;
+    }
+    if (site.rotatedKey) {
+      // What stands before the attention goes on reading the node's own result.
+      Value rotated = attention.getRotatedK();
+      if (site.rotatedKeyLayout == TensorLayout::BSHD)
+        rotated = onnx::NodeOp::create(
+                      builder, loc, "Transpose", "", rotated,
+                      site.rotatedKey.getType(),
+                      {onnx::intsAttr(builder, "perm", {0, 2, 1, 3})})
+                      .getResult(0);
+      Operation *last = rotated.getDefiningOp();
+      site.rotatedKey.replaceUsesWithIf(rotated, [&](OpOperand &use) {
+        Operation *user =
+            last->getBlock()->findAncestorOpInBlock(*use.getOwner());
+        return user && last->isBeforeInBlock(user);
+      });
+      maybeDead.push_back(site.rotatedKey.getDefiningOp());
     }
   }
 

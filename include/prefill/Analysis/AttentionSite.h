@@ -82,6 +82,13 @@ struct AttentionSite {
 
   /// The type of result o.
   mlir::Type resultType;
+  /// The type of result rotated_k, if `rotatedKey` asks for it.
+  mlir::Type rotatedKeyType;
+  /// With `rotary`, if something else reads the keys after the rotation: that
+  /// value, of rank 4. Its uses after the attention become the attention's
+  /// result rotated_k (transposed for BSHD).
+  mlir::Value rotatedKey;
+  TensorLayout rotatedKeyLayout = TensorLayout::BHSD;
   /// Nodes to create, in order.
   llvm::SmallVector<PlannedNode> nodes;
   /// Which values become what: the replaced output (by
