@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Everything `make test` runs, from a fresh clone on: setup, build, lit, GoogleTest,
-# pytest and a minute of fuzzing the importer. Goes on after a failing suite, closes
-# with one line of totals ("123 passed, 0 failed") and exits 1 if anything failed.
+# Everything `make test` runs, from a fresh clone on: setup, build, lit, GoogleTest, the
+# runtime's tests with sanitizers, pytest and a minute of fuzzing the importer. Goes on
+# after a failing suite, closes with one line of totals ("123 passed, 0 failed") and
+# exits 1 if anything failed.
 # PREFILL_FUZZ_SECONDS (60) and PREFILL_PYTEST_ARGS change the long parts.
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 "$ROOT/scripts/setup.sh" || exit 1
 "$ROOT/scripts/build.sh" || exit 1
-# Not part of the default build: it compiles the importer once more, sanitized.
-"$ROOT/scripts/build.sh" prefill-import-fuzzer || exit 1
+# Not part of the default build: they compile the importer and the runtime once more.
+"$ROOT/scripts/build.sh" prefill-import-fuzzer PrefillRuntimeTestsAsan \
+  PrefillRuntimeTestsTsan || exit 1
 # Tests that need the compiler must not be skipped for want of it.
 export PREFILL_TESTS=1
 
@@ -40,6 +42,12 @@ fi
 
 suite gtest "$RESULTS/gtest.xml" ctest --test-dir "$BUILD" --no-tests=ignore \
   --output-on-failure -j "$JOBS" --output-junit "$RESULTS/gtest.xml"
+
+for sanitizer in Asan Tsan; do
+  result="$RESULTS/runtime-${sanitizer,,}.xml"
+  suite "runtime-${sanitizer,,}" "$result" "$BUILD/bin/PrefillRuntimeTests$sanitizer" \
+    --gtest_output="xml:$result"
+done
 
 # shellcheck disable=SC2086  # several arguments are allowed
 suite pytest "$RESULTS/pytest.xml" "$VENV/bin/python" -m pytest "$ROOT/python/tests" -q \

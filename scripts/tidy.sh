@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# `make tidy`: clang-tidy with .clang-tidy over all C and C++ files, or over those whose
+# path matches the given regular expressions (`scripts/tidy.sh lib/Import runtime`).
+# Exits 1 if it finds anything.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+"$ROOT/scripts/setup.sh"
+# Generated headers must exist.
+"$ROOT/scripts/build.sh"
+cd "$ROOT"
+[ "$#" -gt 0 ] || set -- "$ROOT/(lib|tools|runtime|unittests)/"
+nice run-clang-tidy-22 -p "$BUILD" -j "$JOBS" -quiet -warnings-as-errors='*' "$@" \
+  2>"$LOGS/tidy.log"
