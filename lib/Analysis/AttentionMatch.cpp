@@ -12,42 +12,23 @@
 
 #include "llvm/ADT/StringSet.h"
 
+#include <algorithm>
+
 #include <cmath>
 
 using namespace mlir;
 using namespace prefill;
 using Kind = Expr::Kind;
+
 //===----------------------------------------------------------------------===//
 // Finding the products
 //===----------------------------------------------------------------------===//
 
-/// Whether nothing that is computed from `op` is used.
-bool prefill::isDead(Operation *op, unsigned depth) {
-  return isa<onnx::NodeOp>(op) && depth < 8 &&
-         llvm::all_of(
-             op->getUsers(),
-             [&](Operation *user) { return isDead(user, depth + 1); });
-}
-
-bool Matcher::leadsToProduct(Value value, unsigned depth, unsigned &steps) {
-  auto node = value ? value.getDefiningOp<onnx::NodeOp>() : nullptr;
-  if (!node || depth > 24 || ++steps > 256)
-    return false;
-  if (isProduct(node))
-    return true;
-  static const llvm::StringSet<> through = {
-      "Cast",  "Identity", "Dropout", "Reshape",   "Transpose", "Add",
-      "Sub",   "Mul",      "Div",     "Where",     "Tanh",      "Max",
-      "Slice", "Concat",   "Squeeze", "Unsqueeze", "Flatten"};
-  if (!node.getDomain().empty() || !through.contains(node.getOpType()))
-    return false;
-  bool all = node.is("Add") || node.is("Sub") || node.is("Mul") ||
-             node.is("Div") || node.is("Where") || node.is("Max") ||
-             node.is("Concat");
-  for (auto [i, input] : llvm::enumerate(node.getInputs()))
-    if ((i == 0 || all) && leadsToProduct(input, depth + 1, steps))
-      return true;
-  return false;
+bool Matcher::same(ArrayRef<ExprRef> a, ArrayRef<ExprRef> b) {
+  return a.size() == b.size() &&
+         llvm::all_of(llvm::zip_equal(a, b), [&](auto pair) {
+           return ctx.proveEqual(std::get<0>(pair), std::get<1>(pair));
+         });
 }
 
 void Matcher::forwardProducts(Value value, SmallVectorImpl<onnx::NodeOp> &found,
@@ -57,18 +38,24 @@ void Matcher::forwardProducts(Value value, SmallVectorImpl<onnx::NodeOp> &found,
       "Slice", "Squeeze",  "Unsqueeze", "Mul",   "Div",     "Flatten"};
   if (depth > 12)
     return;
+  fromProbabilities.insert(value);
   for (Operation *user : value.getUsers()) {
     auto node = dyn_cast<onnx::NodeOp>(user);
     if (!node || node->getBlock() != softmax->getBlock()) {
       elsewhere = true;
       continue;
     }
+    if (llvm::is_contained(form.ops, user))
+      continue;
+    // A number of the probabilities' type; the Where that reads it says more.
+    if (node.is("CastLike") && node.getInput(0) != value)
+      continue;
     if (isProduct(node)) {
       if (!llvm::is_contained(found, node))
         found.push_back(node);
     } else if (node.getDomain().empty() && through.contains(node.getOpType())) {
       forwardProducts(node.getResult(0), found, elsewhere, depth + 1);
-    } else if (!node.is("IsNaN") && !isDead(node, 0)) {
+    } else if (!node.is("IsNaN") && !isDead(node)) {
       elsewhere = true;
     }
   }
@@ -77,88 +64,72 @@ void Matcher::forwardProducts(Value value, SmallVectorImpl<onnx::NodeOp> &found,
 bool Matcher::run() {
   SmallVector<onnx::NodeOp> products;
   bool elsewhere = false;
-  forwardProducts(softmax.getResult(0), products, elsewhere, 0);
-  if (products.empty())
-    return false; // A classifier, a router, a sampler.
-  Value input = softmax.getInput(0);
-  if (!input || !leads(input)) {
+  bool plainSoftmax = softmax.is("Softmax");
+  forwardProducts(form.probabilities, products, elsewhere, 0);
+  if (products.empty()) {
+    // A classifier, a router, a sampler; or an attention with something unknown
+    // between its products.
+    Operation *through = nullptr;
+    if (!comesFromProduct(form.scores) ||
+        !reachesProduct(form.probabilities, through))
+      return false;
+    auto node = cast<onnx::NodeOp>(through);
+    (void)refuse(node, "probabilities go through " + node.getOpType(),
+                 form.probabilities);
+    return true;
+  }
+  if (!leadsToProduct(form.scores)) {
+    bool loosely = comesFromProduct(form.scores);
+    if (!plainSoftmax && !loosely)
+      return false; // Exponentials of something else.
     (void)refuse(softmax,
-                 "its scores are not a product of two computed "
-                 "tensors with known steps in between",
-                 input);
+                 loosely ? "there are steps between its scores and the product "
+                           "of queries and keys that are not known"
+                         : "its scores are not a product of two computed "
+                           "tensors with known steps in between",
+                 form.scores);
+    return true;
+  }
+  if (!form.problem.empty()) {
+    (void)refuse(softmax, form.problem, form.scores);
     return true;
   }
   if (products.size() > 1 || elsewhere) {
     (void)refuse(softmax,
                  "its probabilities are used outside of the product "
                  "with the values",
-                 softmax.getResult(0));
+                 form.probabilities);
     return true;
   }
-  const TensorFacts &f = analysis.facts(input);
-  if (!f.ranked) {
-    (void)refuse(softmax, "the rank of its scores is not known", input);
-    return true;
-  }
-  int64_t rank = f.shape.size();
-  // Before opset 13 an axis stood for all from it on; for the last it is one.
-  int64_t axis = softmax.getInt("axis", analysis.getOpset() < 13 ? 1 : -1);
-  if (normalizeAxis(axis, rank) != rank - 1) {
-    (void)refuse(softmax,
-                 "it runs along axis " + Twine(axis) +
-                     ", not along the keys (the last axis)",
-                 input);
-    return true;
-  }
-  region.insert(softmax);
-  Value scores = input;
+  region.insert(form.ops.begin(), form.ops.end());
+  axis = *form.axis;
+  Value scores = form.scores;
   if (failed(peelTop(scores)))
     return true;
   const TensorFacts &s = analysis.facts(scores);
-  if (!s.ranked || static_cast<int64_t>(s.shape.size()) != rank || rank < 3 ||
-      rank > 5) {
+  size_t rank = s.shape.size();
+  if (!s.ranked || rank < 3 || rank > 5) {
     (void)refuse(softmax,
                  "its scores have rank " + Twine(rank) +
                      ", expected batch, heads, rows and keys",
                  scores);
     return true;
   }
-  // What the leading axes are: (batch, heads), batch * heads, or (batch, KV
-  // heads, heads of a group).
-  SmallVector<std::pair<ExprRef, int64_t>> readings;
-  if (rank == 4) {
-    if (auto h = s.shape[1]->asInt())
-      readings.push_back({s.shape[0], *h});
-  } else if (rank == 5) {
-    auto groups = s.shape[1]->asInt(), each = s.shape[2]->asInt();
-    if (groups && each)
-      readings.push_back({s.shape[0], *groups * *each});
-  } else {
-    ExprRef all = s.shape[0];
-    if (auto n = all->asInt())
-      readings.push_back({ctx.getInt(1), *n});
-    else if (all->is(Kind::Sum) && all->operands.size() == 1 &&
-             all->integer == 0 && all->coefficients[0] > 1)
-      readings.push_back({all->operands[0], all->coefficients[0]});
-    readings.push_back({all, 1});
-  }
-  if (readings.empty()) {
+  SmallVector<Reading> all = readings(s.shape);
+  if (all.empty()) {
     (void)refuse(softmax, "the number of heads is not known", scores);
     return true;
   }
   AttentionSite clean = site;
-  auto cleanRegion = region;
   AttentionSite first;
-  for (auto [batch, count] : readings) {
+  for (const Reading &reading : all) {
     Matcher attempt = *this;
     attempt.site = clean; // `site` is a reference: the same site
-    attempt.heads = count;
-    attempt.space = ScoreSpace(
-        ctx, {batch, ctx.getInt(count), s.shape[rank - 2], s.shape[rank - 1]});
-    Indices indices = attempt.leading(rank);
-    indices.push_back(attempt.space.i);
-    indices.push_back(attempt.space.j);
-    if (succeeded(attempt.matchAll(scores, indices, products[0])))
+    attempt.heads = reading.heads;
+    attempt.space = ScoreSpace(ctx, reading.dims);
+    attempt.scoreIndices =
+        attempt.indicesOf(reading.roles, s.shape, /*column=*/nullptr);
+    if (succeeded(attempt.matchAll(scores, products[0])))
       return true;
     if (!first.core)
       first = site;
@@ -167,62 +138,313 @@ bool Matcher::run() {
   return true;
 }
 
-Indices Matcher::leading(size_t rank) {
-  ExprRef h = space.h, b = space.b;
-  if (rank == 4)
-    return {b, h};
-  if (rank == 3)
-    return {ctx.add(ctx.scale(b, heads), h)};
-  Indices none;
-  if (rank != 5)
-    return none;
-  // [b, groups, each]: heads = groups * each, taken from the scores.
-  const TensorFacts &f = analysis.facts(softmax.getInput(0));
-  if (!f.ranked || f.shape.size() != 5)
-    return none;
-  ExprRef each = f.shape[2];
-  return {b, each->isInt(1) ? h : ctx.floorDiv(h, each),
-          each->isInt(1) ? ctx.getInt(0) : ctx.mod(h, each)};
+//===----------------------------------------------------------------------===//
+// What axes are
+//===----------------------------------------------------------------------===//
+
+/// All ways to read scores of `shape` whose axis `axis` counts the keys, the
+/// usual ones first.
+SmallVector<Reading> Matcher::readings(ArrayRef<ExprRef> shape) {
+  using R = Role;
+  SmallVector<Reading> found;
+  auto consider = [&](ArrayRef<Role> others) {
+    Reading r;
+    ExprRef rows = nullptr, batch = nullptr, inner = nullptr;
+    int64_t heads = 1;
+    bool known = true;
+    size_t next = 0;
+    for (size_t k = 0; k < shape.size(); ++k) {
+      Role role = static_cast<int64_t>(k) == axis ? R::Key : others[next++];
+      r.roles.push_back(role);
+      auto count = shape[k]->asInt();
+      if (role == R::Row)
+        rows = shape[k];
+      if (role == R::Batch || role == R::BatchOuter)
+        batch = shape[k];
+      if (role == R::BatchInner)
+        inner = shape[k];
+      if (role == R::Head || role == R::Group || role == R::Each) {
+        known &= count && *count > 0;
+        heads *= known ? *count : 1;
+      }
+    }
+    if (!known || !rows || !batch)
+      return;
+    r.batch = inner ? ctx.mul(batch, inner) : batch;
+    r.heads = heads;
+    r.dims = {r.batch, ctx.getInt(heads), rows, shape[axis]};
+    found.push_back(r);
+  };
+  if (shape.size() == 3) {
+    for (bool rowLast : {true, false}) {
+      size_t lead = axis == 0 ? 1 : 0, row = axis == 2 ? 1 : 2;
+      if (!rowLast)
+        std::swap(lead, row);
+      ExprRef all = shape[lead];
+      auto joined = [&](ExprRef batch, int64_t heads) {
+        Reading r;
+        r.roles.assign(3, R::Key);
+        r.roles[lead] = R::Joined;
+        r.roles[row] = R::Row;
+        r.batch = batch;
+        r.heads = heads;
+        r.dims = {batch, ctx.getInt(heads), shape[row], shape[axis]};
+        found.push_back(r);
+      };
+      if (auto n = all->asInt())
+        joined(ctx.getInt(1), *n);
+      else if (all->is(Kind::Sum) && all->operands.size() == 1 &&
+               all->integer == 0 && all->coefficients[0] > 1)
+        joined(all->operands[0], all->coefficients[0]);
+      joined(all, 1);
+    }
+  } else if (shape.size() == 4) {
+    for (const Roles &roles :
+         std::initializer_list<Roles>{{R::Batch, R::Head, R::Row},
+                                      {R::Batch, R::Row, R::Head},
+                                      {R::Head, R::Batch, R::Row},
+                                      {R::Row, R::Batch, R::Head},
+                                      {R::Head, R::Row, R::Batch},
+                                      {R::Row, R::Head, R::Batch}})
+      consider(roles);
+  } else if (shape.size() == 5) {
+    for (const Roles &roles : std::initializer_list<Roles>{
+             {R::Batch, R::Group, R::Each, R::Row},
+             {R::BatchOuter, R::BatchInner, R::Head, R::Row},
+             {R::Batch, R::Row, R::Group, R::Each},
+             {R::Batch, R::Group, R::Row, R::Each},
+             {R::BatchOuter, R::BatchInner, R::Row, R::Head},
+             {R::Group, R::Each, R::Batch, R::Row}})
+      consider(roles);
+  }
+  return found;
+}
+
+/// All ways to read a result of `shape`, the usual one first.
+SmallVector<Roles> Matcher::resultRoles(ArrayRef<ExprRef> shape) {
+  using R = Role;
+  SmallVector<Roles> usual, found;
+  if (shape.size() == 3)
+    usual = {{R::Joined, R::Row, R::Column}};
+  else if (shape.size() == 4)
+    usual = {{R::Batch, R::Head, R::Row, R::Column}};
+  else if (shape.size() == 5)
+    usual = {{R::Batch, R::Group, R::Each, R::Row, R::Column},
+             {R::BatchOuter, R::BatchInner, R::Head, R::Row, R::Column}};
+  for (Roles &first : usual) {
+    Roles roles = first;
+    llvm::sort(roles);
+    do {
+      int64_t each = 0, column = 0;
+      ExprRef inner = nullptr;
+      for (auto [size, role] : llvm::zip_equal(shape, roles)) {
+        auto count = ctx.resolve(size)->asInt();
+        if (role == R::Each)
+          each = count.value_or(0);
+        if (role == R::Column)
+          column = count.value_or(0);
+        if (role == R::BatchInner)
+          inner = size;
+      }
+      bool fits = column > 0;
+      for (auto [size, role] : llvm::zip_equal(shape, roles)) {
+        ExprRef wanted = nullptr;
+        if (role == R::Batch)
+          wanted = space.dims.batch;
+        else if (role == R::Head)
+          wanted = space.dims.heads;
+        else if (role == R::Row)
+          wanted = space.dims.rows;
+        else if (role == R::Joined)
+          wanted = ctx.mul(space.dims.batch, space.dims.heads);
+        else if (role == R::Group)
+          wanted = each > 0 && heads % each == 0 ? ctx.getInt(heads / each)
+                                                 : nullptr;
+        else if (role == R::BatchOuter)
+          wanted = inner ? ctx.exactDiv(space.dims.batch, inner) : nullptr;
+        else
+          continue;
+        fits &= wanted && ctx.proveEqual(size, wanted);
+      }
+      if (fits && roles == first)
+        found.insert(found.begin(), roles);
+      else if (fits)
+        found.push_back(roles);
+    } while (std::next_permutation(roles.begin(), roles.end()));
+  }
+  return found;
+}
+
+ExprRef Matcher::indexOver(StringRef name, ExprRef size) {
+  return ctx.resolve(size)->isInt(1) ? ctx.getInt(0) : ctx.getIndex(name, size);
+}
+
+/// Where element (b, h, i, j) or (b, h, i, column) of a tensor lies whose axes
+/// are `roles`.
+Indices Matcher::indicesOf(ArrayRef<Role> roles, ArrayRef<ExprRef> shape,
+                           ExprRef column) {
+  ExprRef each = ctx.getInt(1), inner = ctx.getInt(1);
+  for (auto [size, role] : llvm::zip_equal(shape, roles)) {
+    if (role == Role::Each)
+      each = size;
+    if (role == Role::BatchInner)
+      inner = size;
+  }
+  auto over = [&](ExprRef x, ExprRef by) {
+    return x->isInt(0) ? x : ctx.floorDiv(x, by);
+  };
+  auto rest = [&](ExprRef x, ExprRef by) {
+    return x->isInt(0) ? x : ctx.mod(x, by);
+  };
+  Indices result;
+  for (Role role : roles) {
+    switch (role) {
+    case Role::Batch:
+      result.push_back(space.b);
+      break;
+    case Role::BatchOuter:
+      result.push_back(over(space.b, inner));
+      break;
+    case Role::BatchInner:
+      result.push_back(rest(space.b, inner));
+      break;
+    case Role::Joined:
+      result.push_back(ctx.add(ctx.scale(space.b, heads), space.h));
+      break;
+    case Role::Head:
+      result.push_back(space.h);
+      break;
+    case Role::Group:
+      result.push_back(over(space.h, each));
+      break;
+    case Role::Each:
+      result.push_back(rest(space.h, each));
+      break;
+    case Role::Row:
+      result.push_back(space.i);
+      break;
+    case Role::Key:
+      result.push_back(space.j);
+      break;
+    case Role::Column:
+      result.push_back(column);
+      break;
+    }
+  }
+  return result;
+}
+
+//===----------------------------------------------------------------------===//
+// The values
+//===----------------------------------------------------------------------===//
+
+/// Reads the product of probabilities and values `pv`; `o` is its result.
+LogicalResult Matcher::matchValues(onnx::NodeOp pv, Product &product,
+                                   Roles &roles, Value &o) {
+  o = pv.getResult(0);
+  const TensorFacts &of = analysis.facts(o);
+  auto [keys, valueRows] = contractionSizes(analysis, pv);
+  if (!of.ranked || !keys || !ctx.proveEqual(keys, space.dims.keys))
+    return refuse(pv, "the product with the values does not run over the keys",
+                  o);
+  AttentionSite before = site, first;
+  auto readable = resultRoles(of.shape);
+  for (const Roles &attempt : readable) {
+    site = before;
+    size_t columnAxis = llvm::find(attempt, Role::Column) - attempt.begin();
+    ExprRef e = indexOver("e", of.shape[columnAxis]);
+    auto at = productAt(analysis, o, indicesOf(attempt, of.shape, e), space.j);
+    if (!at || at->factor != 1) {
+      (void)refuse(pv, "which values the product multiplies is not known", o);
+    } else {
+      // Probabilities on the right: the transposed product.
+      if (!fromProbabilities.contains(at->lhs)) {
+        std::swap(at->lhs, at->rhs);
+        std::swap(at->lhsIndices, at->rhsIndices);
+      }
+      Matcher walk = *this;
+      if (succeeded(walk.walkProbabilities(at->lhs, at->lhsIndices))) {
+        region = walk.region;
+        guards = walk.guards;
+        nanGuard = walk.nanGuard;
+        product = *at;
+        roles = attempt;
+        region.insert(pv);
+        site.vHeadDim = ctx.resolve(of.shape[columnAxis])->integer;
+        return success();
+      }
+    }
+    if (!first.core)
+      first = site;
+  }
+  if (readable.empty())
+    return refuse(pv, "the head dimension of the values is not known", o);
+  site = first;
+  return failure();
+}
+
+/// The division by the sums of exponentials after the product.
+LogicalResult Matcher::divideLater(Value &o, ArrayRef<ExprRef> at) {
+  auto div = o.hasOneUse() ? dyn_cast<onnx::NodeOp>(*o.user_begin()) : nullptr;
+  const TensorFacts &of = analysis.facts(o);
+  if (!div || !div.is("Div") || div.getInput(0) != o ||
+      div.getInput(1) != form.divisor)
+    return refuse(softmax,
+                  "the exponentials of its scores are not divided by their "
+                  "sums in a way that is known",
+                  o);
+  const TensorFacts &sums = analysis.facts(form.divisor);
+  const TensorFacts &result = analysis.facts(div.getResult(0));
+  auto where = sums.ranked && result.ranked &&
+                       same(ArrayRef<ExprRef>(result.shape), of.shape)
+                   ? analysis.broadcastIndices(sums.shape, at, result.shape)
+                   : std::nullopt;
+  // The sums lie as the exponentials do, which are the scores.
+  Indices wanted(scoreIndices);
+  if (where && peeled.empty())
+    wanted[axis] = ctx.getInt(0);
+  if (!where || !peeled.empty() || !same(*where, wanted))
+    return refuse(div, "which sums the result is divided by is not known", o);
+  region.insert(div);
+  o = div.getResult(0);
+  return success();
 }
 
 //===----------------------------------------------------------------------===//
 // All together
 //===----------------------------------------------------------------------===//
 
-LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
-                                onnx::NodeOp pv) {
+LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
   site.qHeads = heads;
   Product qk;
   ExprRef headDim = nullptr;
   if (failed(walkScores(scores, scoreIndices, qk, headDim)))
     return failure();
   site.headDim = headDim->integer;
-  ExprRef d = ctx.getIndex("d", headDim);
+  ExprRef d = indexOver("d", headDim);
+
+  // Keys on the left: the transposed product.
+  auto moves = [&](ArrayRef<ExprRef> indices, ExprRef x) {
+    return x->is(Kind::Index) && llvm::any_of(indices, [&](ExprRef e) {
+             return ctx.dependsOn(e, x);
+           });
+  };
+  if (moves(qk.lhsIndices, space.j) && !moves(qk.lhsIndices, space.i)) {
+    std::swap(qk.lhs, qk.rhs);
+    std::swap(qk.lhsIndices, qk.rhsIndices);
+  }
 
   // The second product: probabilities times values.
-  Value o = pv.getResult(0);
+  Product values, *product = &values;
+  Roles roles;
+  Value o;
+  if (failed(matchValues(pv, values, roles, o)))
+    return failure();
   const TensorFacts &of = analysis.facts(o);
-  auto [keys, valueRows] = contractionSizes(analysis, pv);
-  if (!of.ranked || !keys || !ctx.proveEqual(keys, space.dims.keys))
-    return refuse(pv, "the product with the values does not run over the keys",
-                  o);
-  auto vWidth = ctx.resolve(of.shape.back())->asInt();
-  if (!vWidth || *vWidth <= 0)
-    return refuse(pv, "the head dimension of the values is not known", o);
-  site.vHeadDim = *vWidth;
-  ExprRef e = ctx.getIndex("e", of.shape.back());
-  Indices oIndices = leading(of.shape.size());
-  oIndices.push_back(space.i);
-  oIndices.push_back(e);
-  auto product = oIndices.size() == of.shape.size()
-                     ? productAt(analysis, o, oIndices, space.j)
-                     : std::nullopt;
-  if (!product || product->factor != 1)
-    return refuse(pv, "which values the product multiplies is not known", o);
-  region.insert(pv);
-  // The probabilities must be the left operand; values the right one.
-  if (failed(
-          walkProbabilities(product->lhs, product->lhsIndices, scoreIndices)))
+  size_t columnAxis = llvm::find(roles, Role::Column) - roles.begin();
+  ExprRef e = indexOver("e", of.shape[columnAxis]);
+  Indices oIndices = indicesOf(roles, of.shape, e);
+  if (form.divisor && failed(divideLater(o, oIndices)))
     return failure();
 
   // Queries, keys and values where they lie.
@@ -292,7 +514,7 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
 
   // Masks. They are added to scores of the scores' type, which fp16 models
   // often raise to fp32 first.
-  Type scoreType = analysis.facts(scores).elementType;
+  Type scoreType = termType ? termType : analysis.facts(scores).elementType;
   MaskBuilder masks(analysis, site, space, scoreType);
   for (const MaskTerm &term : terms)
     masks.add(term);
@@ -300,33 +522,56 @@ LogicalResult Matcher::matchAll(Value scores, Indices scoreIndices,
     masks.setFloor(*floor);
   if (failed(masks.finish()))
     return failure();
-  if (site.bias && scoreType != type) {
-    bool boolean = site.bias.kind == PlannedValue::Kind::Existing &&
-                   isBool(analysis.facts(site.bias.value).elementType);
-    if (!boolean)
-      return refuse(softmax, "the bias is not of the type of the queries",
-                    site.bias.value);
-  }
+  bool numbers =
+      site.bias && !(site.bias.kind == PlannedValue::Kind::Existing &&
+                     isBool(analysis.facts(site.bias.value).elementType));
+  if (numbers && scoreType != type)
+    return refuse(softmax, "the bias is not of the type of the queries",
+                  site.bias.value);
   bool zeroRows = false;
-  absorbOutput(o, oIndices, masks, zeroRows);
+  absorbOutput(o, roles, oIndices, e, masks, zeroRows);
   if (site.refused())
     return failure();
   site.maskedRow = masks.emptyRow();
-  if (zeroRows || sinks ||
-      (nanGuard &&
-       (site.maskedRow == MaskedRowRule::NaN || masks.emptyRowAssumed())))
+  if (!form.stable && !masks.neverEmpty()) {
+    // exp(x) of low numbers is 0, and so is their sum.
+    if (numbers)
+      return refuse(softmax,
+                    "exponentials of scores with a bias are summed without "
+                    "their maximum being subtracted first",
+                    site.bias.value);
+    if (site.maskedRow == MaskedRowRule::Mean)
+      site.maskedRow = MaskedRowRule::NaN;
+  }
+  bool nan = site.maskedRow == MaskedRowRule::NaN || masks.emptyRowAssumed();
+  for (const RowGuard &guard : guards) {
+    auto effect = effectOf(guard, masks);
+    if (!effect)
+      return refuse(guard.node, "which rows its zeros are put in is not proven",
+                    guard.condition);
+    if (*effect == GuardEffect::Zero || nan)
+      site.maskedRow = MaskedRowRule::Zero;
+  }
+  if (zeroRows || sinks || (nanGuard && nan))
     site.maskedRow = MaskedRowRule::Zero;
   if (nanGuard)
     traits.push_back("NaN guard");
+  if (!guards.empty())
+    traits.push_back("empty rows guarded");
   if (failed(checkUses()))
     return failure();
-  site.form = (qk.node.getOpType() + "-Softmax-" + pv.getOpType()).str();
+  site.form =
+      (qk.node.getOpType() + "-" + form.name + "-" + pv.getOpType()).str();
   for (StringRef trait : traits)
     site.form += (", " + trait).str();
   return success();
 }
 
-bool prefill::matchSoftmaxForm(onnx::NodeOp softmax, SymbolicAnalysis &analysis,
+bool prefill::matchSoftmaxForm(onnx::NodeOp node, SymbolicAnalysis &analysis,
                                AttentionSite &site) {
-  return Matcher(softmax, analysis, site).run();
+  auto form = softmaxAt(analysis, node);
+  if (!form)
+    return false;
+  site.core = form->core;
+  return Matcher(*form, analysis, site).run();
 }

@@ -13,9 +13,10 @@
 
 namespace prefill {
 
-/// Matches a Softmax between two matrix products. Returns false when `softmax`
-/// is no part of an attention. Otherwise `site` is filled or refused.
-bool matchSoftmaxForm(onnx::NodeOp softmax, SymbolicAnalysis &analysis,
+/// Matches a softmax that begins at `node` (Softmax, or an exponential) between
+/// two matrix products. Returns false when it is no part of an attention.
+/// Otherwise `site` is filled or refused.
+bool matchSoftmaxForm(onnx::NodeOp node, SymbolicAnalysis &analysis,
                       AttentionSite &site);
 
 /// A matrix product of two computed tensors, at the indices of one element of

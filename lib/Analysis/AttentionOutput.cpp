@@ -17,15 +17,27 @@ using Kind = Expr::Kind;
 // Probabilities
 //===----------------------------------------------------------------------===//
 
-LogicalResult Matcher::walkProbabilities(Value value, Indices indices,
-                                         ArrayRef<ExprRef> expected) {
+LogicalResult Matcher::walkProbabilities(Value value, Indices indices) {
   for (unsigned step = 0; step < 16; ++step) {
-    if (value == softmax.getResult(0)) {
-      if (indices.size() == expected.size() &&
-          llvm::all_of(llvm::zip_equal(indices, expected), [&](auto pair) {
-            return ctx.proveEqual(std::get<0>(pair), std::get<1>(pair));
-          }))
+    if (value == form.probabilities) {
+      // They lie as the softmax's scores do.
+      for (auto [from, view] : peeled)
+        if (view) {
+          auto at =
+              analysis.viewStep(from.getDefiningOp<onnx::NodeOp>(), 0, indices);
+          if (!at)
+            return refuse(softmax, "how its scores lie is not known", from);
+          indices = at->indices;
+        }
+      if (same(indices, scoreIndices))
         return success();
+      int64_t last = analysis.facts(form.scores).shape.size() - 1;
+      if (form.axis != last)
+        return refuse(softmax,
+                      "it runs along axis " + Twine(*form.axis) +
+                          ", not along the keys that the product with the "
+                          "values sums over",
+                      value);
       return refuse(softmax,
                     "its probabilities are multiplied with the values "
                     "in another order than keys and queries have",
@@ -46,15 +58,32 @@ LogicalResult Matcher::walkProbabilities(Value value, Indices indices,
       value = node.getInput(0);
       continue;
     }
-    if (node.is("Where") && !nanGuard) {
+    if (node.is("Where")) {
       auto test = node.getInput(0)
                       ? node.getInput(0).getDefiningOp<onnx::NodeOp>()
                       : nullptr;
-      Value kept = node.getInput(2);
-      if (test && test.is("IsNaN") && test.getInput(0) == kept &&
-          analysis.uniformNumber(node.getInput(1)) == 0.0) {
+      bool zeroWhere = fromProbabilities.contains(node.getInput(2));
+      Value kept = node.getInput(zeroWhere ? 2 : 1);
+      Value zero = node.getInput(zeroWhere ? 1 : 2);
+      auto &out = analysis.facts(value);
+      if (!fromProbabilities.contains(kept) ||
+          analysis.uniformNumber(zero) != 0.0)
+        return refuse(node, "what stands in place of probabilities is not 0",
+                      value);
+      if (auto like = zero.getDefiningOp<onnx::NodeOp>();
+          like && like.is("CastLike"))
+        region.insert(like);
+      if (zeroWhere && test && test.is("IsNaN") && test.getInput(0) == kept &&
+          !nanGuard) {
         region.insert(test);
         nanGuard = true;
+        value = kept;
+        continue;
+      }
+      auto &in = analysis.facts(kept);
+      if (in.ranked && out.ranked && same(in.shape, out.shape)) {
+        guards.push_back({node, node.getInput(0), zeroWhere, indices,
+                          SmallVector<ExprRef, 5>(ArrayRef(out.shape))});
         value = kept;
         continue;
       }
@@ -69,49 +98,9 @@ LogicalResult Matcher::walkProbabilities(Value value, Indices indices,
 // Output
 //===----------------------------------------------------------------------===//
 
-/// Whether `condition` at `indices` says that the row sees no key.
-bool Matcher::emptyRowGuard(Value condition, ArrayRef<ExprRef> indices,
-                            ArrayRef<ExprRef> shape, ExprRef visible) {
-  const TensorFacts &f = analysis.facts(condition);
-  if (!visible || !f.ranked)
-    return false;
-  auto mapped = analysis.broadcastIndices(f.shape, indices, shape);
-  if (!mapped)
-    return false;
-  auto last = analysis.viewChain(condition, *mapped).back();
-  auto test = last.value.getDefiningOp<onnx::NodeOp>();
-  if (!test || last.factor != 1 ||
-      !(test.is("Less") || test.is("Equal") || test.is("LessOrEqual")))
-    return false;
-  auto limit = analysis.uniformNumber(test.getInput(1));
-  double expected = test.is("Less") ? 1 : 0;
-  if (limit != expected)
-    return false;
-  auto sumIndices =
-      analysis.broadcastIndices(analysis.facts(test.getInput(0)).shape,
-                                last.indices, analysis.facts(last.value).shape);
-  auto sum = test.getInput(0).getDefiningOp<onnx::NodeOp>();
-  if (!sumIndices || !sum || !sum.is("ReduceSum") || !sum.getInt("keepdims", 1))
-    return false;
-  auto axes = axesOf(analysis, sum, 1);
-  const TensorFacts &in = analysis.facts(sum.getInput(0));
-  if (!axes || axes->size() != 1 || !in.ranked ||
-      in.shape.size() != sumIndices->size() ||
-      normalizeAxis((*axes)[0], in.shape.size()) !=
-          static_cast<int64_t>(in.shape.size()) - 1 ||
-      !ctx.proveEqual(in.shape.back(), space.dims.keys))
-    return false;
-  Indices at(*sumIndices);
-  at.back() = space.j;
-  ExprRef one = isFloat(in.elementType) ? ctx.getFloat(1) : ctx.getInt(1);
-  ExprRef zero = isFloat(in.elementType) ? ctx.getFloat(0) : ctx.getInt(0);
-  return analysis.element(sum.getInput(0), at) ==
-         ctx.select(visible, one, zero);
-}
-
 /// Plans the reshape of [batch, heads, rows, e] to the shape of `o`, whose
 /// leading axes hold batch and heads in another way.
-bool Matcher::planShape(Value o) {
+bool Matcher::planShape(Value o, ArrayRef<Role> roles) {
   const TensorFacts &f = analysis.facts(o);
   MLIRContext *context = softmax->getContext();
   size_t rank = f.shape.size();
@@ -122,7 +111,10 @@ bool Matcher::planShape(Value o) {
       return false;
     lead.push_back(*size);
   }
-  if (rank < 3 || analysis.getOpset() < 13)
+  bool usual = roles.size() == rank && rank >= 3 &&
+               roles[rank - 2] == Role::Row &&
+               roles[rank - 1] == Role::Column && llvm::is_sorted(roles);
+  if (!usual || analysis.getOpset() < 13)
     return false;
   auto sizeOf = [&](ExprRef e) {
     return ctx.resolve(e)->asInt().value_or(ShapedType::kDynamic);
@@ -150,20 +142,20 @@ bool Matcher::planShape(Value o) {
 
 /// Follows the result `o` as long as it is only moved about, and replaces the
 /// last tensor that lies as kernels write it.
-void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
+void Matcher::absorbOutput(Value o, ArrayRef<Role> roles, Indices indices,
+                           ExprRef e, const MaskBuilder &masks,
                            bool &zeroRows) {
   int64_t width = site.vHeadDim;
-  ExprRef e = indices.back();
   SmallVector<Operation *> moved; // ops between o and value
   size_t movedToBest = 0;
   Value best = {};
-  struct Form {
+  struct Lies {
     TensorLayout layout;
     Indices indices;
     SmallVector<ExprRef> shape;
   };
   ExprRef h = space.h, i = space.i, b = space.b;
-  Form forms[] = {
+  Lies forms[] = {
       {TensorLayout::BHSD,
        {b, h, i, e},
        {space.dims.batch, space.dims.heads, space.dims.rows,
@@ -176,9 +168,9 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
        {b, i, ctx.add(ctx.scale(h, width), e)},
        {space.dims.batch, space.dims.rows, ctx.getInt(heads * width)}}};
   // Where element (b, h, i, e) of the result is in `v`, going back to o.
-  auto formOf = [&](Value v) -> Form * {
+  auto formOf = [&](Value v) -> Lies * {
     const TensorFacts &f = analysis.facts(v);
-    for (Form &form : forms) {
+    for (Lies &form : forms) {
       if (!f.ranked || f.shape.size() != form.shape.size() ||
           !llvm::all_of(llvm::zip_equal(f.shape, form.shape), [&](auto pair) {
             return ctx.proveEqual(std::get<0>(pair), std::get<1>(pair));
@@ -190,7 +182,8 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
         auto node = at.getDefiningOp<onnx::NodeOp>();
         if (node &&
             node.is("Where")) { // an absorbed guard, as wide as its input
-          at = node.getInput(2);
+          at = node.getInput(
+              analysis.uniformNumber(node.getInput(1)) == 0.0 ? 2 : 1);
           continue;
         }
         auto view = node ? analysis.viewStep(node, 0, x) : std::nullopt;
@@ -209,7 +202,7 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
   Value value = o;
   bool guarded = false;
   for (unsigned step = 0; step < 8; ++step) {
-    if (Form *form = formOf(value)) {
+    if (Lies *form = formOf(value)) {
       best = value;
       site.oLayout = form->layout;
       zeroRows = guarded;
@@ -222,17 +215,19 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
         node->getNumResults() == 0)
       break;
     const TensorFacts &f = analysis.facts(node.getResult(0));
-    if (node.is("Where") && node.getInput(2) == value &&
-        analysis.uniformNumber(node.getInput(1)) == 0.0) {
-      Form *form = formOf(value);
+    bool zeroWhere = node.getInput(2) == value;
+    if (node.is("Where") && (zeroWhere || node.getInput(1) == value) &&
+        analysis.uniformNumber(node.getInput(zeroWhere ? 1 : 2)) == 0.0) {
+      Lies *form = formOf(value);
       if (!form || !f.ranked || f.shape.size() != form->shape.size() ||
           !llvm::all_of(llvm::zip_equal(f.shape, form->shape),
                         [&](auto pair) {
                           return ctx.proveEqual(std::get<0>(pair),
                                                 std::get<1>(pair));
                         }) ||
-          !emptyRowGuard(node.getInput(0), form->indices, f.shape,
-                         masks.visible()))
+          !zeroesEmptyRows({node, node.getInput(0), zeroWhere, form->indices,
+                            SmallVector<ExprRef, 5>(ArrayRef(f.shape))},
+                           masks))
         break;
       guarded = true;
     } else if (!f.ranked || node.getInput(0) != value ||
@@ -244,7 +239,7 @@ void Matcher::absorbOutput(Value o, Indices indices, const MaskBuilder &masks,
     value = node.getResult(0);
   }
   region.insert(moved.begin(), moved.begin() + movedToBest);
-  if (!best && planShape(o)) {
+  if (!best && planShape(o, roles)) {
     best = o;
   } else if (!best) {
     (void)refuse(o.getDefiningOp(), "how its result lies is not known", o);
@@ -268,7 +263,7 @@ LogicalResult Matcher::checkUses() {
       if (result == site.replacements.front().first)
         continue;
       for (Operation *user : result.getUsers())
-        if (!region.contains(user) && !isDead(user, 0))
+        if (!region.contains(user) && !isDead(user))
           return refuse(op, "its result is also used outside of the attention",
                         result);
     }

@@ -13,46 +13,66 @@ using namespace mlir;
 using namespace prefill;
 using Kind = Expr::Kind;
 
-/// Takes off what the softmax does not see (a maximum that is subtracted) and
-/// the logits of sinks beside the scores.
+/// Takes off what the softmax does not see (a maximum that is subtracted), the
+/// logits of sinks beside the scores, and a reshape to two dimensions.
 LogicalResult Matcher::peelTop(Value &scores) {
-  for (unsigned step = 0; step < 6; ++step) {
+  auto peel = [&](onnx::NodeOp node, Value to, bool view) {
+    region.insert(node);
+    peeled.push_back({scores, view});
+    scores = to;
+  };
+  for (unsigned step = 0; step < 8; ++step) {
     auto node = scores.getDefiningOp<onnx::NodeOp>();
-    if (!node)
+    const TensorFacts &f = analysis.facts(scores);
+    if (!node || !f.ranked)
       return success();
+    int64_t rank = f.shape.size();
     if (node.is("Sub")) {
-      auto max = node.getInput(1)
-                     ? node.getInput(1).getDefiningOp<onnx::NodeOp>()
-                     : nullptr;
-      if (!max || !max.is("ReduceMax") || max.getInput(0) != node.getInput(0) ||
-          !max.getInt("keepdims", 1))
+      Value subtracted = node.getInput(1);
+      auto max =
+          subtracted ? subtracted.getDefiningOp<onnx::NodeOp>() : nullptr;
+      bool renamed = max && max.is("Identity");
+      onnx::NodeOp identity = renamed ? max : nullptr;
+      if (renamed)
+        max = max.getInput(0).getDefiningOp<onnx::NodeOp>();
+      auto along = keptReduction(analysis, max, "ReduceMax");
+      if (!along || *along != axis || max.getInput(0) != node.getInput(0))
         return success();
-      auto axes = axesOf(analysis, max, 1);
-      int64_t rank = analysis.facts(scores).shape.size();
-      if (!axes || axes->size() != 1 ||
-          normalizeAxis((*axes)[0], rank) != rank - 1)
-        return success();
-      region.insert(node);
       region.insert(max);
-      scores = node.getInput(0);
+      if (identity)
+        region.insert(identity);
+      peel(node, node.getInput(0), /*view=*/false);
     } else if (node.is("Concat") && node.getInputs().size() == 2) {
-      int64_t rank = analysis.facts(scores).shape.size();
-      ExprRef last = analysis.dim(node.getInput(1), -1);
-      if (normalizeAxis(node.getInt("axis", 0), rank) != rank - 1 || !last ||
+      ExprRef last = analysis.dim(node.getInput(1), axis);
+      if (normalizeAxis(node.getInt("axis", 0), rank) != axis || !last ||
           !last->isInt(1) || sinks)
         return success();
-      region.insert(node);
-      scores = node.getInput(0);
       sinks = node.getInput(1);
-    } else if (node.is("Cast") && !sinks &&
-               isFloat(analysis.facts(scores).elementType) &&
+      peel(node, node.getInput(0), /*view=*/false);
+    } else if (node.is("Cast") && !sinks && isFloat(f.elementType) &&
                isFloat(analysis.facts(node.getInput(0)).elementType)) {
       // Looked through only to find sinks; walkScores does it again otherwise.
       auto inner = node.getInput(0).getDefiningOp<onnx::NodeOp>();
       if (!inner || !(inner.is("Concat") || inner.is("Sub")))
         return success();
-      region.insert(node);
-      scores = node.getInput(0);
+      peel(node, node.getInput(0), /*view=*/false);
+    } else if (rank < 3 || rank > 5) {
+      // The keys stay one axis, apart from all others.
+      Indices x = analysis.indexVariables(scores, "r");
+      auto view = analysis.viewStep(node, 0, x);
+      if (!view || !x[axis]->is(Kind::Index))
+        return success();
+      std::optional<int64_t> to;
+      for (auto [k, e] : llvm::enumerate(view->indices)) {
+        if (e == x[axis])
+          to = k;
+        else if (ctx.dependsOn(e, x[axis]))
+          return success();
+      }
+      if (!to || !ctx.proveEqual(analysis.dim(view->value, *to), f.shape[axis]))
+        return success();
+      axis = *to;
+      peel(node, view->value, /*view=*/true);
     } else {
       return success();
     }
@@ -76,15 +96,64 @@ ExprRef Matcher::negate(ExprRef e) {
   return ctx.apply("Neg", {e});
 }
 
+/// scores * m + (m ? 0 : low) with m of ones and zeros puts `low` in place of
+/// scores: turns the term that was added last into that.
+bool Matcher::multiplyByMask(Value other, ExprRef element, double pending) {
+  auto number = [](ExprRef e, double v) { return e->asNumber() == v; };
+  if (!element || !element->is(Kind::Select) || terms.empty() ||
+      pending != terms.back().factor)
+    return false;
+  MaskTerm &term = terms.back();
+  ExprRef added = term.element;
+  if (term.kind != MaskTerm::Kind::Added || !added || !added->is(Kind::Select))
+    return false;
+  ExprRef shown = element->operands[0];
+  if (number(element->operands[1], 0) && number(element->operands[2], 1))
+    shown = ctx.logicalNot(shown);
+  else if (!number(element->operands[1], 1) || !number(element->operands[2], 0))
+    return false;
+  ExprRef low = nullptr;
+  if (added->operands[0] == shown && number(added->operands[1], 0))
+    low = added->operands[2];
+  else if (ctx.logicalNot(added->operands[0]) == shown &&
+           number(added->operands[2], 0))
+    low = added->operands[1];
+  if (!low || !low->is(Kind::Float) || !std::isfinite(low->number) ||
+      !MaskBuilder::hides(low->number, termType, /*added=*/false))
+    return false;
+  double factor = term.factor, hidden = low->number;
+  term = MaskTerm();
+  term.kind = MaskTerm::Kind::Visible;
+  term.element = shown;
+  term.hidden = hidden;
+  term.factor = factor;
+  return true;
+}
+
 LogicalResult Matcher::walkScores(Value value, Indices indices,
                                   Product &product, ExprRef &headDim) {
   double pending = 1; // multiplies everything further in
   bool capped = false;
+  // The narrowest type that the scores become on the way to the softmax.
+  auto narrowest =
+      dyn_cast_or_null<FloatType>(analysis.facts(value).elementType);
+  auto noteTerm = [&](Type type) {
+    auto here = dyn_cast_or_null<FloatType>(type);
+    if (!here || (termType && termType != type))
+      return false;
+    termType = type;
+    return !narrowest || here == narrowest ||
+           here.getIntOrFloatBitWidth() < narrowest.getIntOrFloatBitWidth();
+  };
+  const char *typeReason =
+      "masks are added in several types, or scores made narrower after it";
   for (unsigned step = 0; step < 32; ++step) {
     auto node = value.getDefiningOp<onnx::NodeOp>();
     if (!node)
       return refuse(softmax, "its scores are not computed in this graph",
                     value);
+    if (terms.empty())
+      maskedScores.push_back({value, indices});
     if (isProduct(node)) {
       auto [left, right] = contractionSizes(analysis, node);
       headDim = left && ctx.resolve(left)->asInt() ? ctx.resolve(left)
@@ -92,8 +161,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
                                                    : nullptr;
       if (!headDim || !headDim->asInt() || headDim->integer <= 0)
         return refuse(node, "the head dimension is not known", value);
-      auto found =
-          productAt(analysis, value, indices, ctx.getIndex("d", headDim));
+      auto found = productAt(analysis, value, indices, indexOver("d", headDim));
       if (!found)
         return refuse(node,
                       "which elements the product of queries and keys "
@@ -130,9 +198,9 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
     bool untouched = pending == 1 && !capped;
     // Only what is added at (b, h, i, j) can be an operand as it is.
     auto placeTensor = [&](MaskTerm &term, Value tensor) {
-      Indices plain = leading(4), joined = leading(3);
-      for (Indices *x : {&plain, &joined})
-        x->append({space.i, space.j});
+      Indices plain = {space.b, space.h, space.i, space.j};
+      Indices joined = {ctx.add(ctx.scale(space.b, heads), space.h), space.i,
+                        space.j};
       auto at = [&](const Indices &x) {
         return x.size() == indices.size() &&
                llvm::all_of(llvm::zip_equal(x, indices), [&](auto pair) {
@@ -151,11 +219,24 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
         return refuse(node, "scores are cast to something that is no float",
                       value);
       traits.push_back("cast scores");
+      auto from = cast<FloatType>(analysis.facts(value).elementType);
+      if (!narrowest ||
+          from.getIntOrFloatBitWidth() < narrowest.getIntOrFloatBitWidth())
+        narrowest = from;
     } else if (node.is("Mul") || node.is("Div")) {
-      bool left = leads(a), right = leads(b);
+      bool left = leadsToProduct(a), right = leadsToProduct(b);
       if (left == right || (right && node.is("Div")))
         return refuse(node, "scores are not multiplied by a number", value);
-      auto number = analysis.uniformNumber(left ? b : a);
+      Value other = left ? b : a;
+      auto number = analysis.uniformNumber(other);
+      if (!number && node.is("Mul") &&
+          multiplyByMask(other,
+                         analysis.broadcastElement(other, indices, out.shape),
+                         pending)) {
+        if (!moveTo(left ? a : b))
+          return lost();
+        continue;
+      }
       if (!number || *number == 0 || !std::isfinite(*number))
         return refuse(node, "scores are not multiplied by a number",
                       left ? b : a);
@@ -171,7 +252,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       if (!moveTo(a))
         return lost();
     } else if (node.is("Add") || node.is("Sub")) {
-      bool left = leads(a), right = leads(b);
+      bool left = leadsToProduct(a), right = leadsToProduct(b);
       if (left == right || (right && node.is("Sub")))
         return refuse(node, "both operands come from products, or none", value);
       if (!scalable)
@@ -180,6 +261,8 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
                       "is added",
                       value);
       Value other = left ? b : a;
+      if (!noteTerm(out.elementType))
+        return refuse(node, typeReason, value);
       MaskTerm term;
       term.factor = pending;
       term.element = analysis.broadcastElement(other, indices, out.shape);
@@ -193,7 +276,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
         return lost();
     } else if (node.is("Where")) {
       Value c = a, other = node.getInput(2);
-      bool first = leads(b), second = leads(other);
+      bool first = leadsToProduct(b), second = leadsToProduct(other);
       if (first == second)
         return refuse(node, "both choices come from products, or none", value);
       if (!scalable)
@@ -205,6 +288,8 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
                       "what masked scores become is neither -inf nor so "
                       "large a negative number that no score reaches it",
                       first ? other : b);
+      if (!noteTerm(out.elementType))
+        return refuse(node, typeReason, value);
       MaskTerm term;
       term.kind = MaskTerm::Kind::Visible;
       term.element = analysis.broadcastElement(c, indices, out.shape);
@@ -218,9 +303,9 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       if (!moveTo(first ? b : other))
         return lost();
     } else if (node.is("Max") && node.getInputs().size() == 2) {
-      bool left = leads(a);
+      bool left = leadsToProduct(a);
       auto number = analysis.uniformNumber(left ? b : a);
-      if (left == leads(b) || !number || !untouched || floor ||
+      if (left == leadsToProduct(b) || !number || !untouched || floor ||
           !MaskBuilder::hides(*number, out.elementType, true))
         return refuse(node, "scores are bounded from below", value);
       floor = *number;
@@ -285,15 +370,14 @@ SmallVector<Rows> Matcher::layouts(Value value, ArrayRef<ExprRef> indices,
 LogicalResult Matcher::matchSinks(Value value) {
   // Element (b, h, i, 0) of the tensor beside the scores is sink[h].
   const TensorFacts &f = analysis.facts(value);
-  Indices indices = leading(f.shape.size());
-  indices.push_back(space.i);
-  indices.push_back(ctx.getInt(0));
-  if (indices.size() != f.shape.size())
+  if (!f.ranked || scoreIndices.size() != f.shape.size())
     return refuse(softmax, "the sinks beside the scores have another rank",
                   value);
-  for (auto [axis, size] : llvm::enumerate(f.shape))
+  Indices indices(scoreIndices);
+  indices[axis] = ctx.getInt(0);
+  for (auto [k, size] : llvm::enumerate(f.shape))
     if (size->isInt(1))
-      indices[axis] = ctx.getInt(0);
+      indices[k] = ctx.getInt(0);
   auto chain = analysis.viewChain(value, indices);
   for (const auto &step : llvm::reverse(chain)) {
     if (step.factor != 1 || step.indices.size() != 1 ||

@@ -3,6 +3,7 @@
 #include "prefill/Analysis/AttentionSite.h"
 #include "AttentionMatch.h"
 #include "RotaryMatch.h"
+#include "SoftmaxForm.h"
 
 #include "mlir/IR/Builders.h"
 #include "llvm/ADT/STLExtras.h"
@@ -128,21 +129,11 @@ static bool looksLikeAttention(onnx::NodeOp node) {
       node.is("GroupQueryAttention", "com.microsoft") ||
       node.is("MultiHeadAttention", "com.microsoft"))
     return true;
-  if (!node.is("Softmax") || node.getNumResults() != 1)
+  if (node.getNumResults() != 1 || !(node.is("Softmax") || node.is("Exp")))
     return false;
-  SmallVector<Value> work = {node.getResult(0)};
-  for (size_t k = 0; k < work.size() && k < 16; ++k)
-    for (Operation *user : work[k].getUsers()) {
-      auto next = dyn_cast<onnx::NodeOp>(user);
-      if (!next)
-        continue;
-      if (isProduct(next))
-        return true;
-      if (next.is("Cast") || next.is("Where") || next.is("Dropout") ||
-          next.is("Identity"))
-        work.push_back(next.getResult(0));
-    }
-  return false;
+  Operation *through = nullptr;
+  return reachesProduct(node.getResult(0), through) &&
+         (node.is("Softmax") || comesFromProduct(node.getInput(0)));
 }
 
 /// Notes the types of operands that the model does not declare: kernels need to
@@ -169,7 +160,7 @@ static void findInGraph(onnx::GraphOp graph,
   Block &body = graph.getBody().front();
   graph.walk([&](onnx::NodeOp node) {
     if (node->getBlock() == &body) {
-      if (!node.getDomain().empty() || node.is("Softmax") ||
+      if (!node.getDomain().empty() || node.is("Softmax") || node.is("Exp") ||
           node.is("Attention"))
         candidates.push_back(node);
       return;
@@ -191,7 +182,7 @@ static void findInGraph(onnx::GraphOp graph,
     site.core = node;
     site.layer = layerName(node);
     bool found = matchOpForm(node, analysis, site) ||
-                 (node.is("Softmax") && matchSoftmaxForm(node, analysis, site));
+                 matchSoftmaxForm(node, analysis, site);
     if (!found)
       continue;
     if (!site.refused()) {

@@ -130,6 +130,10 @@ ExprRef ElementRules::unary(StringRef op, ExprRef a, Type from, Type to) {
     double v = a->number, r = 0;
     if (op == "IsNaN")
       return ctx.getBool(std::isnan(v));
+    if (op == "IsInf")
+      return ctx.getBool(
+          std::isinf(v) &&
+          node.getInt(v < 0 ? "detect_negative" : "detect_positive", 1));
     if (op == "Neg")
       r = -v;
     else if (op == "Abs")
@@ -364,8 +368,8 @@ ExprRef ElementRules::concat() {
       ExprRef inside = ctx.sub(e, offset);
       // In this part the index is between 0 and the length, which the
       // expression alone does not say.
-      ExprRef variable = ctx.getIndex(
-          "part" + std::to_string(analysis.depth), length);
+      ExprRef variable =
+          ctx.getIndex("part" + std::to_string(analysis.depth), length);
       bool bounded = inside->is(Kind::Int) || inside->is(Kind::Index);
       mapped[*axis] = bounded ? inside : variable;
       ExprRef element = analysis.element(input, mapped);
@@ -507,6 +511,50 @@ ExprRef ElementRules::trilu() {
   return t ? ctx.select(kept, inner, zero) : nullptr;
 }
 
+ExprRef ElementRules::pad() {
+  auto pads = padAxes(analysis, node);
+  const TensorFacts &f = analysis.facts(node.getInput(0));
+  if (!pads || pads->size() != indices.size() ||
+      node.getString("mode", "constant") != "constant")
+    return nullptr;
+  Type t = type(0);
+  ExprRef fill = isFloat(t)  ? ctx.getFloat(node.getFloat("value", 0))
+                 : isBool(t) ? ctx.getBool(false)
+                             : ctx.getInt(0);
+  if (Value given = node.getInput(2)) {
+    auto number = analysis.elements(given);
+    if (!number || number->size() != 1)
+      return nullptr;
+    fill = (*number)[0];
+  }
+  ExprRef inside = ctx.getBool(true);
+  Indices mapped;
+  SmallVector<std::pair<ExprRef, ExprRef>> variables;
+  for (auto [axis, e] : llvm::enumerate(indices)) {
+    const PadAxis &p = (*pads)[axis];
+    ExprRef at = ctx.sub(e, p.before);
+    ExprRef first = ctx.ge0(at);
+    ExprRef last = ctx.ge0(ctx.sub(ctx.sub(f.shape[axis], at), ctx.getInt(1)));
+    if (!first->isTrue() || !last->isTrue()) {
+      // Inside, the index is in bounds, which the expression does not say.
+      ExprRef variable = ctx.getIndex("pad" + std::to_string(analysis.depth) +
+                                          "." + std::to_string(axis),
+                                      f.shape[axis]);
+      variables.push_back({variable, at});
+      at = variable;
+    }
+    inside = ctx.logicalAnd(inside, ctx.logicalAnd(first, last));
+    mapped.push_back(at);
+  }
+  ExprRef element = analysis.element(node.getInput(0), mapped);
+  for (auto [variable, at] : variables) {
+    element = ctx.substitute(element, variable, at);
+    if (ctx.dependsOn(element, variable))
+      return nullptr;
+  }
+  return ctx.select(inside, element, fill);
+}
+
 ExprRef ElementRules::run() {
   StringRef op = node.getOpType();
   if (!node.getDomain().empty() || node->getNumRegions() != 0)
@@ -520,8 +568,8 @@ ExprRef ElementRules::run() {
   static const llvm::StringSet<> comparisons = {"Equal", "Less", "LessOrEqual",
                                                 "Greater", "GreaterOrEqual"};
   static const llvm::StringSet<> unaries = {
-      "Neg",  "Abs",  "Sqrt",  "Reciprocal", "Exp", "Log",    "Floor",
-      "Ceil", "Tanh", "IsNaN", "Sin",        "Cos", "Sigmoid"};
+      "Neg",  "Abs",  "Sqrt",  "Reciprocal", "Exp", "Log", "Floor",
+      "Ceil", "Tanh", "IsNaN", "IsInf",      "Sin", "Cos", "Sigmoid"};
   if (arithmetic.contains(op)) {
     if (op == "Pow" && type(0) != type(1)) {
       ExprRef power = operand(1);
@@ -535,6 +583,13 @@ ExprRef ElementRules::run() {
   }
   if (comparisons.contains(op))
     return compare(op, operand(0), operand(1));
+  // Which infinities count is not part of the name.
+  if (op == "IsInf" && !(node.getInt("detect_negative", 1) &&
+                         node.getInt("detect_positive", 1))) {
+    ExprRef a = operand(0);
+    bool numbers = a && (a->is(Kind::Float) || isNumberSelect(a));
+    return numbers ? unary(op, a, type(0), to) : nullptr;
+  }
   if (unaries.contains(op))
     return unary(op, operand(0), type(0), to);
   if (op == "Max" || op == "Min") {
@@ -610,6 +665,8 @@ ExprRef ElementRules::run() {
     return range();
   if (op == "Trilu")
     return trilu();
+  if (op == "Pad")
+    return pad();
   if (op == "EyeLike" && indices.size() == 2) {
     ExprRef diagonal = ctx.eq0(ctx.sub(
         ctx.add(indices[0], ctx.getInt(node.getInt("k", 0))), indices[1]));

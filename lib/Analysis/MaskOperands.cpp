@@ -233,7 +233,7 @@ bool MaskBuilder::asTensor(ExprRef e, bool isBool, Parts &parts) {
   ExprRef order[4] = {space.b, space.h, space.i, space.j};
   ExprRef sizes[4] = {space.dims.batch, space.dims.heads, space.dims.rows,
                       space.dims.keys};
-  SmallVector<int64_t> bestDrop, bestAdd;
+  SmallVector<int64_t> bestDrop, bestOrder, bestAdd;
   SmallVector<ExprRef> bestShape;
   auto placeOf = [&](ExprRef wanted) {
     std::optional<SymbolicAnalysis::ViewStep> best;
@@ -250,16 +250,25 @@ bool MaskBuilder::asTensor(ExprRef e, bool isBool, Parts &parts) {
         auto *position = llvm::find(order, x);
         if (x->is(Kind::Index) && position != std::end(order)) {
           int64_t p = position - std::begin(order);
-          fits &= ctx.proveEqual(size, sizes[p]) &&
-                  (present.empty() || present.back() < p);
+          fits &=
+              ctx.proveEqual(size, sizes[p]) && !llvm::is_contained(present, p);
           present.push_back(p);
         } else {
           fits &= size->isInt(1);
           drop.push_back(axis);
         }
       }
-      if (!fits || present.empty() || present.back() != 3)
+      if (!fits || !llvm::is_contained(present, 3))
         continue;
+      SmallVector<int64_t> perm; // of the axes that are kept
+      for (size_t k = 0; k < present.size(); ++k)
+        perm.push_back(k);
+      llvm::sort(perm,
+                 [&](int64_t x, int64_t y) { return present[x] < present[y]; });
+      bool sorted = llvm::is_sorted(present);
+      llvm::sort(present);
+      if (!sorted && best)
+        continue; // A place that needs no Transpose is better.
       // Already right if every kept axis is where a broadcast expects it.
       int64_t rank = place.indices.size();
       bool direct = rank <= 4;
@@ -283,6 +292,7 @@ bool MaskBuilder::asTensor(ExprRef e, bool isBool, Parts &parts) {
       }
       best = place;
       bestDrop = drop;
+      bestOrder = sorted ? SmallVector<int64_t>() : perm;
       bestAdd = add;
       bestShape = shape;
       if (direct)
@@ -296,6 +306,17 @@ bool MaskBuilder::asTensor(ExprRef e, bool isBool, Parts &parts) {
     best = placeOf(ctx.logicalNot(e));
     negated = best.has_value();
   }
+  // Of a bias that is subtracted or scaled, what is negated or scaled.
+  bool minus = false;
+  std::optional<double> factor;
+  if (!best && !isBool && e->is(Kind::Apply) && e->name == "Neg") {
+    minus = true;
+    best = placeOf(e->operands[0]);
+  } else if (!best && !isBool && e->is(Kind::Apply) && e->name == "Mul" &&
+             e->operands[1]->is(Kind::Float)) {
+    factor = e->operands[1]->number;
+    best = placeOf(e->operands[0]);
+  }
   if (!best)
     return false;
   MaskPlanner planner{parts.nodes, site.core->getContext()};
@@ -305,11 +326,23 @@ bool MaskBuilder::asTensor(ExprRef e, bool isBool, Parts &parts) {
   if (!bestDrop.empty())
     value = planAxes(planner, "Squeeze", value, bestDrop,
                      UnrankedTensorType::get(element), opset);
+  if (!bestOrder.empty()) {
+    Builder builder(planner.context);
+    value = planner.node("Transpose", {value}, UnrankedTensorType::get(element),
+                         {onnx::intsAttr(builder, "perm", bestOrder)});
+  }
   if (!bestAdd.empty())
     value = planAxes(planner, "Unsqueeze", value, bestAdd,
                      typeOf(element, bestShape), opset);
   if (negated)
     value = planner.node("Not", {value}, UnrankedTensorType::get(element));
+  if (minus)
+    value = planner.node("Neg", {value}, UnrankedTensorType::get(element));
+  if (factor) {
+    PlannedValue number = planNumber(*factor, parts);
+    value =
+        planner.node("Mul", {value, number}, UnrankedTensorType::get(element));
+  }
   return joinBias(value, isBool, parts);
 }
 

@@ -48,6 +48,14 @@ axesOf(SymbolicAnalysis &analysis, onnx::NodeOp node, unsigned input);
 std::optional<llvm::SmallVector<SliceAxis>>
 sliceAxes(SymbolicAnalysis &analysis, onnx::NodeOp node);
 
+/// What a Pad puts before and after each axis of its input, or nothing when
+/// that is not known.
+struct PadAxis {
+  ExprRef before = nullptr, after = nullptr;
+};
+std::optional<llvm::SmallVector<PadAxis>> padAxes(SymbolicAnalysis &analysis,
+                                                  onnx::NodeOp node);
+
 /// Offset and length of each output of a Split along its axis.
 std::optional<llvm::SmallVector<std::pair<ExprRef, ExprRef>>>
 splitParts(SymbolicAnalysis &analysis, onnx::NodeOp node);
@@ -85,6 +93,7 @@ private:
   void squeeze();
   void unsqueeze();
   void reduce();
+  void pad();
   void constantNode();
   void einsum();
   void conv();
@@ -116,6 +125,7 @@ private:
   ExprRef cumSum();
   ExprRef range();
   ExprRef trilu();
+  ExprRef pad();
 };
 
 } // namespace prefill

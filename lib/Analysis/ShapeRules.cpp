@@ -463,6 +463,22 @@ void ShapeRules::reduce() {
   set(0, type, shape);
 }
 
+void ShapeRules::pad() {
+  results[0].elementType = in(0).elementType;
+  if (!in(0).ranked)
+    return;
+  auto pads = padAxes(analysis, node);
+  SmallVector<ExprRef> shape;
+  for (auto [axis, size] : llvm::enumerate(in(0).shape)) {
+    ExprRef padded =
+        pads ? ctx.add(ctx.add(size, (*pads)[axis].before), (*pads)[axis].after)
+             : nullptr;
+    shape.push_back(
+        padded && ctx.proveNonNegative(padded) ? padded : ctx.freshSymbol("?"));
+  }
+  set(0, in(0).elementType, shape);
+}
+
 void ShapeRules::constantNode() {
   MLIRContext *context = node->getContext();
   auto list = [&](Type type, int64_t size) {
@@ -716,22 +732,7 @@ bool ShapeRules::defaultDomain() {
               : in(0).elementType,
           in(0).shape);
   } else if (op == "Pad") {
-    results[0].elementType = in(0).elementType;
-    auto pads = analysis.constantInts(node.getInput(1));
-    if (in(0).ranked) {
-      size_t rank = in(0).shape.size();
-      SmallVector<ExprRef> shape;
-      for (size_t axis = 0; axis < rank; ++axis)
-        shape.push_back(
-            pads && pads->size() == 2 * rank && !node.getInput(3)
-                ? ctx.add(in(0).shape[axis],
-                          ctx.getInt((*pads)[axis] + (*pads)[axis + rank]))
-                : ctx.freshSymbol("?"));
-      for (ExprRef &e : shape)
-        if (!ctx.proveNonNegative(e))
-          e = ctx.freshSymbol("?");
-      set(0, in(0).elementType, shape);
-    }
+    pad();
   } else if (op == "NonZero") {
     if (in(0).ranked)
       set(0, i64, {ctx.getInt(in(0).shape.size()), ctx.freshSymbol("?")});

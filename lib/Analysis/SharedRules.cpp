@@ -115,6 +115,44 @@ prefill::sliceAxes(SymbolicAnalysis &analysis, onnx::NodeOp node) {
   return result;
 }
 
+std::optional<SmallVector<PadAxis>> prefill::padAxes(SymbolicAnalysis &analysis,
+                                                     onnx::NodeOp node) {
+  ExprContext &ctx = analysis.expressions();
+  const TensorFacts f = analysis.facts(node.getInput(0));
+  if (!f.ranked)
+    return std::nullopt;
+  int64_t rank = f.shape.size();
+  SmallVector<ExprRef> pads;
+  if (auto attr = node.getInts("pads")) {
+    for (int64_t v : *attr)
+      pads.push_back(ctx.getInt(v));
+  } else if (auto given = analysis.elements(node.getInput(1))) {
+    pads = *given;
+  } else {
+    return std::nullopt;
+  }
+  SmallVector<int64_t> axes;
+  if (Value value = node.getInput(3)) {
+    auto given = analysis.constantInts(value);
+    if (!given)
+      return std::nullopt;
+    axes = *given;
+  } else {
+    for (int64_t axis = 0; axis < rank; ++axis)
+      axes.push_back(axis);
+  }
+  if (pads.size() != 2 * axes.size())
+    return std::nullopt;
+  SmallVector<PadAxis> result(rank, {ctx.getInt(0), ctx.getInt(0)});
+  for (size_t k = 0; k < axes.size(); ++k) {
+    auto axis = normalizeAxis(axes[k], rank);
+    if (!axis)
+      return std::nullopt;
+    result[*axis] = {ctx.resolve(pads[k]), ctx.resolve(pads[k + axes.size()])};
+  }
+  return result;
+}
+
 std::optional<SmallVector<std::pair<ExprRef, ExprRef>>>
 prefill::splitParts(SymbolicAnalysis &analysis, onnx::NodeOp node) {
   ExprContext &ctx = analysis.expressions();

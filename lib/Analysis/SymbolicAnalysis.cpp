@@ -629,6 +629,14 @@ SymbolicAnalysis::viewStep(onnx::NodeOp node, unsigned resultNumber,
     mapped[*axis] = context.add(mapped[*axis], (*parts)[resultNumber].first);
     return ViewStep{input, mapped, 1};
   }
+  if (op == "Pad") {
+    auto pads = padAxes(*this, node);
+    if (!pads || !llvm::all_of(*pads, [](const PadAxis &p) {
+          return p.before->isInt(0) && p.after->isInt(0);
+        }))
+      return std::nullopt;
+    return ViewStep{input, Indices(indices), 1};
+  }
   if (op == "Tile") {
     Indices mapped;
     for (auto [size, e] : llvm::zip_equal(shape, indices))

@@ -8,7 +8,7 @@
 !t = tensor<1x2x3x8xf32>
 
 // Softmax over the queries.
-// CHECK: Softmax 'the softmax': it runs along axis 2, not along the keys
+// CHECK: Softmax 'the softmax': it runs along axis 2, not along the keys that the product with the values sums over
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
   onnx.graph @main(%q: !t, %k: !t, %v: !t) attributes {graph_name = "axis", inputs = ["q", "k", "v"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
@@ -32,7 +32,7 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 !t = tensor<1x2x3x8xf32>
 
 // Before opset 13 the default axis is 1.
-// CHECK: Softmax 'the softmax': it runs along axis 1, not along the keys
+// CHECK: Softmax 'the softmax': it runs over all axes from 1 on, not along the keys alone
 module attributes {onnx.opset_imports = [#onnx.opset<"", 11>]} {
   onnx.graph @main(%q: !t, %k: !t, %v: !t) attributes {graph_name = "old axis", inputs = ["q", "k", "v"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
@@ -199,7 +199,7 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 !t = tensor<1x2x3x8xf32>
 
 // The guard puts ones where the rows are empty.
-// CHECK: Where 'g': probabilities go through Where
+// CHECK: Where 'g': what stands in place of probabilities is not 0
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
   onnx.graph @main(%q: !t, %k: !t, %v: !t) attributes {graph_name = "guard", inputs = ["q", "k", "v"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
