@@ -47,8 +47,9 @@ void Matcher::forwardProducts(Value value, SmallVectorImpl<onnx::NodeOp> &found,
     }
     if (llvm::is_contained(form.ops, user))
       continue;
-    // A number of the probabilities' type; the Where that reads it says more.
-    if (node.is("CastLike") && node.getInput(0) != value)
+    // Only their type or shape; checkUses says more.
+    if ((node.is("CastLike") && node.getInput(0) != value) ||
+        node.is("Shape") || node.is("Size"))
       continue;
     if (isProduct(node)) {
       if (!llvm::is_contained(found, node))
@@ -401,9 +402,9 @@ LogicalResult Matcher::divideLater(Value &o, ArrayRef<ExprRef> at) {
                    : std::nullopt;
   // The sums lie as the exponentials do, which are the scores.
   Indices wanted(scoreIndices);
-  if (where && peeled.empty())
-    wanted[axis] = ctx.getInt(0);
-  if (!where || !peeled.empty() || !same(*where, wanted))
+  wanted[axis] = ctx.getInt(0);
+  bool moved = llvm::any_of(peeled, [](auto &step) { return step.second; });
+  if (!where || moved || !same(*where, wanted))
     return refuse(div, "which sums the result is divided by is not known", o);
   region.insert(div);
   o = div.getResult(0);
@@ -509,6 +510,16 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
                   "q, k, v and the result are not all of one type f32, "
                   "f16 or bf16",
                   bestQ.value);
+  for (Operation *op : region) {
+    auto cast = dyn_cast<onnx::NodeOp>(op);
+    Type to = cast && cast.is("Cast")
+                  ? analysis.facts(cast.getResult(0)).elementType
+                  : Type();
+    if (isFloat(to) && to != type &&
+        to.getIntOrFloatBitWidth() <= type.getIntOrFloatBitWidth())
+      return refuse(op, "scores or probabilities are rounded to another type",
+                    cast.getResult(0));
+  }
   if (sinks && failed(matchSinks(sinks)))
     return failure();
 
@@ -533,6 +544,10 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
   if (site.refused())
     return failure();
   site.maskedRow = masks.emptyRow();
+  if (form.logarithm && !masks.neverEmpty() &&
+      (site.maskedRow == MaskedRowRule::Mean || numbers))
+    return refuse(softmax, "rows without a visible key have logarithms of sums "
+                           "that their lowest numbers swallow");
   if (!form.stable && !masks.neverEmpty()) {
     // exp(x) of low numbers is 0, and so is their sum.
     if (numbers)

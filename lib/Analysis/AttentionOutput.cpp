@@ -256,6 +256,19 @@ void Matcher::absorbOutput(Value o, ArrayRef<Role> roles, Indices indices,
     traits.push_back("empty rows replaced");
 }
 
+/// Whether nothing is computed from `op` but what goes with the region.
+static bool goesWith(Operation *op,
+                     const llvm::SmallPtrSetImpl<Operation *> &region,
+                     unsigned depth) {
+  return isa<onnx::NodeOp>(op) && depth < 12 &&
+         llvm::all_of(
+             op->getUsers(),
+             [&](Operation *user) {
+               return region.contains(user) ||
+                      goesWith(user, region, depth + 1);
+             });
+}
+
 /// Refuses when an intermediate result is used by something else.
 LogicalResult Matcher::checkUses() {
   for (Operation *op : region)
@@ -263,7 +276,7 @@ LogicalResult Matcher::checkUses() {
       if (result == site.replacements.front().first)
         continue;
       for (Operation *user : result.getUsers())
-        if (!region.contains(user) && !isDead(user))
+        if (!region.contains(user) && !goesWith(user, region, 0))
           return refuse(op, "its result is also used outside of the attention",
                         result);
     }

@@ -269,7 +269,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       placeTensor(term, other);
       if (node.is("Sub")) {
         term.element = negate(term.element);
-        term.tensor = {};
+        term.minus = true;
       }
       terms.push_back(term);
       if (!moveTo(left ? a : b))

@@ -375,6 +375,9 @@ bool MaskBuilder::whole(const MaskTerm &term, Parts &parts) {
   if (isBool && term.negated)
     value = MaskPlanner{parts.nodes, site.core->getContext()}.node(
         "Not", {value}, typeOf(f.elementType, f.shape));
+  if (term.minus)
+    value = MaskPlanner{parts.nodes, site.core->getContext()}.node(
+        "Neg", {value}, typeOf(f.elementType, f.shape));
   if (!isBool && term.factor != 1) {
     PlannedValue factor = planNumber(term.factor, parts);
     value = MaskPlanner{parts.nodes, site.core->getContext()}.node(

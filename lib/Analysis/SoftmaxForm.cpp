@@ -262,8 +262,7 @@ static std::optional<SoftmaxForm> exponentials(SymbolicAnalysis &analysis,
       form.probabilities = e;
       form.ops = ops;
       form.axis = axis;
-      // Rows of finite minima: x - logsumexp(x) is taken in the logarithm,
-      // where ReduceLogSumExp subtracts the maximum first.
+      form.logarithm = true;
       form.stable = sum.is("ReduceLogSumExp");
       return form;
     }

@@ -21,6 +21,8 @@ struct SoftmaxForm {
   llvm::SmallVector<mlir::Operation *> ops;
   /// The maximum of a row is subtracted, by the node itself or before it.
   bool stable = true;
+  /// The logarithm of the sums is subtracted from the scores.
+  bool logarithm = false;
   /// The sums, where the division comes after the product with the values;
   /// `probabilities` are then not divided yet.
   mlir::Value divisor;

@@ -39,6 +39,7 @@ struct MaskTerm {
   /// A tensor that holds it and broadcasts to the scores, or null.
   mlir::Value tensor;
   bool negated = false; ///< the tensor is false where visible
+  bool minus = false;   ///< the tensor is subtracted, not added
   /// The tensor is [batch * heads, rows, keys] and must be split to be one.
   bool joined = false;
   double hidden = 0; ///< Visible only: -inf or a large negative number
