@@ -8,21 +8,43 @@
 // numbers a row.
 // CHECK: prefill.workspace_bytes = 68928
 
-// q is packed and scaled in one go.
+// q's rows are on their way before they are read; packed and scaled in one go.
+// CHECK: scf.for
+// CHECK: llvm.intr.prefetch
 // CHECK: scf.for {{.*}} step %c16_i64
 // CHECK: vector.shuffle
 // CHECK: arith.mulf
 // CHECK: llvm.store
 
-// One round of the index: block number, then key numbers only where masked, then
-// nothing more if no key is left.
-// CHECK: scf.if %{{.*}} -> (i64)
+// The output's rows.
+// CHECK: llvm.intr.prefetch
+
+// One round of the index: this and the next block's number, whether the first 32
+// rows see less than a whole tile, key numbers only where masked, then nothing
+// more if no key is left.
+// CHECK: scf.if %{{.*}} -> (i64, i64)
+// CHECK: %[[LESS:.*]] = arith.cmpi slt, %{{.*}}, %c64_i64
+// CHECK: %[[TRIMS:.*]] = arith.ori %[[LESS]]
 // CHECK: %[[ANY:.*]] = scf.if %[[MASKED:[^ ]*]] -> (i1)
 // CHECK: scf.for
 // CHECK: scf.if %[[ANY]] {
 
-// Scores: the mask is behind a branch in the epilogue of the register tile, and
-// the row maxima are carried beside it.
+// Scores on the diagonal: groups of 32 rows, keys in pieces of 8 from the first
+// to the last one that a group sees; all of them are masked.
+// CHECK: scf.if %[[TRIMS]] {
+// CHECK: scf.for {{.*}} step %c32_i64
+// CHECK: arith.maxsi
+// CHECK: arith.minsi
+// CHECK: scf.for {{.*}} step %c8_i64{{.*}} iter_args({{.*}}) -> (vector<16xf32>, vector<16xf32>)
+// CHECK: scf.for {{.*}} iter_args
+// CHECK-COUNT-16: vector.fma
+// CHECK-NOT: vector.fma
+// CHECK-NOT: scf.if
+// CHECK: arith.cmpi sle, {{.*}} : vector<16xi32>
+// CHECK: } else {
+
+// Elsewhere: the mask is behind a branch in the epilogue of the register tile,
+// and the row maxima are carried beside it.
 // CHECK: scf.for {{.*}} iter_args({{.*}}) -> (vector<16xf32>, vector<16xf32>, vector<16xf32>, vector<16xf32>)
 // CHECK: scf.for {{.*}} iter_args
 // CHECK-COUNT-24: vector.fma
@@ -31,7 +53,20 @@
 // CHECK: llvm.store {{.*}} : vector<16xf32>
 // CHECK: arith.cmpf ogt, {{.*}} : vector<16xf32>
 
+// Exponentials: in the diagonal's groups; elsewhere they ask for the next block.
+// CHECK: scf.if %[[TRIMS]] {
+// CHECK-NOT: llvm.intr.prefetch
+// CHECK: avx512.mask.scalef
+// CHECK: } else {
+// CHECK: llvm.intr.prefetch
+// CHECK: avx512.mask.scalef
+
 // Outputs: the decay of what was summed so far goes into the accumulators.
+// CHECK: scf.if %[[TRIMS]] {
+// CHECK: arith.mulf
+// CHECK: scf.for {{.*}} iter_args
+// CHECK-COUNT-16: vector.fma
+// CHECK: } else {
 // CHECK: arith.mulf
 // CHECK: scf.for {{.*}} iter_args
 // CHECK-COUNT-24: vector.fma

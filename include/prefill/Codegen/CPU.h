@@ -27,8 +27,12 @@ struct CpuTarget {
   int lanes = 16;      ///< fp32 numbers in a vector
   int tileRows = 6;    ///< of a matrix product's register tile
   int tileVectors = 4; ///< vectors of query rows in the register tile
-  bool hasFma = true;  ///< else multiply and add
-  bool hasF16c = true; ///< else fp16 converts by integer operations
+  /// The register tile where masks leave out much, such as on the diagonal:
+  /// smaller groups of query rows leave out more.
+  int trimRows = 8, trimVectors = 2;
+  bool hasFma = true;   ///< else multiply and add
+  bool hasF16c = true;  ///< else fp16 converts by integer operations
+  bool hasScale = true; ///< instructions for the parts of a power of two
   unsigned vectorBytes() const { return lanes * sizeof(float); }
   /// "x86-64-v4" and so on, also LLVM's CPU name.
   std::string name() const { return "x86-64-v" + std::to_string(level); }

@@ -25,7 +25,18 @@ struct KeyTile {
   mlir::Value isBlock; ///< else gathered columns
   mlir::Value first;   ///< number of the first key, or of the first column
   mlir::Value live;    ///< keys from here on that exist
+  mlir::Value next;    ///< first key of the next round's block; or any other
   mlir::Value masked;  ///< some key may be invisible to some row
+  /// Groups of `CpuTarget::trimVectors` see less than there is. Null where
+  /// groups of query rows are no larger than that anyway.
+  mlir::Value trims;
+  bool isMasked = false; ///< known to be masked here
+  bool isRanged = false; ///< keys outside of a group's range are left out
+};
+
+/// Keys of a tile that some row of a group may see: [begin, end).
+struct KeyRange {
+  mlir::Value begin, end;
 };
 
 /// Vectors of one piece of a tile: `rows` columns of the tile (rows of its
@@ -62,9 +73,16 @@ private:
   mlir::LogicalResult lowerRows(const Step &step);
   void lowerRowLoad(tile::LoadOp load);
   mlir::Value emitPositions();
+  /// Finds out what the loop's mask says about whole groups of query rows.
+  /// False if keys that it hides could have an effect.
+  bool findBounds(tile::ForTilesOp loop);
+  KeyRange keyRange(mlir::Value lane, int64_t rows);
+  int64_t groupVectors(int64_t vectors) const;
   void assignSlots(mlir::Block &block, const Schedule &schedule);
   int64_t allocate(int64_t bytes);
   mlir::Value workspace(int64_t offset) { return e.at(memory, offset); }
+  /// Asks for a tile's rows.
+  void prefetchRows(const BoundView &view, mlir::Value tile);
   void copySlot(mlir::Value from, mlir::Value to);
   mlir::Value scalar(mlir::Value value) { return scalars.lookup(value); }
 
@@ -81,10 +99,16 @@ private:
   void forLanes(int64_t vectors,
                 llvm::function_ref<void(mlir::Value lane)> body);
   /// Loops over the transposed rows of a tile in pieces, carrying the
-  /// accumulators of the step's row reductions.
+  /// accumulators of the step's row reductions. `overKeys`: the rows are keys.
   mlir::LogicalResult
   forPieces(const Step &step, int64_t rows, int64_t pieceRows, int64_t vectors,
-            llvm::function_ref<mlir::LogicalResult(Piece &)> anchor);
+            llvm::function_ref<mlir::LogicalResult(Piece &)> anchor,
+            bool overKeys = false);
+  /// Emits a step for the register tile, and where that pays once more for the
+  /// smaller groups of query rows that leave out more of a masked tile.
+  mlir::LogicalResult forShapes(
+      llvm::function_ref<mlir::LogicalResult(int64_t rows, int64_t vectors)>
+          emit);
   /// Evaluates the ops that ride on a step, and saves what later steps need.
   mlir::LogicalResult evaluate(const Step &step, Piece &piece);
   void save(mlir::Value value, Piece &piece);
@@ -104,6 +128,9 @@ private:
   /// `clearDead`.
   void copyOperand(mlir::Type element, int64_t width, mlir::Value base,
                    mlir::Value stride, bool clearDead);
+  /// Asks for what the next round needs of one of its keys, or the part of it
+  /// that falls to a group of query rows.
+  void prefetchNext(Piece &piece);
   /// Where a product's second operand lies, as fp32 rows; converts 16-bit
   /// types.
   mlir::FailureOr<std::pair<mlir::Value, mlir::Value>>
@@ -124,6 +151,9 @@ private:
   /// Values that an enclosing step has already put into registers.
   RowCache rowCache;
   KeyTile keyTile;
+  /// Last and first key that row 0 may see, growing by 1 a row; null if there
+  /// is no such bound.
+  mlir::Value highest, lowest;
   mlir::Value arguments, memory;
   mlir::Value blockCount, fullCount, blocks, columnCount, columnPositions,
       keyEnd, keyBegin, rowCount;

@@ -2,6 +2,7 @@
 
 #include "KernelLowering.h"
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/Dialect/Math/IR/Math.h"
 #include "mlir/Dialect/SCF/IR/SCF.h"
 #include "prefill/kernel_abi.h"
 #include "llvm/ADT/ScopeExit.h"
@@ -309,10 +310,31 @@ LogicalResult KernelLowering::lowerBlock(Block &block) {
       scalars[from] = to;
   }
   assignSlots(block, *schedule);
+  // Rows of a tile are read in an order that hides the stream from the
+  // hardware.
+  for (const Step &step : schedule->steps)
+    if (step.kind == Step::Pack)
+      if (auto load = cast<tile::LoadOp>(step.anchor); !load.getKeys())
+        prefetchRows(views.lookup(load.getView()), load.getResult());
   for (const Step &step : schedule->steps)
     if (failed(lowerStep(step)))
       return failure();
   return success();
+}
+
+void KernelLowering::prefetchRows(const BoundView &view, Value tile) {
+  RankedTensorType type = tileType(tile);
+  if (type.getRank() != 2 || !view.rowBytes || !view.rows)
+    return;
+  const int64_t bytes =
+      type.getDimSize(1) * view.element.getIntOrFloatBitWidth() / 8;
+  auto loop = scf::ForOp::create(b, loc, e.integer(0), view.rows, e.integer(1));
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(loop.getBody());
+  e.prefetch(
+      e.at(view.base, arith::MulIOp::create(b, loc, loop.getInductionVar(),
+                                            view.rowBytes)),
+      bytes);
 }
 
 LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
@@ -326,6 +348,10 @@ LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
     slots[argument] = slots[result] = allocate(queryRows * columns * 4);
     copySlot(init, argument);
   }
+  // Results lie in memory that was not touched lately; it comes into the cache
+  // while they are computed.
+  for (auto store : kernel.getBody().getOps<tile::StoreOp>())
+    prefetchRows(views.lookup(store.getView()), store.getValue());
   auto ceilDiv = [&](Value x) {
     return arith::ShRUIOp::create(b, loc, e.add(x, size - 1),
                                   e.integer(llvm::Log2_64(uint64_t(size))))
@@ -352,19 +378,26 @@ LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
     keyTile.first = e.add(keyBegin, e.mul(round, size));
   } else {
     keyTile.isBlock = e.less(round, blockCount);
-    auto first = scf::IfOp::create(b, loc, TypeRange{b.getI64Type()},
-                                   keyTile.isBlock, /*withElse=*/true);
+    Type i64 = b.getI64Type();
+    auto first = scf::IfOp::create(b, loc, TypeRange{i64, i64}, keyTile.isBlock,
+                                   /*withElse=*/true);
     {
       OpBuilder::InsertionGuard inIf(b);
       b.setInsertionPointToStart(first.thenBlock());
-      Value id = e.load(b.getI32Type(), e.at(blocks, e.mul(round, 4)));
-      id = arith::ExtUIOp::create(b, loc, b.getI64Type(), id);
-      scf::YieldOp::create(b, loc, e.mul(id, size));
+      auto firstKey = [&](Value number) -> Value {
+        Value id = e.load(b.getI32Type(), e.at(blocks, e.mul(number, 4)));
+        return e.mul(arith::ExtUIOp::create(b, loc, i64, id), size);
+      };
+      Value next = arith::MinSIOp::create(b, loc, e.add(round, 1),
+                                          e.add(blockCount, -1));
+      scf::YieldOp::create(b, loc, {firstKey(round), firstKey(next)});
       b.setInsertionPointToStart(first.elseBlock());
       Value column = arith::SubIOp::create(b, loc, round, blockCount);
-      scf::YieldOp::create(b, loc, e.mul(column, size));
+      column = e.mul(column, size);
+      scf::YieldOp::create(b, loc, {column, column});
     }
     keyTile.first = first.getResult(0);
+    keyTile.next = first.getResult(1);
     keyTile.masked = arith::CmpIOp::create(b, loc, arith::CmpIPredicate::sge,
                                            round, fullCount);
     // Columns may be skipped or invisible one by one.
@@ -373,10 +406,23 @@ LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
         arith::ConstantOp::create(b, loc, b.getBoolAttr(true)));
     keyTile.masked = arith::OrIOp::create(b, loc, keyTile.masked, isColumn);
   }
-  Value left = arith::SubIOp::create(b, loc, keyEnd, keyTile.first);
-  keyTile.live = arith::MinSIOp::create(b, loc, left, e.integer(size));
-  if (keyTile.isBlock)
-    keyTile.live = e.select(keyTile.isBlock, keyTile.live, e.integer(size));
+  Value end =
+      keyBegin ? keyEnd : e.select(keyTile.isBlock, keyEnd, columnCount);
+  keyTile.live = arith::MinSIOp::create(
+      b, loc, arith::SubIOp::create(b, loc, end, keyTile.first),
+      e.integer(size));
+  if (findBounds(loop)) {
+    const int64_t vectors = groupVectors(target.trimVectors);
+    if (vectors == groupVectors(target.tileVectors)) {
+      keyTile.isRanged = true;
+    } else {
+      const int64_t rows = vectors * target.lanes;
+      Value end = keyRange(e.integer(0), rows).end;
+      Value begin = keyRange(e.integer(queryRows - rows), rows).begin;
+      keyTile.trims = arith::OrIOp::create(b, loc, e.less(end, e.integer(size)),
+                                           e.less(e.integer(0), begin));
+    }
+  }
   if (needsPositions) {
     // Rounds in which no key exists, such as columns that are all in blocks.
     auto any = scf::IfOp::create(b, loc, TypeRange{}, emitPositions(),
@@ -394,6 +440,98 @@ LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
     copySlot(value, argument);
   }
   return success();
+}
+
+/// Whether what a mask hides in `value` has no effect on anything but the
+/// tiles that are computed from it: it is -inf there, or 0, and what reduces
+/// over keys can as well leave it out. Numbers a row are taken to be finite.
+static bool vanishes(Value value, bool isZero) {
+  return llvm::all_of(value.getUses(), [&](OpOperand &use) {
+    Operation *user = use.getOwner();
+    if (auto reduce = dyn_cast<tile::ReduceRowOp>(user))
+      return (reduce.getKind() == tile::ReduceKind::Sum) == isZero;
+    if (auto dot = dyn_cast<tile::DotOp>(user))
+      return isZero && use.getOperandNumber() == 0;
+    if (isZero)
+      return false;
+    if (isa<math::Exp2Op>(user))
+      return vanishes(user->getResult(0), true);
+    if (isa<arith::SubFOp>(user)) {
+      auto row = user->getOperand(1).getDefiningOp<tile::BroadcastOp>();
+      return use.getOperandNumber() == 0 && row &&
+             llvm::equal(row.getDims(), ArrayRef<int64_t>{0}) &&
+             vanishes(user->getResult(0), false);
+    }
+    if (isa<arith::MulFOp>(user)) {
+      auto factor = user->getOperand(1).getDefiningOp<arith::ConstantOp>();
+      auto splat =
+          factor ? dyn_cast<SplatElementsAttr>(factor.getValue()) : nullptr;
+      return splat && splat.getSplatValue<APFloat>().isFiniteNonZero() &&
+             !splat.getSplatValue<APFloat>().isNegative() &&
+             vanishes(user->getResult(0), false);
+    }
+    return false;
+  });
+}
+
+/// The number of row 0 where a tile holds one number a row that grows by 1.
+static Value rowZero(Value tile) {
+  auto alongRows = tile.getDefiningOp<tile::BroadcastOp>();
+  if (!alongRows || !llvm::equal(alongRows.getDims(), ArrayRef<int64_t>{0}))
+    return {};
+  auto sum = alongRows.getSource().getDefiningOp<arith::AddIOp>();
+  if (!sum || !sum.getLhs().getDefiningOp<tile::RowsOp>())
+    return {};
+  auto start = sum.getRhs().getDefiningOp<tile::BroadcastOp>();
+  return start && start.getDims().empty() ? start.getSource() : Value();
+}
+
+bool KernelLowering::findBounds(tile::ForTilesOp loop) {
+  highest = lowest = Value();
+  auto masks = loop.getBody().front().getOps<tile::MaskOp>();
+  if (!llvm::hasSingleElement(masks) || keyBegin)
+    return false;
+  tile::MaskOp mask = *masks.begin();
+  if (!vanishes(mask.getResult(), false))
+    return false;
+  SmallVector<Value> conditions{
+      mask.getPredicate().front().getTerminator()->getOperand(0)};
+  while (!conditions.empty()) {
+    Operation *op = conditions.pop_back_val().getDefiningOp();
+    if (isa_and_nonnull<arith::AndIOp>(op))
+      llvm::append_range(conditions, op->getOperands());
+    auto compare = dyn_cast_or_null<arith::CmpIOp>(op);
+    if (!compare)
+      continue;
+    auto key = compare.getLhs().getDefiningOp<tile::BroadcastOp>();
+    Value start = rowZero(compare.getRhs());
+    if (!start || !scalar(start) || !key ||
+        !key.getSource().getDefiningOp<tile::PositionsOp>())
+      continue;
+    if (compare.getPredicate() == arith::CmpIPredicate::sle)
+      highest = scalar(start);
+    else if (compare.getPredicate() == arith::CmpIPredicate::sge)
+      lowest = scalar(start);
+  }
+  return true;
+}
+
+KeyRange KernelLowering::keyRange(Value lane, int64_t rows) {
+  // Columns lie in any order.
+  auto clamp = [&](Value bound, int64_t more, Value ofColumns) {
+    bound = arith::ExtSIOp::create(b, loc, b.getI64Type(), bound);
+    Value key = arith::SubIOp::create(b, loc, e.add(e.add(bound, lane), more),
+                                      keyTile.first);
+    key = arith::MaxSIOp::create(b, loc, key, e.integer(0));
+    key = arith::MinSIOp::create(b, loc, key, keyTile.live);
+    return e.select(keyTile.isBlock, key, ofColumns);
+  };
+  KeyRange range{e.integer(0), keyTile.live};
+  if (lowest)
+    range.begin = clamp(lowest, 0, range.begin);
+  if (highest)
+    range.end = clamp(highest, rows, range.end);
+  return range;
 }
 
 /// Writes the numbers of the round's keys, INT32_MAX where dead, and tells

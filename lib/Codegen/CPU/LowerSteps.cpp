@@ -46,13 +46,17 @@ Value KernelLowering::slotAddress(int64_t slot, Value row, Value lane) {
   return e.at(workspace(slot), offset);
 }
 
-LogicalResult
-KernelLowering::forPieces(const Step &step, int64_t rows, int64_t pieceRows,
-                          int64_t vectors,
-                          function_ref<LogicalResult(Piece &)> anchor) {
+int64_t KernelLowering::groupVectors(int64_t vectors) const {
   // Groups of query rows must divide the tile.
   while (queryRows % (vectors * target.lanes) != 0)
     vectors /= 2;
+  return vectors;
+}
+
+LogicalResult KernelLowering::forPieces(
+    const Step &step, int64_t rows, int64_t pieceRows, int64_t vectors,
+    function_ref<LogicalResult(Piece &)> anchor, bool overKeys) {
+  vectors = groupVectors(vectors);
   SmallVector<tile::ReduceRowOp> reductions;
   for (Operation *op : step.ops)
     if (auto reduce = dyn_cast<tile::ReduceRowOp>(op))
@@ -97,12 +101,9 @@ KernelLowering::forPieces(const Step &step, int64_t rows, int64_t pieceRows,
       }
       return after;
     };
-    int64_t whole = rows / pieceRows * pieceRows;
-    if (whole == pieceRows) {
-      accumulators = visit(e.integer(0), pieceRows, accumulators);
-    } else if (whole > 0) {
-      auto loop = scf::ForOp::create(b, loc, e.integer(0), e.integer(whole),
-                                     e.integer(pieceRows), accumulators);
+    auto loopOver = [&](Value from, Value to) {
+      auto loop = scf::ForOp::create(b, loc, from, to, e.integer(pieceRows),
+                                     accumulators);
       OpBuilder::InsertionGuard guard(b);
       b.setInsertionPointToStart(loop.getBody());
       SmallVector<Value> after =
@@ -111,6 +112,30 @@ KernelLowering::forPieces(const Step &step, int64_t rows, int64_t pieceRows,
       if (!accumulators.empty())
         scf::YieldOp::create(b, loc, after);
       accumulators.assign(loop.getResults().begin(), loop.getResults().end());
+    };
+    int64_t whole = rows / pieceRows * pieceRows;
+    scf::IfOp rest;
+    if (overKeys && keyTile.isRanged) {
+      auto [begin, end] = keyRange(lane, vectors * target.lanes);
+      Value before =
+          arith::RemUIOp::create(b, loc, begin, e.integer(pieceRows));
+      if (whole > 0)
+        loopOver(arith::SubIOp::create(b, loc, begin, before),
+                 arith::MinSIOp::create(b, loc, end, e.integer(whole)));
+      if (whole < rows) {
+        rest = scf::IfOp::create(b, loc, ValueRange(accumulators).getTypes(),
+                                 e.less(e.integer(whole), end),
+                                 /*withElse=*/!accumulators.empty());
+        if (!accumulators.empty()) {
+          b.setInsertionPointToStart(rest.elseBlock());
+          scf::YieldOp::create(b, loc, accumulators);
+        }
+        b.setInsertionPointToStart(rest.thenBlock());
+      }
+    } else if (whole == pieceRows) {
+      accumulators = visit(e.integer(0), pieceRows, accumulators);
+    } else if (whole > 0) {
+      loopOver(e.integer(0), e.integer(whole));
     }
     // Powers of two, so that narrow loads and stores stay simple.
     for (int64_t row = whole; row < rows;) {
@@ -120,6 +145,12 @@ KernelLowering::forPieces(const Step &step, int64_t rows, int64_t pieceRows,
       accumulators = visit(e.integer(row), count, accumulators);
       row += count;
     }
+    if (rest) {
+      if (!accumulators.empty())
+        scf::YieldOp::create(b, loc, accumulators);
+      b.setInsertionPointAfter(rest);
+      accumulators.assign(rest.getResults().begin(), rest.getResults().end());
+    }
     rowCache = std::move(saved);
     for (auto [number, reduce] : llvm::enumerate(reductions))
       for (int64_t i = 0; i < vectors; ++i)
@@ -127,6 +158,23 @@ KernelLowering::forPieces(const Step &step, int64_t rows, int64_t pieceRows,
                 e.at(slotAddress(slots.lookup(reduce), e.integer(0), lane),
                      i * target.vectorBytes()));
   });
+  return status;
+}
+
+LogicalResult KernelLowering::forShapes(
+    function_ref<LogicalResult(int64_t rows, int64_t vectors)> emit) {
+  if (!keyTile.trims)
+    return emit(target.tileRows, target.tileVectors);
+  auto branch = scf::IfOp::create(b, loc, TypeRange{}, keyTile.trims,
+                                  /*withElse=*/true);
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(branch.elseBlock());
+  if (failed(emit(target.tileRows, target.tileVectors)))
+    return failure();
+  b.setInsertionPointToStart(branch.thenBlock());
+  keyTile.isMasked = keyTile.isRanged = true;
+  LogicalResult status = emit(target.trimRows, target.trimVectors);
+  keyTile.isMasked = keyTile.isRanged = false;
   return status;
 }
 
@@ -400,13 +448,16 @@ LogicalResult KernelLowering::lowerMask(tile::MaskOp mask, Piece &piece) {
   FailureOr<Vectors> scores = square(mask.getScores(), piece);
   if (failed(scores))
     return failure();
-  SmallVector<Type> types(scores->size(), e.floats());
-  auto branch = scf::IfOp::create(b, loc, types, keyTile.masked,
-                                  /*withElse=*/true);
   OpBuilder::InsertionGuard guard(b);
-  b.setInsertionPointToStart(branch.elseBlock());
-  scf::YieldOp::create(b, loc, *scores);
-  b.setInsertionPointToStart(branch.thenBlock());
+  scf::IfOp branch;
+  if (!keyTile.isMasked) {
+    SmallVector<Type> types(scores->size(), e.floats());
+    branch = scf::IfOp::create(b, loc, types, keyTile.masked,
+                               /*withElse=*/true);
+    b.setInsertionPointToStart(branch.elseBlock());
+    scf::YieldOp::create(b, loc, *scores);
+    b.setInsertionPointToStart(branch.thenBlock());
+  }
   // What is computed here is not available behind the branch.
   Piece inside(piece.row, piece.rows, piece.lane, piece.vectors);
   RowCache saved = rowCache;
@@ -430,9 +481,11 @@ LogicalResult KernelLowering::lowerMask(tile::MaskOp mask, Piece &piece) {
       masked.push_back(e.select(keep, (*scores)[i], hidden));
     }
   }
-  scf::YieldOp::create(b, loc, masked);
-  piece.squares[mask.getResult()] =
-      Vectors(branch.getResults().begin(), branch.getResults().end());
+  if (branch) {
+    scf::YieldOp::create(b, loc, masked);
+    masked.assign(branch.getResults().begin(), branch.getResults().end());
+  }
+  piece.squares[mask.getResult()] = masked;
   return success();
 }
 
@@ -552,7 +605,7 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
   // Broadcast operands: element (row, k) lies at rowAddress[row] + k * 4, or,
   // for keys as the inner dimension, at base + k * stride + row * 4.
   SmallVector<Value> rowAddress;
-  Value inner;
+  KeyRange inner{e.integer(0), Value()};
   if (dot.getTransposeB()) {
     // Dead keys repeat the last one that exists.
     Value last = e.add(keyTile.live, -1);
@@ -561,13 +614,15 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
       rowAddress.push_back(
           e.at(base, arith::MulIOp::create(b, loc, key, stride)));
     }
-    inner = e.integer(tileType(dot.getA()).getDimSize(1));
+    inner.end = e.integer(tileType(dot.getA()).getDimSize(1));
   } else {
     rowAddress.push_back(e.at(base, e.mul(piece.row, 4)));
-    inner = keyTile.live;
+    inner.end = keyTile.live;
+    if (keyTile.isRanged)
+      inner = keyRange(piece.lane, piece.vectors * target.lanes);
   }
   auto loop =
-      scf::ForOp::create(b, loc, e.integer(0), inner, e.integer(1), sums);
+      scf::ForOp::create(b, loc, inner.begin, inner.end, e.integer(1), sums);
   OpBuilder::InsertionGuard guard(b);
   b.setInsertionPointToStart(loop.getBody());
   Value k = loop.getInductionVar();
@@ -602,22 +657,70 @@ LogicalResult KernelLowering::lowerDot(const Step &step) {
     return failure();
   auto [base, stride] = *operand;
   int64_t rows = tileType(dot).getDimSize(1);
-  return forPieces(step, rows, std::min<int64_t>(rows, target.tileRows),
-                   target.tileVectors,
-                   [&, base = base, stride = stride](Piece &piece) {
-                     return productPiece(dot, base, stride, piece);
-                   });
+  return forShapes([&, base = base, stride = stride](int64_t pieceRows,
+                                                     int64_t vectors) {
+    return forPieces(
+        step, rows, std::min<int64_t>(rows, pieceRows), vectors,
+        [&](Piece &piece) { return productPiece(dot, base, stride, piece); },
+        dot.getTransposeB());
+  });
+}
+
+/// Whether the columns of a tile are keys.
+static bool isOverKeys(Value value) {
+  Operation *op = value.getDefiningOp();
+  if (auto dot = dyn_cast_or_null<tile::DotOp>(op))
+    return dot.getTransposeB();
+  if (isa_and_nonnull<tile::MaskOp>(op))
+    return true;
+  return op && op->hasTrait<OpTrait::Elementwise>() &&
+         llvm::any_of(op->getOperands(), isOverKeys);
+}
+
+void KernelLowering::prefetchNext(Piece &piece) {
+  const int64_t rows = piece.vectors * target.lanes;
+  for (BlockArgument argument : kernel.getBody().getArguments()) {
+    const BoundView view = views.lookup(argument);
+    if (!view.packed)
+      continue;
+    auto type = cast<tile::ViewType>(argument.getType());
+    const int64_t bytes =
+        type.getShape()[1] * view.element.getIntOrFloatBitWidth() / 8;
+    // Groups of query rows divide the lines among them.
+    const int64_t part =
+        llvm::alignTo(llvm::divideCeil(bytes, queryRows / rows), 64);
+    Value key = e.add(keyTile.next, piece.row);
+    Value address =
+        e.at(view.base, arith::MulIOp::create(b, loc, key, view.rowBytes));
+    if (rows < queryRows)
+      address =
+          e.at(address, arith::DivUIOp::create(b, loc, e.mul(piece.lane, part),
+                                               e.integer(rows)));
+    e.prefetch(address, part);
+  }
 }
 
 LogicalResult KernelLowering::lowerMap(const Step &step) {
   int64_t rows = 0;
+  bool overKeys = false;
   for (Operation *op : step.ops)
     for (Value operand : op->getOperands())
       if (auto type = dyn_cast<RankedTensorType>(operand.getType()))
-        if (type.getRank() == 2)
+        if (type.getRank() == 2) {
           rows = type.getDimSize(1);
-  return forPieces(step, rows, 1, target.tileVectors,
-                   [](Piece &) { return success(); });
+          overKeys |= isOverKeys(operand);
+        }
+  auto emit = [&](int64_t, int64_t vectors) {
+    return forPieces(
+        step, rows, 1, vectors,
+        [&](Piece &piece) {
+          if (overKeys && keyTile.next && !keyTile.isMasked)
+            prefetchNext(piece);
+          return success();
+        },
+        overKeys);
+  };
+  return overKeys ? forShapes(emit) : emit(1, target.tileVectors);
 }
 
 //===----------------------------------------------------------------------===//

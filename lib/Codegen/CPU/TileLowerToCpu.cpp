@@ -25,12 +25,13 @@ std::optional<CpuTarget> prefill::getCpuTarget(int level) {
   case 3:
     target.lanes = 8;
     target.tileVectors = 2;
+    target.hasScale = false;
     return target;
   case 2:
     target.lanes = 4;
     target.tileRows = 4;
     target.tileVectors = 2;
-    target.hasFma = target.hasF16c = false;
+    target.hasFma = target.hasF16c = target.hasScale = false;
     return target;
   default:
     return std::nullopt;

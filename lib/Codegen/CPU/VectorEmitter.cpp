@@ -96,6 +96,12 @@ void VectorEmitter::store(Value value, Value address, int64_t align) {
                         align ? align : elementBytes(value.getType()));
 }
 
+void VectorEmitter::prefetch(Value address, int64_t bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += 64)
+    LLVM::Prefetch::create(b, loc, at(address, offset), /*rw=*/0, /*hint=*/2,
+                           /*cache=*/1);
+}
+
 Value VectorEmitter::broadcast(Value scalar, int64_t width) {
   return vector::BroadcastOp::create(b, loc, vector(scalar.getType(), width),
                                      scalar);
@@ -243,6 +249,8 @@ Value VectorEmitter::smallerOf(Value x, Value y) {
 }
 
 Value VectorEmitter::exp2(Value x) {
+  if (target.hasScale)
+    return exp2ByScale(x);
   int64_t width = widthOf(x);
   // 2^f on [-1/2, 1/2], minimal largest relative error (2e-7 in fp32), exact at
   // 0.
@@ -266,6 +274,45 @@ Value VectorEmitter::exp2(Value x) {
   // A product rather than an addition to the bits: NaN and 0 stay what they
   // are.
   return arith::MulFOp::create(b, loc, p, floatsOf(exponent));
+}
+
+Value VectorEmitter::exp2ByScale(Value x) {
+  // AVX-512 splits off the integral part and adds it to the exponent, for
+  // infinities too: no range needs to be cut off.
+  int64_t width = widthOf(x);
+  // 2^f on [0, 1], minimal largest relative error (1.5e-7 in fp32), exact at
+  // 0.
+  static constexpr float coefficients[] = {0x1.000000p+0f, 0x1.62e4bap-1f,
+                                           0x1.ebdb56p-3f, 0x1.c91ce6p-5f,
+                                           0x1.277856p-7f, 0x1.e974fap-10f};
+  const int bits = width * 32;
+  auto i32 = [&](int32_t value) {
+    return arith::ConstantOp::create(b, loc, b.getI32IntegerAttr(value))
+        .getResult();
+  };
+  Value all = arith::ConstantOp::create(
+      b, loc,
+      b.getIntegerAttr(b.getIntegerType(std::max<int64_t>(width, 8)), -1));
+  auto call = [&](StringRef name, ValueRange operands) {
+    std::string symbol =
+        ("llvm.x86.avx512.mask." + name + ".ps." + Twine(bits)).str();
+    return LLVM::CallIntrinsicOp::create(b, loc, floats(width),
+                                         b.getStringAttr(symbol), operands)
+        .getResult(0);
+  };
+  // 9: rounds down, no exception. 4: rounds as always.
+  SmallVector<Value> reduce{x, i32(9), splat(0.0f, width), all};
+  SmallVector<Value> scale{Value(), x, splat(0.0f, width), all};
+  if (width == 16) {
+    reduce.push_back(i32(4));
+    scale.push_back(i32(4));
+  }
+  Value f = call("reduce", reduce);
+  Value p = splat(coefficients[5], width);
+  for (int i = 4; i >= 0; --i)
+    p = fma(p, f, splat(coefficients[i], width));
+  scale[0] = p;
+  return call("scalef", scale);
 }
 
 Value VectorEmitter::tanh(Value x) {

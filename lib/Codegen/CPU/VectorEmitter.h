@@ -54,6 +54,9 @@ public:
   //-----------------------------------------------------------===//
   mlir::Value load(mlir::Type type, mlir::Value address, int64_t align = 0);
   void store(mlir::Value value, mlir::Value address, int64_t align = 0);
+  /// Asks for memory to be brought into the second-level cache; it need not
+  /// exist.
+  void prefetch(mlir::Value address, int64_t bytes);
   mlir::Value broadcast(mlir::Value scalar, int64_t width = 0);
   /// `width` elements of a storage type, as fp32.
   mlir::Value loadFloats(mlir::Type storage, mlir::Value address,
@@ -86,6 +89,7 @@ public:
 private:
   mlir::Value shuffle(mlir::Value x, mlir::Value y,
                       llvm::ArrayRef<int64_t> mask);
+  mlir::Value exp2ByScale(mlir::Value x);
   mlir::Value bits(mlir::Value x);     ///< fp32 vector as i32 vector
   mlir::Value floatsOf(mlir::Value x); ///< i32 vector as fp32 vector
   mlir::Value roundToHalf(mlir::Value x);
