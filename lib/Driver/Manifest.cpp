@@ -36,6 +36,11 @@ static json::Object describe(const HeadPlan &plan) {
     if (plan.density <= 0)
       object["top_k"] = plan.topK;
     break;
+  case SparsePattern::XAttention:
+    object["type"] = "xattention";
+    object["stride"] = plan.stride;
+    object["tau"] = plan.topP;
+    break;
   }
   if (plan.density > 0)
     object["density"] = plan.density;

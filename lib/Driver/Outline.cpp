@@ -31,9 +31,8 @@ static std::optional<DType> dtypeOf(Type type) {
 // Index ops to head plans
 //===----------------------------------------------------------------------===//
 
-/// What a select keeps: entries or a share.
-static void readSelect(Value selection, int32_t &count, float &density) {
-  auto select = selection.getDefiningOp<SelectOp>();
+/// What a select keeps: entries or a share of the blocks.
+static void readSelect(SelectOp select, int32_t &count, float &density) {
   if (select.getTopK())
     count = *select.getTopK();
   if (select.getDensity())
@@ -75,7 +74,17 @@ static std::optional<HeadPlan> planOfIndex(Value index) {
   }
   if (auto blocks = dyn_cast_or_null<IndexBlocksOp>(op)) {
     auto select = blocks.getBlocks().getDefiningOp<SelectOp>();
-    if (!select || !select.getScores().getDefiningOp<ScorePooledOp>())
+    if (!select)
+      return std::nullopt;
+    if (auto score = select.getScores().getDefiningOp<ScoreAntidiagonalOp>()) {
+      if (!select.getTopP())
+        return std::nullopt;
+      plan.pattern = SparsePattern::XAttention;
+      plan.stride = score.getStride();
+      plan.topP = select.getTopP()->convertToFloat();
+      return plan;
+    }
+    if (!select.getScores().getDefiningOp<ScorePooledOp>() || select.getTopP())
       return std::nullopt;
     plan.pattern = SparsePattern::BlockSparse;
     readSelect(select, plan.topK, plan.density);
@@ -167,7 +176,7 @@ static auto identity(const KernelSpec &s) {
 static bool samePlan(const HeadPlan &a, const HeadPlan &b) {
   auto key = [](const HeadPlan &p) {
     return std::make_tuple(p.pattern, p.init, p.local, p.last, p.vertical,
-                           p.slash, p.topK, p.density);
+                           p.slash, p.topK, p.density, p.stride, p.topP);
   };
   return key(a) == key(b);
 }

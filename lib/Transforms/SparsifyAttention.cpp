@@ -34,7 +34,7 @@ static constexpr int64_t forcedDiagonals = 100;
 
 static auto key(const HeadPlan &p) {
   return std::make_tuple(p.pattern, p.init, p.local, p.last, p.vertical,
-                         p.slash, p.topK, p.density);
+                         p.slash, p.topK, p.density, p.stride, p.topP);
 }
 
 /// Why the attention must stay dense, or empty.
@@ -61,7 +61,7 @@ static Value select(OpBuilder &builder, Location loc, Value scores,
       density > 0 ? builder.getF32FloatAttr(density) : FloatAttr();
   return SelectOp::create(
       builder, loc, SelectionType::get(builder.getContext(), axis), scores, top,
-      share, builder.getI64IntegerAttr(forced));
+      share, /*top_p=*/FloatAttr(), builder.getI64IntegerAttr(forced));
 }
 
 /// The index that `plan` describes.
@@ -95,6 +95,16 @@ static Value buildIndex(OpBuilder &builder, AttentionOp op,
     return IndexBlocksOp::create(
         builder, loc, index,
         select(builder, loc, score, plan.topK, plan.density, /*forced=*/0));
+  }
+  case SparsePattern::XAttention: {
+    Value score =
+        ScoreAntidiagonalOp::create(builder, loc, scores(ScoreAxis::Block),
+                                    op.getQ(), op.getK(), plan.stride);
+    Value kept = SelectOp::create(
+        builder, loc, SelectionType::get(context, ScoreAxis::Block), score,
+        /*top_k=*/IntegerAttr(), /*density=*/FloatAttr(),
+        builder.getF32FloatAttr(plan.topP), builder.getI64IntegerAttr(1));
+    return IndexBlocksOp::create(builder, loc, index, kept);
   }
   }
   return {};

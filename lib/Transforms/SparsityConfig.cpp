@@ -1,6 +1,7 @@
 //===- SparsityConfig.cpp - Parsing of -sparsify= -------------------------===//
 
 #include "prefill/Transforms/SparsityConfig.h"
+#include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/SmallVector.h"
 #include "llvm/ADT/StringSwitch.h"
 #include "llvm/Support/JSON.h"
@@ -52,6 +53,12 @@ static std::optional<HeadPlan> defaultPlan(StringRef name) {
     plan.topK = 100;
     return plan;
   }
+  if (name == "xattention") { // Its authors' stride and threshold.
+    plan.pattern = SparsePattern::XAttention;
+    plan.stride = 8;
+    plan.topP = 0.9f;
+    return plan;
+  }
   return std::nullopt;
 }
 
@@ -68,6 +75,8 @@ static StringRef optionNames(SparsePattern pattern) {
     return "vertical, slash, last, density";
   case SparsePattern::BlockSparse:
     return "top-k, density";
+  case SparsePattern::XAttention:
+    return "stride, threshold";
   }
   return "none";
 }
@@ -109,6 +118,24 @@ static bool setOption(HeadPlan &plan, StringRef key, double value,
     }
     plan.density = static_cast<float>(value);
     return true;
+  }
+  if (plan.pattern == SparsePattern::XAttention) {
+    if (key == "threshold" || key == "tau") {
+      if (!(value > 0) || value > 1) {
+        error = key.str() + " must be in (0, 1]";
+        return false;
+      }
+      plan.topP = static_cast<float>(value);
+      return true;
+    }
+    if (key == "stride") {
+      if (!llvm::is_contained({2.0, 4.0, 8.0, 16.0, 32.0, 64.0}, value)) {
+        error = "stride must be 2, 4, 8, 16, 32 or 64";
+        return false;
+      }
+      plan.stride = static_cast<int32_t>(value);
+      return true;
+    }
   }
   int32_t *slot = integerOption(plan, key);
   if (!slot) {
@@ -165,7 +192,7 @@ std::optional<SparsityConfig> prefill::parseSparsity(StringRef spec,
   if (!plan)
     return fail("unknown pattern '" + name +
                 "'; there are dense, a-shape, tri-shape, vertical-slash, "
-                "block-sparse and config:FILE");
+                "block-sparse, xattention and config:FILE");
   SparsityConfig config;
   bool vertical = false, slash = false, density = false, tokens = false;
   llvm::SmallVector<StringRef> parts;
@@ -257,7 +284,7 @@ static std::optional<HeadPlan> parseObjectHead(const llvm::json::Object &object,
   std::optional<HeadPlan> plan = type ? planOfType(*type) : std::nullopt;
   if (!plan) {
     error = "a head needs a \"type\" that is one of dense, a_shape, tri_shape, "
-            "vertical_and_slash, block_sparse";
+            "vertical_and_slash, block_sparse, xattention";
     return std::nullopt;
   }
   bool vertical = false, slash = false;

@@ -268,6 +268,44 @@ def block_sparse(q: np.ndarray, k: np.ndarray, count: int, block: int = 64) -> l
     return result
 
 
+def xattention(q: np.ndarray, k: np.ndarray, stride: int, tau: float, block: int = 64) -> list[list[int]]:
+    """The blocks that XAttention keeps (arXiv:2503.16428), for one head; scale 1/sqrt(d).
+
+    q [s, d], k [t, d]; strided rows past the end are filled with zeros, query row i stands at
+    position t - s + i. Block 0 and a row's own blocks are kept first, then the ones of greatest
+    estimated mass while those before hold less than tau of it; ties: the lower block.
+    """
+    (s, d), t = q.shape, len(k)
+    offset = t - s
+    rows, keys = -(-s // stride), -(-t // stride)
+    qs, ks = np.zeros((rows * stride, d)), np.zeros((keys * stride, d))
+    qs[:s], ks[:t] = q, k
+    qs = qs.reshape(rows, stride, d)[:, ::-1].reshape(rows, -1)
+    x = qs @ ks.reshape(keys, -1).T / (np.sqrt(d) * stride)
+    last = offset + (np.arange(rows) + 1) * stride - 1
+    x[np.arange(keys)[None] * stride > last[:, None]] = -np.inf
+    p = np.exp(x - x.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    result = []
+    for first in range(0, s, block):
+        end = min(first + block, s)
+        seen = (offset + end - 1) // block + 1
+        own = (offset + first) // block
+        part = p[first // stride : -(-end // stride)].sum(0)
+        mass = np.array([part[b * block // stride : (b + 1) * block // stride].sum() for b in range(seen)])
+        kept = {0, *range(own, seen)}
+        total, used = mass.sum(), mass[sorted(kept)].sum()
+        for b in np.argsort(-mass, kind="stable"):
+            if b in kept:
+                continue
+            if used >= tau * total:
+                break
+            kept.add(int(b))
+            used += mass[b]
+        result.append(sorted(kept))
+    return result
+
+
 def minference_rows(columns, slashes, s: int, block: int = 64) -> list[tuple[list[int], list[int]]]:
     """MInference's conversion of columns and diagonals (reference only; q_len = kv_len).
 

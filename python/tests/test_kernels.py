@@ -339,6 +339,25 @@ def test_block_sparse(count, tokens, build):
         assert row_error(out[0, head], expected[0, 0]) < LIMIT["float32"]
 
 
+@pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333)], ids=str)
+@pytest.mark.parametrize("stride,tau", [(8, 0.9), (16, 0.7), (2, 0.5), (64, 0.95), (4, 1.0)])
+def test_xattention(stride, tau, sizes, build):
+    s, t = sizes
+    arrays = tensors(4, 2, s, t, 32)
+    arrays[0] *= 2  # so that blocks differ
+    pattern = f"xattention:stride={stride},threshold={tau}"
+    out, _, _, block_map = sparse(build, pattern, arrays)
+    for head in range(4):
+        q, k, v = arrays[0][0, head], arrays[1][0, head // 2], arrays[2][0, head // 2]
+        rows = oracle.xattention(q, k, stride, tau)
+        assert rows_of(block_map[0, head]) == rows, f"head {head}"
+        allowed = oracle.allowed_from(rows, [[]] * len(rows), s, t)
+        expected, _ = oracle.attention(
+            q[None, None], k[None, None], v[None, None], causal=True, allowed=allowed
+        )
+        assert row_error(out[0, head], expected[0, 0]) < LIMIT["float32"]
+
+
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 1.0])
 def test_density_budget(density, build):
     """What is kept is near the budget, the output is the attention over what is kept."""
@@ -381,7 +400,7 @@ def test_sparse_with_past(build):
     assert row_error(got, expected) < LIMIT["float32"]
 
 
-@pytest.mark.parametrize("pattern", ["vertical-slash", "a-shape", "block-sparse", "tri-shape"])
+@pytest.mark.parametrize("pattern", ["vertical-slash", "a-shape", "block-sparse", "tri-shape", "xattention"])
 def test_short_prompts_run_dense(pattern, build):
     """By itself a short prompt or a single row is exact, whatever was asked for."""
     folder = build(pattern, q_heads=4, kv_heads=2, dim=64, is_causal=1)

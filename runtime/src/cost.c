@@ -30,6 +30,11 @@
 #define POOL_BLOCK 0.15
 /* Scores of one tile against one block's mean, and selecting among them. */
 #define POOLED_PAIR 0.002
+/* XAttention's scores of one tile against one block, times the stride: half of
+ * a block's products, by a loop that is not the generated one. */
+#define STRIDED_PAIR 0.7
+/* Share of the blocks that it keeps, beside a tile's own. */
+#define XATTENTION_DENSITY 0.35
 
 /* Sparse must be cheaper by this much: the model is not exact. */
 #define MARGIN 0.95
@@ -59,6 +64,11 @@ double pf_cost_estimate_blocks(const pf_call *call, int64_t keys) {
   const double blocks = (double)pf_ceil_div(keys, call->bk);
   const double tiles = (double)call->tiles;
   return FIXED + POOL_BLOCK * (blocks + tiles) + POOLED_PAIR * blocks * tiles;
+}
+
+double pf_cost_estimate_strided(const prefill_head_plan *plan,
+                                const pf_work *dense) {
+  return FIXED + STRIDED_PAIR / plan->stride * (double)dense->blocks;
 }
 
 pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
@@ -96,6 +106,10 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
     per_tile = plan->density > 0 ? plan->density * mean : plan->top_k;
     per_tile += (double)own;
     break;
+  case PREFILL_PATTERN_XATTENTION:
+    /* Measured on attention of real models; it may be all. */
+    per_tile = worst ? mean : XATTENTION_DENSITY * mean + (double)own;
+    break;
   default:
     return *dense;
   }
@@ -131,6 +145,9 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
     exact = plan->density > 0;
   } else if (plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE) {
     estimate = pf_cost_estimate_blocks(call, keys);
+  } else if (plan->pattern == PREFILL_PATTERN_XATTENTION) {
+    estimate = pf_cost_estimate_strided(plan, dense);
+    exact = true; /* how much is kept is never known before */
   } else {
     estimate = FIXED / 2;
   }

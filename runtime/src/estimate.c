@@ -86,10 +86,20 @@ static worker_memory lay_out(const pf_call *call, char *base) {
 /* Bytes of it, for any pattern. */
 static int64_t worker_bytes(const pf_call *call) {
   static char anchor[1];
-  return lay_out(call, anchor).scratch - anchor +
-         pf_max(
-             pf_vertical_slash_scratch(call, call->estimation->most_distances),
-             pf_block_sparse_scratch(call));
+  const prefill_plan *plan = call->desc->plan;
+  int64_t most = 0;
+  for (int64_t h = 0; h < call->hq; ++h) {
+    const prefill_head_plan *head = &plan->heads[h];
+    int64_t bytes = 0;
+    if (head->pattern == PREFILL_PATTERN_VERTICAL_SLASH)
+      bytes = pf_vertical_slash_scratch(call, call->estimation->most_distances);
+    else if (head->pattern == PREFILL_PATTERN_XATTENTION)
+      bytes = pf_xattention_scratch(call, head);
+    else if (head->pattern == PREFILL_PATTERN_BLOCK_SPARSE)
+      bytes = pf_block_sparse_scratch(call);
+    most = pf_max(most, bytes);
+  }
+  return lay_out(call, anchor).scratch - anchor + most;
 }
 
 static void estimate_body(pf_call *call, void *worker, int64_t item) {
@@ -117,6 +127,9 @@ static void estimate_body(pf_call *call, void *worker, int64_t item) {
     break;
   case PREFILL_PATTERN_VERTICAL_SLASH:
     pf_estimate_vertical_slash(&estimate);
+    break;
+  case PREFILL_PATTERN_XATTENTION:
+    pf_estimate_xattention(&estimate);
     break;
   default:
     pf_estimate_block_sparse(&estimate);
@@ -184,7 +197,10 @@ static bool wants_sparse(const pf_call *call, const prefill_head_plan *plan,
                          const batch_work *work) {
   const int32_t dense_below = call->desc->plan->dense_below;
   if (!work->usable || plan->pattern <= PREFILL_PATTERN_DENSE ||
-      plan->pattern > PREFILL_PATTERN_BLOCK_SPARSE)
+      plan->pattern > PREFILL_PATTERN_XATTENTION)
+    return false;
+  if (plan->pattern == PREFILL_PATTERN_XATTENTION &&
+      !pf_xattention_fits(call, plan))
     return false;
   if (plan->density >= 1)
     return false;
@@ -218,6 +234,8 @@ prefill_status pf_build_index(pf_call *call) {
       if (head->pattern == PREFILL_PATTERN_BLOCK_SPARSE) {
         bytes = pf_blocks_bytes(
             &grid, pf_block_sparse_ids(call, &grid, head, &e.batch[b].dense));
+      } else if (head->pattern == PREFILL_PATTERN_XATTENTION) {
+        bytes = pf_blocks_bytes(&grid, pf_xattention_ids(&e.batch[b].dense));
       } else {
         const int64_t columns = head->pattern == PREFILL_PATTERN_VERTICAL_SLASH
                                     ? pf_vertical_slash_columns(call, head)

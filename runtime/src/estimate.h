@@ -7,6 +7,7 @@ and
 |*   estimate_relative.c   a-shape, tri-shape, vertical-slash
 |*   estimate_sums.c       the attention of the last rows, for vertical-slash
 |*   estimate_blocks.c     block-sparse
+|*   estimate_strided.c    xattention
 |*
 |* A new pattern adds a file with three functions: how much its index may hold,
 |* how much scratch it needs, and the estimate. Heads share nothing; everything
@@ -90,6 +91,16 @@ int64_t pf_block_sparse_ids(const pf_call *call, const pf_grid *grid,
                             const prefill_head_plan *plan,
                             const pf_work *dense);
 int64_t pf_block_sparse_scratch(const pf_call *call);
+
+/*===-- estimate_strided.c -----------------------------------------------===*/
+
+void pf_estimate_xattention(const pf_estimate *head);
+/* Ids that a head's index may hold: nothing is known of their number. */
+int64_t pf_xattention_ids(const pf_work *dense);
+int64_t pf_xattention_scratch(const pf_call *call,
+                              const prefill_head_plan *plan);
+/* Whether tiles and blocks are made of whole strides. */
+bool pf_xattention_fits(const pf_call *call, const prefill_head_plan *plan);
 
 #ifdef __cplusplus
 }

@@ -3,6 +3,7 @@
 // RUN: prefill-opt %s -sparsify-attention="pattern=a-shape" | FileCheck %s --check-prefix=A
 // RUN: prefill-opt %s -sparsify-attention="pattern=tri-shape:local=512" | FileCheck %s --check-prefix=TRI
 // RUN: prefill-opt %s -sparsify-attention="pattern=block-sparse" | FileCheck %s --check-prefix=BLOCK
+// RUN: prefill-opt %s -sparsify-attention="pattern=xattention:stride=16" | FileCheck %s --check-prefix=X
 // RUN: prefill-opt %s -sparsify-attention="pattern=config:%S/Inputs/minference.json" | FileCheck %s --check-prefix=CONFIG
 // RUN: prefill-opt %s -sparsify-attention="pattern=config:%S/Inputs/extended.json" | FileCheck %s --check-prefix=EXTENDED
 
@@ -24,6 +25,10 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // BLOCK: prefill.score.pooled
   // BLOCK: prefill.select {{.*}} {top_k = 100
   // BLOCK: prefill.index.blocks
+
+  // X: %[[S:.*]] = prefill.score.antidiagonal %arg0, %arg0 stride 16
+  // X: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, top_p = 0.899999976 : f32}
+  // X: prefill.index.blocks %[[K]]
 
   // CONFIG: prefill.select {{.*}} top_k = 30
   // CONFIG: prefill.select {{.*}} top_k = 800

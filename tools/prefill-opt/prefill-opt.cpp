@@ -38,7 +38,7 @@ static cl::opt<std::string>
     sparsify("sparsify", cl::cat(category), cl::init("dense"),
              cl::value_desc("NAME[:option=value,...]"),
              cl::desc("dense (default), vertical-slash, a-shape, tri-shape, "
-                      "block-sparse, or config:FILE"));
+                      "block-sparse, xattention, or config:FILE"));
 static cl::list<std::string>
     target("target", cl::cat(category), cl::CommaSeparated,
            cl::value_desc("cpu"), cl::desc("Targets to generate kernels for"));

@@ -195,7 +195,8 @@ TEST_F(Check, OutputShape) {
 TEST_F(Check, Abi) {
   p.desc.abi = 99;
   expect(PREFILL_UNSUPPORTED,
-         "kernel 'test': built for kernel ABI 99, the runtime has 1");
+         "kernel 'test': built for kernel ABI 99, the runtime has " +
+             std::to_string(PREFILL_KERNEL_ABI));
 }
 TEST_F(Check, Description) {
   p.desc.kv_heads = 3;

@@ -47,6 +47,14 @@ prefill_head_plan blockSparse(int32_t topK, float density = 0) {
   return plan;
 }
 
+prefill_head_plan xAttention(int32_t stride, float topP) {
+  prefill_head_plan plan{};
+  plan.pattern = PREFILL_PATTERN_XATTENTION;
+  plan.stride = stride;
+  plan.top_p = topP;
+  return plan;
+}
+
 /// Turns spying on for a test.
 struct Spying {
   Spying() { spy().reset(true); }
@@ -126,6 +134,85 @@ TEST(Sparse, BlocksOfOtherShapes) {
   check(tall);
   Problem<8, 4, 24, 16, float, Causal> odd;
   check(odd);
+}
+
+TEST(Sparse, XAttention) {
+  for (int64_t s : {16, 100, 333})
+    for (int64_t past : {0, 5, 64, 100}) {
+      Problem<8, 4, 16, 16, float, Causal> p;
+      p.b = 2;
+      p.s = s;
+      p.t = s + past;
+      p.spread = 3;
+      p.heads = {xAttention(2, 0.5f), xAttention(4, 0.8f), xAttention(8, 0.95f),
+                 xAttention(16, 0.3f)};
+      p.build(static_cast<uint64_t>(s + past));
+      p.plan.dense_below = 0;
+      SCOPED_TRACE(testing::Message() << "s " << s << " past " << past);
+      checkSparse(p);
+    }
+}
+
+TEST(Sparse, XAttentionOnOtherTilesAndMasks) {
+  auto check = [](auto &p, double tolerance = 2e-6) {
+    p.b = 3;
+    p.s = 300;
+    p.t = 337;
+    p.spread = 3;
+    p.heads = {xAttention(2, 0.5f), xAttention(4, 0.8f), xAttention(8, 0.9f),
+               xAttention(32, 0.9f)}; // the last does not fit: dense
+    p.build();
+    p.plan.dense_below = 0;
+    if (p.desc.features & PREFILL_TILE_KEY_MASK) {
+      Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
+      mask.make({p.b, p.t}, kDLUInt, 8);
+      for (int64_t j = 0; j < p.t; ++j) {
+        mask.at<uint8_t>({0, j}) = j % 7 != 3;
+        mask.at<uint8_t>({1, j}) = j >= 100;
+        mask.at<uint8_t>({2, j}) = j < 251;
+      }
+      p.in[PREFILL_IN_KV_LENGTHS].make({p.b}, kDLInt, 32);
+      for (int64_t b = 0; b < p.b; ++b)
+        p.in[PREFILL_IN_KV_LENGTHS].template at<int32_t>({b}) =
+            static_cast<int32_t>(p.t - 41 * b);
+    }
+    checkSparse(p, tolerance);
+  };
+  Problem<8, 4, 32, 16, float, Causal> wide;
+  check(wide);
+  Problem<8, 4, 16, 32, float, Causal> tall;
+  check(tall);
+  Problem<8, 4, 24, 16, float, Causal> odd;
+  check(odd);
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_KEY_MASK> masked;
+  check(masked);
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_WINDOW> window;
+  window.windowLeft = 150;
+  check(window);
+  Problem<8, 4, 16, 16, _Float16, Causal> half;
+  check(half, 4e-3);
+}
+
+TEST(Sparse, XAttentionKeepsWhatHasTheMass) {
+  // One block of keys that all later rows like, far more than any other.
+  Problem<8, 4, 16, 16, float, Causal> p;
+  p.hq = p.hk = 1;
+  p.s = p.t = 320;
+  p.heads = {xAttention(4, 0.9f)};
+  p.build();
+  p.plan.dense_below = 0;
+  p.wantStatistics();
+  for (int64_t i = 0; i < p.s; ++i)
+    for (int64_t c = 0; c < 8; ++c) {
+      p.q(0, 0, i, c) = c == 0 ? 8.0f : 0.0f;
+      p.k(0, 0, i, c) = c == 0 && i / 16 == 7 ? 8.0f : 0.0f;
+    }
+  ASSERT_EQ(p.run(), PREFILL_OK);
+  for (int64_t tile = 8; tile < 20; ++tile)
+    for (int64_t block = 0; block <= tile; ++block)
+      EXPECT_EQ(p.out[PREFILL_OUT_BLOCK_MAP].at<uint8_t>({0, 0, tile, block}),
+                block == 0 || block == 7 || block == tile)
+          << tile << " " << block;
 }
 
 TEST(Sparse, Types) {
@@ -351,7 +438,7 @@ TEST(Sparse, ThreadsGiveTheSameBits) {
   p.b = 2;
   p.s = p.t = 500;
   p.heads = {verticalSlash(20, 60), verticalSlash(0, 0, 16, 0.3f),
-             blockSparse(3), triShape(8, 30, 20)};
+             blockSparse(3), xAttention(4, 0.8f)};
   p.build();
   p.plan.dense_below = 0;
   ASSERT_EQ(p.run(), PREFILL_OK);
@@ -402,7 +489,7 @@ TEST(Sparse, DegenerateSizesWithPlans) {
       Problem<8, 4, 16, 16, float, Causal> p;
       p.s = s;
       p.t = t;
-      p.heads = {aShape(1, 1), verticalSlash(1, 1), blockSparse(1),
+      p.heads = {xAttention(8, 0.9f), verticalSlash(1, 1), blockSparse(1),
                  verticalSlash(0, 0, 16, 0.01f)};
       p.build();
       p.plan.dense_below = 0;
@@ -416,7 +503,7 @@ TEST(Sparse, Rotary) {
   Problem<8, 4, 16, 16, float, Causal> p, r;
   p.s = p.t = r.s = r.t = 200;
   p.heads = r.heads = {verticalSlash(20, 60), verticalSlash(0, 0, 16, 0.3f),
-                       blockSparse(3), aShape(8, 30)};
+                       blockSparse(3), xAttention(4, 0.7f)};
   r.rotary = 1;
   r.rotaryDim = 8;
   p.build();
@@ -634,7 +721,7 @@ TEST(Crossover, PredictionsAreBounded) {
   for (const prefill_head_plan &plan :
        {aShape(128, 1024), triShape(8, 512, 128), verticalSlash(1000, 6096),
         verticalSlash(30, 100), verticalSlash(0, 0, 64, 0.1f), blockSparse(10),
-        blockSparse(0, 0.1f)}) {
+        blockSparse(0, 0.1f), xAttention(8, 0.9f)}) {
     const pf_work likely =
         pf_predict_work(&checked.call, &plan, &dense, 4096, false);
     const pf_work worst =

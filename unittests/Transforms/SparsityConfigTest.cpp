@@ -43,6 +43,29 @@ TEST(SparsityConfig, TokenBudgetReplacesDefaultDensity) {
   EXPECT_EQ(parse("block-sparse:top-k=7").plan(0, 0).topK, 7);
 }
 
+TEST(SparsityConfig, XAttention) {
+  HeadPlan plan = parse("xattention").plan(0, 0);
+  EXPECT_EQ(plan.pattern, SparsePattern::XAttention);
+  EXPECT_EQ(plan.stride, 8);
+  EXPECT_EQ(plan.topP, 0.9f);
+  plan = parse("xattention:stride=16,threshold=0.95").plan(0, 0);
+  EXPECT_EQ(plan.stride, 16);
+  EXPECT_EQ(plan.topP, 0.95f);
+  EXPECT_NE(refuse("xattention:stride=12").find("stride must be 2, 4, 8"),
+            std::string::npos);
+  EXPECT_NE(refuse("xattention:threshold=0").find("in (0, 1]"),
+            std::string::npos);
+  EXPECT_NE(refuse("xattention:density=0.5").find("stride, threshold"),
+            std::string::npos);
+  std::string error;
+  auto config = parseSparsityJSON(
+      R"({"layers": [{"heads": {"0": {"type": "xattention", "stride": 4, "tau": 0.8}}}]})",
+      "file", error);
+  ASSERT_TRUE(config) << error;
+  EXPECT_EQ(config->plan(0, 0).stride, 4);
+  EXPECT_EQ(config->plan(0, 0).topP, 0.8f);
+}
+
 TEST(SparsityConfig, DenseBelow) {
   // Only the default budget of vertical-slash is known to need it.
   EXPECT_EQ(parse("vertical-slash").denseBelow, 2048);

@@ -24,7 +24,7 @@ def SparsifyAttention : Pass<"sparsify-attention", "::mlir::ModuleOp"> {
   let description = [{
     Gives every query head of every causal `prefill.attention` an index by the
     pattern asked for: `dense`, `a-shape`, `tri-shape`, `vertical-slash`,
-    `block-sparse` with options (`vertical-slash:vertical=1000,slash=6096,last=64`),
+    `block-sparse`, `xattention` with options (`vertical-slash:vertical=1000,slash=6096,last=64`),
     or `config:FILE` for a choice per layer and head (MInference's JSON or our
     extended form). Attention that is not causal stays dense, with a missed remark.
   }];

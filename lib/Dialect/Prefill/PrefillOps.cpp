@@ -145,15 +145,31 @@ LogicalResult ScorePooledOp::verify() {
   return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
 }
 
+LogicalResult ScoreAntidiagonalOp::verify() {
+  uint64_t stride = getStride();
+  if (stride < 2 || stride > 64 || (stride & (stride - 1)))
+    return emitOpError("stride must be 2, 4, 8, 16, 32 or 64");
+  return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
+}
+
 LogicalResult SelectOp::verify() {
-  if (getTopK().has_value() == getDensity().has_value())
-    return emitOpError("needs exactly one of top_k and density");
+  if (getTopK().has_value() + getDensity().has_value() +
+          getTopP().has_value() !=
+      1)
+    return emitOpError("needs exactly one of top_k, density and top_p");
   if (getTopK() && static_cast<int64_t>(*getTopK()) < 0)
     return emitOpError("top_k must not be negative");
   if (getDensity()) {
     float density = getDensity()->convertToFloat();
     if (!(density > 0) || density > 1)
       return emitOpError("density must be in (0, 1]");
+  }
+  if (getTopP()) {
+    float share = getTopP()->convertToFloat();
+    if (!(share > 0) || share > 1)
+      return emitOpError("top_p must be in (0, 1]");
+    if (getScores().getType().getAxis() != ScoreAxis::Block)
+      return emitOpError("top_p needs block scores, which are shares of mass");
   }
   return verifyAxis(*this, "selection", getSelection().getType(),
                     getScores().getType().getAxis());

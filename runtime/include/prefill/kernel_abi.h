@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PREFILL_KERNEL_ABI 1
+#define PREFILL_KERNEL_ABI 2
 
 enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
 
@@ -128,6 +128,7 @@ enum prefill_pattern {
   PREFILL_PATTERN_TRI_SHAPE = 2,      /* init, local, last */
   PREFILL_PATTERN_VERTICAL_SLASH = 3, /* vertical, slash, last | density, last */
   PREFILL_PATTERN_BLOCK_SPARSE = 4,   /* top_k | density (pooled q.k) */
+  PREFILL_PATTERN_XATTENTION = 5,     /* stride, top_p (antidiagonal sums) */
 };
 typedef struct prefill_head_plan {
   uint32_t pattern;
@@ -136,6 +137,8 @@ typedef struct prefill_head_plan {
   int32_t vertical, slash;   /* tokens */
   int32_t top_k;             /* blocks per row */
   float density;             /* 0: use the counts */
+  int32_t stride;            /* rows and keys a strided score is made of */
+  float top_p;               /* share of the estimated mass to keep, (0, 1] */
 } prefill_head_plan;
 typedef struct prefill_plan {
   int32_t dense_below; /* keys; shorter prompts run dense. -1: by cost function */

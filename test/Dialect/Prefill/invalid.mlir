@@ -109,8 +109,25 @@ func.func @axis(%q: tensor<1x2x?x64xf32>) {
 
 func.func @rule(%q: tensor<1x2x?x64xf32>) {
   %s = prefill.score.pooled %q, %q : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
-  // expected-error @+1 {{needs exactly one of top_k and density}}
+  // expected-error @+1 {{needs exactly one of top_k, density and top_p}}
   %b = prefill.select %s {top_k = 4 : i64, density = 0.5 : f32} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @top_p(%q: tensor<1x2x?x64xf32>) {
+  %c, %d = prefill.score.last_rows %q, %q rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <column>, <diagonal>
+  // expected-error @+1 {{top_p needs block scores}}
+  %b = prefill.select %c {top_p = 0.5 : f32} : <column> -> <column>
+  return
+}
+
+// -----
+
+func.func @stride(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{stride must be 2, 4, 8, 16, 32 or 64}}
+  %s = prefill.score.antidiagonal %q, %q stride 12 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   return
 }
 

@@ -61,6 +61,10 @@ func.func @blocks(%q: tensor<1x2x?x64xf32>) {
   %b = prefill.select %s {top_k = 100 : i64} : <block> -> <block>
   // CHECK: prefill.index.blocks
   %i = prefill.index.blocks %b : <block>
+  // CHECK: prefill.score.antidiagonal %{{.*}}, %{{.*}} stride 8 : {{.*}} -> <block>
+  %a = prefill.score.antidiagonal %q, %q stride 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // CHECK: prefill.select %{{.*}} {forced = 1 : i64, top_p = 0.899999976 : f32} : <block> -> <block>
+  %p = prefill.select %a {top_p = 0.9 : f32, forced = 1 : i64} : <block> -> <block>
   // CHECK: prefill.index.tri_shape init 128 local 3968 last 100
   %t = prefill.index.tri_shape init 128 local 3968 last 100
   // CHECK: prefill.index.dense

@@ -16,7 +16,8 @@ enum class SparsePattern : int32_t {
   AShape = 1,
   TriShape = 2,
   VerticalSlash = 3,
-  BlockSparse = 4
+  BlockSparse = 4,
+  XAttention = 5
 };
 
 /// How one query head is made sparse (prefill_head_plan).
@@ -26,6 +27,8 @@ struct HeadPlan {
   int32_t vertical = 0, slash = 0;
   int32_t topK = 0;
   float density = 0;
+  int32_t stride = 0;
+  float topP = 0;
 };
 
 } // namespace prefill

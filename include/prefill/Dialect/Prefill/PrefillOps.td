@@ -143,6 +143,22 @@ def Prefill_ScorePooledOp : Prefill_Op<"score.pooled", [Pure]> {
   let hasVerifier = 1;
 }
 
+def Prefill_ScoreAntidiagonalOp : Prefill_Op<"score.antidiagonal", [Pure]> {
+  let summary = "Block mass estimated from sums along antidiagonals";
+  let description = [{
+    With T = `stride`, X[i, j] = scale / T * sum over t < T of
+    q[i T + T - 1 - t] . k[j T + t]: every query and key takes part in one of T
+    products. scores[qb, kb] = sum of softmax over visible j of X, over the
+    strided rows of block qb and keys of block kb, so that a row of blocks sums
+    up to its strided rows. XAttention (arXiv:2503.16428).
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$stride);
+  let results = (outs Prefill_ScoresType:$scores);
+  let assemblyFormat = "$q `,` $k `stride` $stride attr-dict `:` type($q) `,` type($k) `->` type($scores)";
+  let hasVerifier = 1;
+}
+
 //===----------------------------------------------------------------------===//
 // Select
 //===----------------------------------------------------------------------===//
@@ -150,13 +166,19 @@ def Prefill_ScorePooledOp : Prefill_Op<"score.pooled", [Pure]> {
 def Prefill_SelectOp : Prefill_Op<"select", [Pure]> {
   let summary = "Keep the entries with the largest scores";
   let description = [{
-    Exactly one of `top_k` (entries; per row of query blocks for block scores) and
+    Exactly one of `top_k` (entries; per row of query blocks for block scores),
     `density` (share of causal blocks that the index may keep, counted after
-    merging) says how many. `forced` entries with the lowest numbers (first keys,
-    shortest distances, first blocks) are always kept. Ties go to the lower index.
+    merging) and `top_p` says how many. `forced` entries with the lowest numbers
+    (first keys, shortest distances, first blocks) are always kept. Ties go to the
+    lower index.
+
+    `top_p`, for block scores that are shares of a row's mass: forced blocks and
+    the diagonal's, then others from the largest on as long as those before hold
+    less than top_p of the row's sum.
   }];
   let arguments = (ins Prefill_ScoresType:$scores, OptionalAttr<I64Attr>:$top_k,
                    OptionalAttr<F32Attr>:$density,
+                   OptionalAttr<F32Attr>:$top_p,
                    DefaultValuedAttr<I64Attr, "0">:$forced);
   let results = (outs Prefill_SelectionType:$selection);
   let assemblyFormat = "$scores attr-dict `:` type($scores) `->` type($selection)";
