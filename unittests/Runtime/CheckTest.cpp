@@ -18,9 +18,9 @@ struct Check : testing::Test {
     p.build();
     p.wantStatistics();
   }
-  void expect(prefill_status status, const char *message) {
+  void expect(prefill_status status, const std::string &message) {
     EXPECT_EQ(p.run(), status);
-    EXPECT_STREQ(p.context.message, message);
+    EXPECT_EQ(p.context.message, message);
   }
   DLTensor &dl(int slot) { return p.in[slot].dl; }
 };
