@@ -669,3 +669,50 @@ def test_transposed_wrongly(compiler, tmp_path):
       o = MatMul(p, v)
     }}"""
     check(onnx.parser.parse_model(text), "any", tmp_path)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("softmax", ["half", "single"])
+def test_half_precision(softmax, masked, compiler, tmp_path):
+    """fp16, its softmax in fp16 or fp32. ONNX Runtime has no fp16 Add on the CPU, runs that in
+    fp32, and must not do so with our op."""
+    wide = softmax == "single"
+    extra = ", float16[B,1,S,S] mask" if masked else ""
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    attention (float16[B,S,{HEADS * DIM}] x{extra}) => (float16[B,{HEADS},S,{DIM}] o) {{
+      shape = Constant<value_ints=[0, 0, {HEADS}, {DIM}]>()
+      one32 = Constant<value_float=1.0>()
+      one = Cast<to=10>(one32)
+      y = Add(x, one)
+      heads = Reshape(y, shape)
+      y2 = Sub(y, one)
+      heads2 = Reshape(y2, shape)
+      q = Transpose<perm=[0,2,1,3]>(heads2)
+      kt = Transpose<perm=[0,2,3,1]>(heads)
+      raw = MatMul(q, kt)
+      scale32 = Constant<value_float=0.25>()
+      scale = Cast<to=10>(scale32)
+      scaled = Mul(raw, scale)
+      masked = {"Add(scaled, mask)" if masked else "Identity(scaled)"}
+      m = Cast<to={1 if wide else 10}>(masked)
+      p0 = Softmax<axis=-1>(m)
+      p = Cast<to=10>(p0)
+      o0 = MatMul(p, q)
+      o = Add(o0, one)
+    }}"""
+    path = save_model(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    original = plain_session(path, optimise=False)
+    folder = prefill_opt.compile(path, tmp_path / "out", timeout=60)
+    assert count_kernels(folder) == 1
+    rewritten = prefill_opt.session(folder, log_severity_level=4)
+    wrong = []
+    for batch, s in ((1, 1), (2, 65)):
+        rng = np.random.default_rng(s)
+        lowest = np.finfo(np.float16).min
+        feeds = {
+            "x": rng.standard_normal((batch, s, HEADS * DIM)).astype(np.float16),
+        }
+        if masked:
+            feeds["mask"] = np.triu(np.full((batch, 1, s, s), lowest, np.float16), 1)
+        wrong += compare(["o"], rewritten.run(None, feeds), original.run(None, feeds), f"s={s}")
+    assert not wrong, "; ".join(wrong)

@@ -419,6 +419,18 @@ static bool can_infer_shapes(const char *version) {
 
 /*===-- entry point ------------------------------------------------------===*/
 
+/* Whether a kernel of this library takes `type`. */
+static int has_kernel(int type) {
+  for (int64_t i = 0; i < prefill_model_kernel_count; ++i) {
+    int dtype = prefill_model_kernels[i]->dtype;
+    if (type == (dtype == PREFILL_F16    ? ONNX_FLOAT16
+                 : dtype == PREFILL_BF16 ? ONNX_BFLOAT16
+                                         : ONNX_FLOAT))
+      return 1;
+  }
+  return 0;
+}
+
 /* What SessionOptions.register_custom_ops_library calls. */
 PREFILL_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
                                          const OrtApiBase *base);
@@ -439,6 +451,10 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
    * exactly one input of any type in ONNX Runtime 1.17. */
   static const int types[] = {ONNX_FLOAT, ONNX_FLOAT16, ONNX_BFLOAT16};
   for (size_t i = 0; !status && i < sizeof(types) / sizeof(types[0]); ++i) {
+    /* ONNX Runtime makes a lone fp16 node an fp32 one where it finds a kernel
+     * for that, whatever the node's attribute says. */
+    if (!has_kernel(types[i]))
+      continue;
     /* Lives as long as the process: sessions refer to it, and nobody tells when
      * the last one is gone. A few hundred bytes per SessionOptions. */
     attention_op *op = calloc(1, sizeof(attention_op));
