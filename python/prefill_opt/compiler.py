@@ -26,7 +26,9 @@ class CompileError(RuntimeError):
 
 
 def find_compiler() -> Path:
-    """Where the compiler is: ``$PREFILL_OPT``, this checkout's ``build/bin``, or the PATH.
+    """Where the compiler is.
+
+    ``$PREFILL_OPT``, this package's own (in a wheel), this checkout's ``build/bin``, the PATH.
 
     Raises `CompileError` naming these places if it is in none of them.
     """
@@ -35,9 +37,11 @@ def find_compiler() -> Path:
         if not os.access(override, os.X_OK):
             raise CompileError(f"PREFILL_OPT names no program: {override}", [], 127, "")
         return Path(override)
-    built = Path(__file__).resolve().parents[2] / "build" / "bin" / "prefill-opt"
-    if os.access(built, os.X_OK):
-        return built
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_compiler", package.parents[1] / "build"):
+        built = folder / "bin" / "prefill-opt"
+        if os.access(built, os.X_OK):
+            return built
     found = shutil.which("prefill-opt")
     if found:
         return Path(found)

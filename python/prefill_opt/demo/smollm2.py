@@ -47,11 +47,15 @@ class ModelError(RuntimeError):
 
 
 def models_dir() -> Path:
-    """The cache folder: ``$PREFILL_MODELS``, else ``build/models`` of this checkout."""
+    """``$PREFILL_MODELS``, else ``build/models`` of this checkout, else the user's cache."""
     override = os.environ.get("PREFILL_MODELS")
     if override:
         return Path(override)
-    return Path(__file__).resolve().parents[3] / "build" / "models"
+    checkout = Path(__file__).resolve().parents[3]
+    if (checkout / "pyproject.toml").is_file():
+        return checkout / "build" / "models"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "prefill-opt" / "models"
 
 
 def gguf_file() -> Path:
