@@ -436,7 +436,7 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
   }
 
   // The second product: probabilities times values.
-  Product values, *product = &values;
+  Product values;
   Roles roles;
   Value o;
   if (failed(matchValues(pv, values, roles, o)))
@@ -448,68 +448,9 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
   if (form.divisor && failed(divideLater(o, oIndices)))
     return failure();
 
-  // Queries, keys and values where they lie.
-  SmallVector<Rows> q = layouts(qk.lhs, qk.lhsIndices, space.i, space.dims.rows,
-                                d, site.headDim, true);
-  SmallVector<Rows> k = layouts(qk.rhs, qk.rhsIndices, space.j, space.dims.keys,
-                                d, site.headDim, true);
-  SmallVector<Rows> v = layouts(product->rhs, product->rhsIndices, space.j,
-                                space.dims.keys, e, site.vHeadDim, false);
-  llvm::erase_if(q, [&](const Rows &r) { return r.heads != heads; });
-  if (q.empty())
-    return refuse(qk.node,
-                  "the queries do not lie as [batch, heads, rows, d] "
-                  "or [batch, rows, heads, d]",
-                  qk.lhs);
-  if (k.empty())
-    return refuse(qk.node,
-                  "the keys do not lie as [batch, heads, keys, d] or "
-                  "[batch, keys, heads, d] with the queries' batch",
-                  qk.rhs);
-  if (v.empty())
-    return refuse(pv,
-                  "the values do not lie as [batch, heads, keys, d] or "
-                  "[batch, keys, heads, d] with the queries' batch",
-                  product->rhs);
-  // The fewest KV heads that keys and values both have.
-  const Rows *bestK = nullptr, *bestV = nullptr;
-  for (const Rows &x : k)
-    for (const Rows &y : v)
-      if (x.heads == y.heads && (!bestK || x.heads <= bestK->heads)) {
-        bestK = &x;
-        bestV = &y;
-      }
-  if (!bestK)
-    return refuse(qk.node, "keys and values have different numbers of heads",
-                  qk.rhs);
-  const Rows &bestQ = q.back();
-  site.q = bestQ.value;
-  site.k = bestK->value;
-  site.v = bestV->value;
-  site.qLayout = bestQ.layout;
-  site.kLayout = bestK->layout;
-  site.vLayout = bestV->layout;
-  site.kvHeads = bestK->heads;
-  scale *= bestQ.factor * bestK->factor;
-  // Numbers that over- or underflow on the way make another result.
-  if (!(std::abs(scale) > 1e-10 && std::abs(scale) < 1e10))
-    return refuse(qk.node, "the scale is not an ordinary number");
-  site.scale = scale;
-  site.softcap = softcap;
-  if (bestK->heads < heads)
-    traits.push_back("grouped heads");
-  if (softcap)
-    traits.push_back("softcap");
-
-  Type type = analysis.facts(bestQ.value).elementType;
-  if (!type || !(type.isF32() || type.isF16() || type.isBF16()) ||
-      analysis.facts(bestK->value).elementType != type ||
-      analysis.facts(bestV->value).elementType != type ||
-      of.elementType != type)
-    return refuse(qk.node,
-                  "q, k, v and the result are not all of one type f32, "
-                  "f16 or bf16",
-                  bestQ.value);
+  Type type = of.elementType;
+  if (failed(matchOperands(qk, values, d, e, type)))
+    return failure();
   for (Operation *op : region) {
     auto cast = dyn_cast<onnx::NodeOp>(op);
     Type to = cast && cast.is("Cast")

@@ -3,7 +3,8 @@
 // Private to lib/Analysis: AttentionMatch.cpp finds the products around a
 // softmax and puts everything together, AttentionScores.cpp goes back from it
 // to queries and keys, AttentionOutput.cpp on to the values and the result,
-// AttentionGuards.cpp reads what is done about rows without keys.
+// AttentionGuards.cpp reads what is done about rows without keys,
+// AttentionOperands.cpp finds the tensors that are read.
 //
 //===----------------------------------------------------------------------===//
 #ifndef PREFILL_LIB_ANALYSIS_ATTENTIONMATCHER_H
@@ -124,6 +125,8 @@ private:
                                   llvm::ArrayRef<ExprRef> indices, ExprRef row,
                                   ExprRef rowCount, ExprRef column,
                                   int64_t width, bool mayScale);
+  mlir::LogicalResult matchOperands(const Product &qk, const Product &product,
+                                    ExprRef d, ExprRef e, mlir::Type type);
   mlir::LogicalResult matchSinks(mlir::Value value);
 
   /// What a guard does to rows without keys.
