@@ -37,28 +37,29 @@
 // CHECK: arith.minsi
 // CHECK: scf.for {{.*}} step %c8_i64{{.*}} iter_args({{.*}}) -> (vector<16xf32>, vector<16xf32>)
 // CHECK: scf.for {{.*}} iter_args
+// CHECK-NOT: llvm.intr.prefetch
 // CHECK-COUNT-16: vector.fma
 // CHECK-NOT: vector.fma
 // CHECK-NOT: scf.if
 // CHECK: arith.cmpi sle, {{.*}} : vector<16xi32>
 // CHECK: } else {
 
-// Elsewhere: the mask is behind a branch in the epilogue of the register tile,
-// and the row maxima are carried beside it.
+// Elsewhere: every round asks for a line of the next block, the mask is behind a
+// branch in the epilogue of the register tile, and the row maxima are carried
+// beside it.
 // CHECK: scf.for {{.*}} iter_args({{.*}}) -> (vector<16xf32>, vector<16xf32>, vector<16xf32>, vector<16xf32>)
 // CHECK: scf.for {{.*}} iter_args
+// CHECK: llvm.intr.prefetch
 // CHECK-COUNT-24: vector.fma
 // CHECK: scf.if %[[MASKED]] -> (vector<16xf32>
 // CHECK: arith.cmpi sle, {{.*}} : vector<16xi32>
 // CHECK: llvm.store {{.*}} : vector<16xf32>
 // CHECK: arith.cmpf ogt, {{.*}} : vector<16xf32>
 
-// Exponentials: in the diagonal's groups; elsewhere they ask for the next block.
+// Exponentials.
 // CHECK: scf.if %[[TRIMS]] {
-// CHECK-NOT: llvm.intr.prefetch
 // CHECK: avx512.mask.scalef
 // CHECK: } else {
-// CHECK: llvm.intr.prefetch
 // CHECK: avx512.mask.scalef
 
 // Outputs: the decay of what was summed so far goes into the accumulators.

@@ -128,9 +128,10 @@ private:
   /// `clearDead`.
   void copyOperand(mlir::Type element, int64_t width, mlir::Value base,
                    mlir::Value stride, bool clearDead);
-  /// Asks for what the next round needs of one of its keys, or the part of it
-  /// that falls to a group of query rows.
-  void prefetchNext(Piece &piece);
+  /// Asks for what the next round's block has in place of a piece of keys: all
+  /// of it, or one line in every round of the piece's product.
+  void prefetchNext(const Piece &piece, mlir::Value round = {},
+                    int64_t rounds = 0);
   /// Where a product's second operand lies, as fp32 rows; converts 16-bit
   /// types.
   mlir::FailureOr<std::pair<mlir::Value, mlir::Value>>

@@ -587,6 +587,47 @@ KernelLowering::productOperand(tile::DotOp dot) {
   return std::make_pair(branch.getResult(0), branch.getResult(1));
 }
 
+void KernelLowering::prefetchNext(const Piece &piece, Value round,
+                                  int64_t rounds) {
+  SmallVector<BoundView> keyed;
+  for (BlockArgument argument : kernel.getBody().getArguments())
+    if (BoundView view = views.lookup(argument); view.packed)
+      keyed.push_back(view);
+  const Value first = e.add(keyTile.next, piece.row);
+  auto rowAddress = [&](const BoundView &view, Value key) {
+    return e.at(view.base, arith::MulIOp::create(b, loc, key, view.rowBytes));
+  };
+  if (!round) {
+    // Each group of query rows asks for its part of the lines.
+    const int64_t rows = piece.vectors * target.lanes;
+    Value group = arith::DivUIOp::create(b, loc, piece.lane, e.integer(rows));
+    for (const BoundView &view : keyed) {
+      const int64_t part = llvm::alignTo(
+          llvm::divideCeil(view.packedBytes, queryRows / rows), 64);
+      Value address = e.at(rowAddress(view, first), e.mul(group, part));
+      for (int64_t r = 0; r < piece.rows; ++r) {
+        e.prefetch(address, part);
+        address = e.at(address, view.rowBytes);
+      }
+    }
+    return;
+  }
+  // One line a round, one view after the other: more of them at a time than the
+  // processor can wait for would hold up the product.
+  Value address;
+  for (auto [number, view] : llvm::enumerate(keyed)) {
+    Value start = e.integer(number * rounds / keyed.size());
+    Value index = arith::SubIOp::create(b, loc, round, start);
+    Value lines = e.integer(llvm::divideCeil(view.packedBytes, 64));
+    Value row = arith::DivUIOp::create(b, loc, index, lines);
+    Value line = arith::RemUIOp::create(b, loc, index, lines);
+    Value here = e.at(rowAddress(view, e.add(first, row)), e.mul(line, 64));
+    address = address ? e.select(e.less(round, start), address, here) : here;
+  }
+  if (address)
+    e.prefetch(address, 1);
+}
+
 LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
                                            Value stride, Piece &piece) {
   auto slot = slots.find(dot.getA());
@@ -621,11 +662,18 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
     if (keyTile.isRanged)
       inner = keyRange(piece.lane, piece.vectors * target.lanes);
   }
+  const bool prefetches =
+      dot.getTransposeB() && keyTile.next && !keyTile.isMasked;
+  const bool isOneGroup = piece.vectors * target.lanes == queryRows;
+  if (prefetches && !isOneGroup)
+    prefetchNext(piece);
   auto loop =
       scf::ForOp::create(b, loc, inner.begin, inner.end, e.integer(1), sums);
   OpBuilder::InsertionGuard guard(b);
   b.setInsertionPointToStart(loop.getBody());
   Value k = loop.getInductionVar();
+  if (prefetches && isOneGroup)
+    prefetchNext(piece, k, tileType(dot.getA()).getDimSize(1));
   sums.assign(loop.getRegionIterArgs().begin(), loop.getRegionIterArgs().end());
   Value vectors = e.at(left, e.mul(k, queryRows * 4));
   Vectors lanes;
@@ -677,29 +725,6 @@ static bool isOverKeys(Value value) {
          llvm::any_of(op->getOperands(), isOverKeys);
 }
 
-void KernelLowering::prefetchNext(Piece &piece) {
-  const int64_t rows = piece.vectors * target.lanes;
-  for (BlockArgument argument : kernel.getBody().getArguments()) {
-    const BoundView view = views.lookup(argument);
-    if (!view.packed)
-      continue;
-    auto type = cast<tile::ViewType>(argument.getType());
-    const int64_t bytes =
-        type.getShape()[1] * view.element.getIntOrFloatBitWidth() / 8;
-    // Groups of query rows divide the lines among them.
-    const int64_t part =
-        llvm::alignTo(llvm::divideCeil(bytes, queryRows / rows), 64);
-    Value key = e.add(keyTile.next, piece.row);
-    Value address =
-        e.at(view.base, arith::MulIOp::create(b, loc, key, view.rowBytes));
-    if (rows < queryRows)
-      address =
-          e.at(address, arith::DivUIOp::create(b, loc, e.mul(piece.lane, part),
-                                               e.integer(rows)));
-    e.prefetch(address, part);
-  }
-}
-
 LogicalResult KernelLowering::lowerMap(const Step &step) {
   int64_t rows = 0;
   bool overKeys = false;
@@ -712,13 +737,7 @@ LogicalResult KernelLowering::lowerMap(const Step &step) {
         }
   auto emit = [&](int64_t, int64_t vectors) {
     return forPieces(
-        step, rows, 1, vectors,
-        [&](Piece &piece) {
-          if (overKeys && keyTile.next && !keyTile.isMasked)
-            prefetchNext(piece);
-          return success();
-        },
-        overKeys);
+        step, rows, 1, vectors, [](Piece &) { return success(); }, overKeys);
   };
   return overKeys ? forShapes(emit) : emit(1, target.tileVectors);
 }
