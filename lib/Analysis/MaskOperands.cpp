@@ -250,8 +250,11 @@ bool MaskBuilder::asTensor(ExprRef e, bool isBool, Parts &parts) {
         auto *position = llvm::find(order, x);
         if (x->is(Kind::Index) && position != std::end(order)) {
           int64_t p = position - std::begin(order);
-          fits &=
-              ctx.proveEqual(size, sizes[p]) && !llvm::is_contained(present, p);
+          // A slice of a stored bias, min(stored, keys) long, is not stretched.
+          bool whole = ctx.proveEqual(size, sizes[p]) ||
+                       (size->is(Kind::Min) &&
+                        broadcastDim(ctx, size, sizes[p]) == sizes[p]);
+          fits &= whole && !llvm::is_contained(present, p);
           present.push_back(p);
         } else {
           fits &= size->isInt(1);

@@ -314,8 +314,10 @@ void ShapeRules::gemm() {
 }
 
 void ShapeRules::concat() {
-  results[0].elementType = in(0).elementType;
   unsigned count = node.getInputs().size();
+  // All inputs have one type.
+  for (unsigned i = 0; i < count && !results[0].elementType; ++i)
+    results[0].elementType = in(i).elementType;
   // All inputs have one rank; one that is known tells it.
   std::optional<size_t> rank;
   for (unsigned i = 0; i < count; ++i)
@@ -739,6 +741,15 @@ bool ShapeRules::defaultDomain() {
   } else if (op == "Attention") {
     attention();
   } else {
+    // Their shapes are no matter here, their type is.
+    static const llvm::StringSet<> typeOfFirst = {
+        "Resize",          "Upsample",      "MaxPool",
+        "AveragePool",     "ConvTranspose", "GlobalAveragePool",
+        "GridSample",      "RoiAlign",      "SpaceToDepth",
+        "DepthToSpace",    "CenterCropPad", "Compress",
+        "ReverseSequence", "Unique",        "Col2Im"};
+    if (typeOfFirst.contains(op))
+      results[0].elementType = in(0).elementType;
     return false;
   }
   return true;

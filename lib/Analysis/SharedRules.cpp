@@ -99,7 +99,16 @@ prefill::sliceAxes(SymbolicAnalysis &analysis, onnx::NodeOp node) {
         if (step != 1)
           length = ctx.floorDiv(ctx.add(length, ctx.getInt(step - 1)),
                                 ctx.getInt(step));
-        if (ctx.proveNonNegative(ctx.sub(end, s.start)))
+        // The last c of them: end - max(0, end - c) is min(end, c).
+        if (step == 1 && s.start->is(Expr::Kind::Max)) {
+          ExprRef one = ctx.sub(end, s.start->operands[0]),
+                  other = ctx.sub(end, s.start->operands[1]);
+          if (ctx.proveNonNegative(one) && ctx.proveNonNegative(other))
+            s.length = ctx.min(one, other);
+        }
+        if (s.length)
+          ;
+        else if (ctx.proveNonNegative(ctx.sub(end, s.start)))
           s.length = length;
         else if (step == 1)
           s.length = ctx.max(length, ctx.getInt(0));
