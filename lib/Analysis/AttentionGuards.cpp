@@ -240,7 +240,6 @@ Matcher::effectOf(const RowGuard &guard, const MaskBuilder &masks) {
 
 bool Matcher::zeroesEmptyRows(const RowGuard &guard, const MaskBuilder &masks) {
   auto effect = effectOf(guard, masks);
-  return effect &&
-         (*effect == GuardEffect::Zero || masks.neverEmpty() ||
-          masks.emptyRow() == MaskedRowRule::NaN || masks.emptyRowAssumed());
+  return effect && (*effect == GuardEffect::Zero || masks.neverEmpty() ||
+                    masks.emptyRow() == MaskedRowRule::NaN);
 }

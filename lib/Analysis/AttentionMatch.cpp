@@ -499,15 +499,19 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
     if (site.maskedRow == MaskedRowRule::Mean)
       site.maskedRow = MaskedRowRule::NaN;
   }
-  bool nan = site.maskedRow == MaskedRowRule::NaN || masks.emptyRowAssumed();
+  bool nan = site.maskedRow == MaskedRowRule::NaN;
   for (const RowGuard &guard : guards) {
     auto effect = effectOf(guard, masks);
     if (!effect)
       return refuse(guard.node, "which rows its zeros are put in is not proven",
                     guard.condition);
-    if (*effect == GuardEffect::Zero || nan)
+    zeroRows |= *effect == GuardEffect::Zero;
+    if (nan)
       site.maskedRow = MaskedRowRule::Zero;
   }
+  // Those rows are 0 whatever numbers hide their keys.
+  if (zeroRows && numbers)
+    hideLowNumbers(analysis, site, std::max(lowestNumber(type), -3e38));
   if (zeroRows || sinks || (nanGuard && nan))
     site.maskedRow = MaskedRowRule::Zero;
   if (nanGuard)

@@ -428,19 +428,6 @@ bool MaskBuilder::provenNeverEmpty(const Parts &parts) {
 // All together
 //===----------------------------------------------------------------------===//
 
-/// Whether numbers that hide keys occur in `e`: finite ones, infinite ones.
-void MaskBuilder::hidingNumbers(ExprRef e, unsigned depth, bool &finite,
-                                bool &infinite) {
-  if (depth > 16)
-    return;
-  if (e->is(Kind::Float)) {
-    infinite |= std::isinf(e->number);
-    finite |= std::isfinite(e->number) && std::abs(e->number) >= 1e30;
-  }
-  for (ExprRef x : e->operands)
-    hidingNumbers(x, depth + 1, finite, infinite);
-}
-
 bool MaskBuilder::commit(Parts &parts) {
   if (!resolveBand(parts))
     return false;
@@ -458,12 +445,15 @@ bool MaskBuilder::commit(Parts &parts) {
   }
   if (!rowsNeverEmpty) {
     // Rows without a visible key: the original averages over those keys that
-    // have the largest of several hidden values. Not expressible.
+    // have the largest of several hidden values. Only a bias can say which.
     bool inBias = parts.bias && !parts.biasIsBool && !parts.upper &&
                   !parts.back && parts.keyMasks.empty() && !parts.qSegment &&
                   !parts.kvLengths;
-    if ((kinds > 1 || sums > 1) && !inBias)
-      return false;
+    if (kinds > 1 || sums > 1) {
+      if (!inBias)
+        return false;
+      infinite = true;
+    }
     // A bias that hides keys itself beside a mask of finite numbers: a row
     // whose visible keys the bias hides sees masked ones again.
     if (finite && parts.opaqueBias &&
@@ -471,24 +461,10 @@ bool MaskBuilder::commit(Parts &parts) {
          parts.qSegment || parts.biasIsBool))
       return false;
   }
-  // A bias that hides keys itself: -inf gives NaN, a finite minimum the mean.
-  // Of one that the caller gives, finite minima are assumed.
-  if (parts.opaqueBias) {
-    bool biasFinite = false, biasInfinite = false;
-    llvm::SmallDenseSet<ExprRef, 4> seen;
-    for (const MaskTerm &term : terms)
-      if (term.element) {
-        hidingNumbers(term.element, 0, biasFinite, biasInfinite);
-        // One mask twice: its minima add up to -inf wherever they are.
-        if (!seen.insert(term.element).second) {
-          biasInfinite |= biasFinite;
-          biasFinite = false;
-        }
-      }
-    ruleAssumed = !biasFinite && !biasInfinite && !infinite;
-    infinite = infinite || (biasInfinite && !biasFinite);
-    finite = !infinite;
-  }
+  // A bias that hides keys itself is added as the model does it, finite minima
+  // included: what remains are rows of -inf. (Not with a floor: see `finite`.)
+  if (parts.opaqueBias && !floor)
+    infinite = true;
   rule = rowsNeverEmpty        ? MaskedRowRule::Zero
          : infinite || !finite ? MaskedRowRule::NaN
                                : MaskedRowRule::Mean;
@@ -595,6 +571,39 @@ LogicalResult MaskBuilder::finish() {
                      terms.empty() ? Value() : terms.front().tensor);
 }
 
+double prefill::lowestNumber(Type type) {
+  return APFloat::getLargest(cast<FloatType>(type).getFloatSemantics(),
+                             /*Negative=*/true)
+      .convertToDouble();
+}
+
+void prefill::hideLowNumbers(SymbolicAnalysis &analysis, AttentionSite &site,
+                             double limit) {
+  PlannedValue bias = site.bias;
+  auto type = dyn_cast_or_null<TensorType>(
+      bias.kind == PlannedValue::Kind::Existing
+          ? analysis.inferredType(bias.value)
+          : site.nodes[bias.node].resultTypes[bias.result]);
+  if (!type)
+    return (void)site.refuse(site.core, "the type of the bias is not known");
+  if (!isFloat(type.getElementType()))
+    return;
+  auto number = [&](double value) {
+    APFloat rounded(value);
+    bool inexact = false;
+    rounded.convert(cast<FloatType>(type.getElementType()).getFloatSemantics(),
+                    APFloat::rmNearestTiesToEven, &inexact);
+    return site.planConstant(DenseElementsAttr::get(
+        RankedTensorType::get({}, type.getElementType()), rounded));
+  };
+  PlannedValue low =
+      site.plan("LessOrEqual", {bias, number(limit)},
+                type.clone(IntegerType::get(type.getContext(), 1)));
+  site.bias = site.plan(
+      "Where", {low, number(-std::numeric_limits<double>::infinity()), bias},
+      type);
+}
+
 LogicalResult prefill::applyMask(SymbolicAnalysis &analysis,
                                  AttentionSite &site, Value mask,
                                  const MaskDims &dims, bool &neverEmpty) {
@@ -621,7 +630,6 @@ LogicalResult prefill::applyMask(SymbolicAnalysis &analysis,
     return failure();
   neverEmpty = builder.neverEmpty();
   if (!boolean)
-    site.maskedRow =
-        builder.emptyRowAssumed() ? MaskedRowRule::NaN : builder.emptyRow();
+    site.maskedRow = builder.emptyRow();
   return success();
 }

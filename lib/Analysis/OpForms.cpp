@@ -1,5 +1,6 @@
 //===- OpForms.cpp - Fused attention operators: common parts --------------===//
 #include "prefill/Analysis/OpForms.h"
+#include "prefill/Analysis/MaskPredicate.h"
 
 #include "llvm/ADT/APFloat.h"
 #include "llvm/ADT/STLExtras.h"
@@ -378,34 +379,20 @@ void OpForm::setMask(Value mask, const MaskDims &dims, const MaskRules &rules) {
         for (int64_t i = 0; i < maskRank; ++i)
           indices.push_back(
               exprs.getIndex(("m" + Twine(i)).str(), dim(mask, i)));
-        ExprRef element = analysis.element(mask, indices);
-        double lowest =
-            APFloat::getLargest(cast<FloatType>(type).getFloatSemantics(),
-                                /*Negative=*/true)
-                .convertToDouble();
-        bool hasLowest = mentions(element, [&](double number) {
-          return number <= lowest && std::isfinite(number);
-        });
-        bool hasInfinity =
-            mentions(element, [](double number) { return std::isinf(number); });
-        if (site.bias) {
-          found = hasLowest == hasInfinity ? rules.unknown
-                  : hasInfinity            ? rules.infinite
-                  : rules.lowest           ? *rules.lowest
-                  : rules.hard             ? rules.unknown
-                                           : MaskedRowRule::Mean;
-          site.maskedRow = found;
-          return;
-        }
-        if (found == MaskedRowRule::NaN)
+        bool hasLowest =
+            mentions(analysis.element(mask, indices), [&](double number) {
+              return number <= lowestNumber(type) && std::isfinite(number);
+            });
+        if (found == MaskedRowRule::NaN ||
+            (found == MaskedRowRule::Mean && rules.lowestHides && hasLowest))
           found = rules.infinite;
-        else if (found == MaskedRowRule::Mean && rules.lowest && hasLowest)
-          found = *rules.lowest;
       }
       // "Mean" is the mean of all values; with keys that are invisible for good
       // it would be the mean of the others. The tensor itself says it right.
       if (neverEmpty || found != MaskedRowRule::Mean || !rules.hard) {
         site.maskedRow = neverEmpty ? before.maskedRow : found;
+        if (site.bias && !isBool && rules.lowestHides)
+          hideLowNumbers(analysis, site, lowestNumber(type));
         return;
       }
     }
@@ -414,7 +401,11 @@ void OpForm::setMask(Value mask, const MaskDims &dims, const MaskRules &rules) {
   if (!provablyEqual(dim(mask, -1), dims.keys) && size(mask, -1) == 1)
     return refuse("mask has one column for all keys", mask);
   site.bias = use(mask);
-  site.maskedRow = isBool ? before.maskedRow : rules.unknown;
+  if (!isBool) {
+    site.maskedRow = rules.infinite;
+    if (rules.lowestHides)
+      hideLowNumbers(analysis, site, lowestNumber(type));
+  }
 }
 
 void OpForm::replace(unsigned output, PlannedValue value) {

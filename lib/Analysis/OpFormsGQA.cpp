@@ -387,12 +387,10 @@ void Matcher::setMasks() {
   // only, and a row of -inf or of lowest numbers gives 0 there. Without
   // `causal`, rows of -inf give NaN and rows of lowest numbers the mean.
   OpForm::MaskRules rules;
-  if (site.causal) {
-    rules.lowest = MaskedRowRule::Zero;
-  } else {
+  if (site.causal)
+    rules.lowestHides = true;
+  else
     rules.infinite = MaskedRowRule::NaN;
-    rules.unknown = MaskedRowRule::Mean;
-  }
   rules.hard = site.causal || site.kvLengths;
   // With a past, the number of keys is not an expression.
   rules.direct = static_cast<bool>(pastKey) || site.windowLeft.has_value();

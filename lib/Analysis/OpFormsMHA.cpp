@@ -114,10 +114,8 @@ static void setMasks(OpForm &form, Type element, Value padding, Value bias,
   // `unidirectional`, ONNX Runtime lets a row that -inf leaves nothing see
   // later keys; it gives 0 here.
   OpForm::MaskRules rules;
-  if (!site.causal) {
+  if (!site.causal)
     rules.infinite = MaskedRowRule::NaN;
-    rules.unknown = MaskedRowRule::Mean;
-  }
   rules.hard = site.causal;
   if (bias && !padding)
     return form.setMask(bias, dims, rules);
@@ -130,7 +128,7 @@ static void setMasks(OpForm &form, Type element, Value padding, Value bias,
   if (bias) {
     added = site.plan("Add", {form.use(bias), added},
                       form.tensor({-1, -1, -1, -1}, element));
-    site.maskedRow = rules.unknown;
+    site.maskedRow = rules.infinite;
   }
   site.bias = added;
 }

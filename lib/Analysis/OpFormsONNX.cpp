@@ -7,6 +7,7 @@
 // has the proof.
 //
 //===----------------------------------------------------------------------===//
+#include "prefill/Analysis/MaskPredicate.h"
 #include "prefill/Analysis/OpForms.h"
 
 #include <cmath>
@@ -262,7 +263,7 @@ void prefill::matchOnnxAttention(OpForm &form) {
     // the lowest number for -inf in a row that sees nothing else (onnx's
     // reference does not); it is followed here.
     if (opset < 25)
-      rules.lowest = MaskedRowRule::Zero;
+      rules.lowestHides = true;
     rules.hard = positions || nonpad;
     // Offsets and windows of the operator are not combined with those of the
     // mask.
@@ -281,6 +282,8 @@ void prefill::matchOnnxAttention(OpForm &form) {
       PlannedValue total =
           pastK ? form.planDim(presentK, 2) : form.planDim(k, sizes.rowAxis);
       site.bias = padMask(form, mask, rank, total);
+      if (rules.lowestHides && !type.isInteger(1))
+        hideLowNumbers(form.analysis, site, lowestNumber(type));
     } else {
       form.setMask(mask, dims, rules);
     }

@@ -34,9 +34,12 @@ typedef struct tile_memory {
 static bool bias_in_place(const pf_call *call) {
   return call->bias.dtype == PREFILL_F32 && call->bias.stride[3] <= 1;
 }
-/* Biases may be finite and yet below all that tile functions tell from -inf. */
+/* Biases may be finite and yet below all that tile functions tell from -inf.
+ * (With MASKED_MEAN all hidden scores are one finite number, whatever hides
+ * them: that row is the mean of all values.) */
 static bool bias_needs_care(const pf_call *call) {
-  return call->bias.data && call->bias.dtype != PF_BOOL8;
+  return call->bias.data && call->bias.dtype != PF_BOOL8 &&
+         call->desc->masked_row != PREFILL_MASKED_MEAN;
 }
 static int64_t bias_width(const pf_call *call) {
   return call->blocks * call->bk;

@@ -32,10 +32,11 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 !u = !onnx.unknown
 !t = tensor<1x2x3x8xf32>
 
-// A mask that the caller gives: nothing is known about it.
+// A mask that the caller gives: nothing is known about it. Kernels add it as the
+// model does, rows of finite minima included; rows of -inf are NaN.
 // CHECK-LABEL: graph_name = "given"
 // CHECK: prefill.attention %q, %k, %v bias(%m0 : tensor<1x1x3x3xf32>) {form
-// CHECK-SAME: masked_row = #prefill<masked_row mean>
+// CHECK-SAME: masked_row = #prefill<masked_row nan>
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
   onnx.graph @main(%q: !t, %k: !t, %v: !t, %m0: tensor<1x1x3x3xf32>) attributes {graph_name = "given", inputs = ["q", "k", "v", "m0"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>

@@ -439,6 +439,9 @@ struct Problem {
       // Models add in float32: next to a bias of -3.4e38 scores vanish.
       if (x < -1e30)
         x = static_cast<float>(x);
+      // Then whatever hides is one finite number.
+      if (x < -3e38 && maskedRow == PREFILL_MASKED_MEAN)
+        continue;
       logits[static_cast<size_t>(j)] = x;
       m = std::max(m, logits[static_cast<size_t>(j)]);
     }

@@ -48,6 +48,14 @@ struct MaskTerm {
   double factor = 1;
 };
 
+/// The lowest finite number of a float type.
+double lowestNumber(mlir::Type type);
+
+/// Puts -inf in place of the bias's numbers from `limit` down. A bool bias
+/// stays as it is.
+void hideLowNumbers(SymbolicAnalysis &analysis, AttentionSite &site,
+                    double limit);
+
 /// Collects the terms of one attention and describes them in terms of a site.
 class MaskBuilder {
 public:
@@ -68,8 +76,6 @@ public:
   bool neverEmpty() const { return rowsNeverEmpty; }
   /// What an empty row gives, as far as the masks decide it.
   MaskedRowRule emptyRow() const { return rule; }
-  /// Nothing is known about the numbers that hide keys: `emptyRow` is a guess.
-  bool emptyRowAssumed() const { return ruleAssumed; }
   /// Which keys are visible, as one expression; null when not all is known.
   ExprRef visible() const { return visibleAll; }
 
@@ -98,8 +104,6 @@ private:
   bool resolveBand(Parts &parts);
   bool fitBand(Parts &parts, QueryAlignment alignment, ExprRef offset);
   bool benign(ExprRef e, unsigned depth);
-  static void hidingNumbers(ExprRef e, unsigned depth, bool &finite,
-                            bool &infinite);
   bool benignConstant(mlir::Value value);
   bool provenNeverEmpty(const Parts &parts);
   bool commit(Parts &parts);
@@ -113,7 +117,7 @@ private:
   mlir::Type scoreType;
   llvm::SmallVector<MaskTerm> terms;
   std::optional<double> floor;
-  bool rowsNeverEmpty = false, ruleAssumed = false;
+  bool rowsNeverEmpty = false;
   MaskedRowRule rule = MaskedRowRule::Zero;
   ExprRef visibleAll = nullptr;
 };

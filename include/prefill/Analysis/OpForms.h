@@ -127,13 +127,10 @@ public:
   /// Sets the mask or bias operand `mask` of the scores [batch, heads, rows,
   /// keys].
   struct MaskRules {
-    /// What an understood -inf mask gives for a row that sees nothing.
+    /// What -inf gives for a row that sees nothing.
     MaskedRowRule infinite = MaskedRowRule::Zero;
-    /// What one of lowest finite numbers gives, if not the mean.
-    std::optional<MaskedRowRule> lowest;
-    /// The same for a tensor of which nothing is known: kernels cannot tell
-    /// -inf from lowest numbers.
-    MaskedRowRule unknown = MaskedRowRule::Zero;
+    /// The operator takes the lowest finite number for -inf.
+    bool lowestHides = false;
     /// Other masks (lengths, windows, causal) hide keys for good.
     bool hard = false;
     /// Keep the tensor as an operand as it is.

@@ -68,8 +68,8 @@ def prefill_attention(
             with np.errstate(over="ignore"):
                 rounded = scores.astype(np.float32) + bias.astype(np.float32)
             scores = np.where(np.abs(bias) > 1e6, rounded, exact)
-            # As the kernels: kernel_abi.h.
-            visible &= scores > -2e38
+            # "mean": whatever hides is one finite number.
+            visible &= scores > (-3e38 if masked_row == "mean" else -np.inf)
     if alignment == "end":
         offset = np.full(b, t - s)
     elif alignment == "start":
