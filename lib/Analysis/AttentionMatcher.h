@@ -24,6 +24,7 @@ struct Rows {
   TensorLayout layout = TensorLayout::BHSD;
   int64_t heads = 0;
   double factor = 1;
+  llvm::SmallVector<int64_t, 4> perm; ///< to be transposed by, if not empty
 };
 
 /// What an axis of the scores or of the result counts.
@@ -146,6 +147,7 @@ private:
                                            const MaskBuilder &masks);
   void absorbOutput(mlir::Value o, llvm::ArrayRef<Role> roles, Indices indices,
                     ExprRef e, const MaskBuilder &masks, bool &zeroRows);
+  bool planOrder(mlir::Value o, llvm::ArrayRef<Role> roles);
   bool planShape(mlir::Value o, llvm::ArrayRef<Role> roles);
   mlir::LogicalResult checkUses();
   ExprRef negate(ExprRef e);

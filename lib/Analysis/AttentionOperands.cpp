@@ -8,6 +8,7 @@
 
 #include "mlir/IR/Builders.h"
 
+#include <algorithm>
 #include <cmath>
 
 using namespace mlir;
@@ -40,39 +41,67 @@ SmallVector<Rows> Matcher::layouts(Value value, ArrayRef<ExprRef> indices,
       steps.push_back(step);
     }
   }
-  for (const auto &step : steps) {
-    const TensorFacts &f = analysis.facts(step.value);
-    size_t rank = step.indices.size();
-    if (!f.ranked || f.shape.size() != rank || (rank != 3 && rank != 4) ||
-        (step.factor != 1 && !mayScale))
-      continue;
-    if (!equal(step.indices[0], space.b) ||
-        !equal(f.shape[0], space.dims.batch))
-      continue;
+  // Whether a tensor of `shape` read at `at` has a layout: which, and of how
+  // many heads.
+  auto layoutOf = [&](ArrayRef<ExprRef> shape, ArrayRef<ExprRef> at)
+      -> std::optional<std::pair<TensorLayout, int64_t>> {
+    size_t rank = shape.size();
+    if (!equal(at[0], space.b) || !equal(shape[0], space.dims.batch))
+      return std::nullopt;
     for (TensorLayout layout : {TensorLayout::BHSD, TensorLayout::BSHD}) {
       bool bhsd = layout == TensorLayout::BHSD;
       if (rank == 3 && bhsd)
         continue;
       size_t rowAxis = bhsd ? 2 : 1, headAxis = bhsd ? 1 : 2;
-      auto total = ctx.resolve(f.shape[headAxis])->asInt();
-      if (!total || *total <= 0 || !equal(step.indices[rowAxis], row) ||
-          !equal(f.shape[rowAxis], rowCount))
+      auto total = ctx.resolve(shape[headAxis])->asInt();
+      if (!total || *total <= 0 || !equal(at[rowAxis], row) ||
+          !equal(shape[rowAxis], rowCount))
         continue;
       int64_t count = rank == 3 ? *total / width : *total;
       if (count <= 0 || heads % count != 0 ||
           (rank == 3 && count * width != *total))
         continue;
       ExprRef head = ctx.floorDiv(space.h, ctx.getInt(heads / count));
-      bool fits = rank == 3 ? equal(step.indices[2],
-                                    ctx.add(ctx.scale(head, width), column))
-                            : equal(step.indices[headAxis], head) &&
-                                  equal(step.indices[3], column) &&
-                                  equal(f.shape[3], ctx.getInt(width));
-      if (!fits)
-        continue;
-      found.push_back({step.value, layout, count, step.factor});
-      break;
+      bool fits = rank == 3
+                      ? equal(at[2], ctx.add(ctx.scale(head, width), column))
+                      : equal(at[headAxis], head) && equal(at[3], column) &&
+                            equal(shape[3], ctx.getInt(width));
+      if (fits)
+        return std::make_pair(layout, count);
     }
+    return std::nullopt;
+  };
+  for (bool transposed : {false, true}) {
+    for (const auto &step : steps) {
+      const TensorFacts &f = analysis.facts(step.value);
+      size_t rank = step.indices.size();
+      if (!f.ranked || f.shape.size() != rank || (rank != 3 && rank != 4) ||
+          (step.factor != 1 && !mayScale))
+        continue;
+      if (!transposed) {
+        if (auto at = layoutOf(f.shape, step.indices))
+          found.push_back({step.value, at->first, at->second, step.factor, {}});
+        continue;
+      }
+      SmallVector<int64_t, 4> perm;
+      for (size_t axis = 0; axis < rank; ++axis)
+        perm.push_back(axis);
+      while (std::next_permutation(perm.begin(), perm.end())) {
+        SmallVector<ExprRef> shape, at;
+        for (int64_t axis : perm) {
+          shape.push_back(f.shape[axis]);
+          at.push_back(step.indices[axis]);
+        }
+        if (auto lies = layoutOf(shape, at)) {
+          found.push_back(
+              {step.value, lies->first, lies->second, step.factor, perm});
+          break;
+        }
+      }
+    }
+    // Only what lies in no way that kernels read is transposed.
+    if (!found.empty())
+      break;
   }
   return found;
 }
@@ -140,15 +169,24 @@ LogicalResult Matcher::matchOperands(const Product &qk, const Product &product,
                   qk.rhs);
   const Rows &bestQ = q.back();
   auto operand = [&](const Rows &r) -> PlannedValue {
-    if (typeOf(r) == type)
-      return r.value;
+    PlannedValue value = r.value;
     Builder builder(softmax->getContext());
-    SmallVector<int64_t> shape;
+    SmallVector<int64_t> sizes, shape;
     for (ExprRef size : analysis.facts(r.value).shape)
-      shape.push_back(
+      sizes.push_back(
           ctx.resolve(size)->asInt().value_or(ShapedType::kDynamic));
+    shape = sizes;
+    if (!r.perm.empty()) {
+      for (auto [to, from] : llvm::enumerate(r.perm))
+        shape[to] = sizes[from];
+      value = site.plan("Transpose", {value},
+                        RankedTensorType::get(shape, typeOf(r)),
+                        {onnx::intsAttr(builder, "perm", r.perm)});
+    }
+    if (typeOf(r) == type)
+      return value;
     int64_t to = type.isF32() ? 1 : type.isF16() ? 10 : 16;
-    return site.plan("Cast", {r.value}, RankedTensorType::get(shape, type),
+    return site.plan("Cast", {value}, RankedTensorType::get(shape, type),
                      {onnx::intAttr(builder, "to", to)});
   };
   site.q = operand(bestQ);

@@ -98,6 +98,32 @@ LogicalResult Matcher::walkProbabilities(Value value, Indices indices) {
 // Output
 //===----------------------------------------------------------------------===//
 
+/// Plans the transpose of [batch, heads, rows, e] to the axes of `o`.
+bool Matcher::planOrder(Value o, ArrayRef<Role> roles) {
+  static constexpr Role written[] = {Role::Batch, Role::Head, Role::Row,
+                                     Role::Column};
+  if (roles.size() != 4 || analysis.facts(o).shape.size() != 4)
+    return false;
+  SmallVector<int64_t> perm, sizes;
+  for (Role role : roles) {
+    const Role *at = llvm::find(written, role);
+    if (at == std::end(written))
+      return false;
+    perm.push_back(at - std::begin(written));
+  }
+  for (ExprRef e : {space.dims.batch, space.dims.heads, space.dims.rows,
+                    ctx.getInt(site.vHeadDim)})
+    sizes.push_back(ctx.resolve(e)->asInt().value_or(ShapedType::kDynamic));
+  site.oLayout = TensorLayout::BHSD;
+  site.resultType = RankedTensorType::get(sizes, analysis.facts(o).elementType);
+  Builder builder(softmax->getContext());
+  site.replacements.emplace_back(
+      o, site.plan("Transpose", {PlannedValue::attention()},
+                   analysis.inferredType(o),
+                   {onnx::intsAttr(builder, "perm", perm)}));
+  return true;
+}
+
 /// Plans the reshape of [batch, heads, rows, e] to the shape of `o`, whose
 /// leading axes hold batch and heads in another way.
 bool Matcher::planShape(Value o, ArrayRef<Role> roles) {
@@ -239,7 +265,7 @@ void Matcher::absorbOutput(Value o, ArrayRef<Role> roles, Indices indices,
     value = node.getResult(0);
   }
   region.insert(moved.begin(), moved.begin() + movedToBest);
-  if (!best && planShape(o, roles)) {
+  if (!best && (planShape(o, roles) || planOrder(o, roles))) {
     best = o;
   } else if (!best) {
     (void)refuse(o.getDefiningOp(), "how its result lies is not known", o);

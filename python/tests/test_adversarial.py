@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx.parser
 import pytest
-from support import compare, count_kernels, plain_session, save_model
+from support import attention_sites, compare, count_kernels, plain_session, save_model
 
 import prefill_opt
 
@@ -451,6 +451,25 @@ VARIANTS = {
         softmax="sq = Mul(qs, ks)\n two0 = Constant<value_ints=[-1]>()\n ns = Concat<axis=0>(two0, sq)\n"
         " flat0 = Reshape(masked, ns)\n p0 = Softmax<axis=1>(flat0)\n ms = Shape(masked)\n p = Reshape(p0, ms)",
     ),
+    "rows first": variant(
+        "raised",
+        "float[S,B,4,16] q2, float[T,B,4,16] k2, float[T,B,4,16] v2",
+        transpose="",
+        dot='raw = Einsum<equation="ibhd,jbhd->ijbh">(q2, k2)',
+        grid="ends0 = Constant<value_ints=[1,2,3]>()\n ends1 = Constant<value_ints=[0,2,3]>()\n"
+        " rows = Unsqueeze(rows1, ends0)\n cols = Unsqueeze(cols0, ends1)",
+        softmax="p = Softmax<axis=1>(masked)",
+        apply='o0 = Einsum<equation="ijbh,jbhd->ibhd">(pg, v2)\n o = Transpose<perm=[1,2,0,3]>(o0)',
+    ),
+    "rows first, of other batches": variant(
+        "any",
+        "float[S,B,4,16] q2, float[T,B,4,16] k2, float[T,B,4,16] v2",
+        **NO_MASK,
+        transpose="",
+        dot='raw = Einsum<equation="ibhd,jchd->bcijh">(q2, k2)',
+        softmax="p = Softmax<axis=3>(masked)",
+        apply='o0 = Einsum<equation="bcijh,jchd->ibhd">(pg, v2)\n o = Transpose<perm=[1,2,0,3]>(o0)',
+    ),
     # A bias that is subtracted, turned or scaled.
     "bias subtracted": variant(
         "raised", "float[4,1,T] extra", masked="b0 = Sub(capped, extra)\n masked = Add(b0, bias)"
@@ -716,3 +735,67 @@ def test_half_precision(softmax, masked, compiler, tmp_path):
             feeds["mask"] = np.triu(np.full((batch, 1, s, s), lowest, np.float16), 1)
         wrong += compare(["o"], rewritten.run(None, feeds), original.run(None, feeds), f"s={s}")
     assert not wrong, "; ".join(wrong)
+
+
+def listed(text: str, tmp_path) -> list[dict]:
+    """What inspect says of a model in ONNX's text form."""
+    path = save_model(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    return attention_sites(prefill_opt.inspect(path, timeout=60))
+
+
+def test_dropout(compiler, tmp_path):
+    """Dropout that drops is no attention; one that does not is."""
+    lines = "ratio = Constant<value_float=0.5>()\n on0 = Constant<value_int={0}>()\n on = Cast<to=9>(on0)\n"
+    lines += " pg = Dropout(p, ratio, on)"
+    for training in (0, 1):
+        sites = listed(text_of(variant(guard=lines.format(training))), tmp_path)
+        assert [site["raised"] for site in sites] == [not training], sites
+
+
+#: What stands in place of steps of a plain attention that then is not raised, and must be listed.
+UNKNOWN = {
+    "clip": {"guard": "c0 = Constant<value_float=0.001>()\n pg = Clip(p, c0)"},
+    "sigmoid of scores": {"cap": "capped = Sigmoid(scaled)"},
+    "power": {"guard": "two0 = Constant<value_float=2.0>()\n pg = Pow(p, two0)"},
+    "quantised scores": {
+        "dot": "q8, qf, qz = DynamicQuantizeLinear(q)\n k8, kf, kz = DynamicQuantizeLinear(kt)\n"
+        " r32 = MatMulInteger(q8, k8, qz, kz)\n rf = Cast<to=1>(r32)\n f2 = Mul(qf, kf)\n raw = Mul(rf, f2)"
+    },
+    "quantised probabilities": {
+        "apply": "p8, pf, pz = DynamicQuantizeLinear(pg)\n v8, vf, vz = DynamicQuantizeLinear(v)\n"
+        " o32 = MatMulInteger(p8, v8, pz, vz)\n of = Cast<to=1>(o32)\n f2 = Mul(pf, vf)\n o = Mul(of, f2)"
+    },
+    "quantised and back": {
+        "guard": "qs0 = Constant<value_float=0.0039>()\n qz0 = Constant<value_int=0>()\n qz = Cast<to=2>(qz0)\n"
+        " p8 = QuantizeLinear(p, qs0, qz)\n pg = DequantizeLinear(p8, qs0, qz)"
+    },
+    "softmax and one": {
+        "softmax": LAST + "e = Exp(masked)\n s0 = ReduceSum(e, last)\n u = Constant<value_float=1.0>()\n"
+        " s1 = Add(s0, u)\n p = Div(e, s1)"
+    },
+    "bare exponentials": {"softmax": "p = Exp(masked)"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNKNOWN))
+def test_unknown_steps_are_listed(name, compiler, tmp_path):
+    sites = listed(text_of(variant(**UNKNOWN[name])), tmp_path)
+    assert [site["raised"] for site in sites] == [False], sites
+    assert sites[0]["reason"]
+
+
+def test_no_attention(compiler, tmp_path):
+    """Routers, classifiers and gates are not listed."""
+    weights = ", ".join(["0.1"] * 64)
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    layer (float[B,S,64] x) => (float[B,S] y, float[B,S] chosen) {{
+      w = Constant<value_floats=[{weights}]>()
+      logits = MatMul(x, w)
+      chosen = Softmax<axis=-1>(logits)
+      gate = Exp(logits)
+      last = Constant<value_ints=[-1]>()
+      wide = Unsqueeze(gate, last)
+      gated = Mul(wide, x)
+      y = MatMul(gated, w)
+    }}"""
+    assert listed(text, tmp_path) == []
