@@ -77,6 +77,8 @@ static const char *print_type(char *text, size_t size, DLDataType type) {
   case PF_DL_BOOL:
     base = "bool";
     break;
+  default:
+    break;
   }
   if (type.lanes == 1)
     snprintf(text, size, "%s%u", base, (unsigned)type.bits);

@@ -87,7 +87,7 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
     break;
   case PREFILL_PATTERN_VERTICAL_SLASH:
     if (plan->density > 0) {
-      per_tile = pf_max(own + 2, 1) + 1;
+      per_tile = (double)(pf_max(own + 2, 1) + 1);
       if (plan->density * mean > per_tile)
         per_tile = plan->density * mean;
     } else {

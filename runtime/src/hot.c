@@ -190,7 +190,7 @@ score_block(float *out, const float *q, int64_t lanes, int64_t d,
       sum[j][x] = splat(0);
   for (int64_t c = 0; c < d; ++c) {
     vector row[4];
-    for (int x = 0; x < vectors; ++x)
+    for (int64_t x = 0; x < vectors; ++x)
       row[x] = load(q + c * lanes + x * WIDTH);
     for (int j = 0; j < keys; ++j) {
       vector value = splat(k[j * k_stride + c]);
@@ -199,7 +199,7 @@ score_block(float *out, const float *q, int64_t lanes, int64_t d,
     }
   }
   for (int j = 0; j < keys; ++j)
-    for (int x = 0; x < vectors; ++x)
+    for (int64_t x = 0; x < vectors; ++x)
       store(out + j * lanes + x * WIDTH, sum[j][x]);
 }
 

@@ -89,10 +89,12 @@ struct OrtCustomOp {
 };
 
 /* ort_<Name>(api, arguments...) calls the function in a slot. */
+/* NOLINTBEGIN(bugprone-macro-parentheses): types and lists. */
 #define ORT_FUNCTION(result, name, number, parameters, arguments)              \
   static inline result ort_##name parameters {                                 \
     return ((result(*) ORT_TYPES_##name)api->slot[number])arguments;           \
   }
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 #define ORT_TYPES_CreateStatus (int, const char *)
 ORT_FUNCTION(OrtStatus *, CreateStatus, 0,

@@ -610,7 +610,8 @@ TEST(Dense, Rotary) {
           cosine.make({perBatch ? 2 : 1, 40, width}, kDLFloat, 32);
           sine.make({perBatch ? 2 : 1, 40, width}, kDLFloat, 32);
           auto angle = [&](int64_t bi, int64_t pos, int64_t i) {
-            return (static_cast<double>(pos) + (perBatch ? 3.0 * bi : 0)) *
+            return (static_cast<double>(pos) +
+                    (perBatch ? 3.0 * static_cast<double>(bi) : 0)) *
                    std::pow(100.0, -2.0 * static_cast<double>(i) / rotaryDim);
           };
           for (int64_t bi = 0; bi < (perBatch ? 2 : 1); ++bi)

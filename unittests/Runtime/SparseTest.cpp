@@ -299,7 +299,8 @@ TEST(Sparse, FindsVerticalsAndSlashes) {
   p.heads = {verticalSlash(0, 0, 16, 0.35f)};
   p.build();
   auto phase = [](int64_t x, int64_t c) {
-    double w = std::pow(1000.0, -static_cast<double>(c / 2) / 15.0);
+    const int64_t pair = c / 2;
+    double w = std::pow(1000.0, -static_cast<double>(pair) / 15.0);
     return c % 2 ? std::sin(static_cast<double>(x) * w)
                  : std::cos(static_cast<double>(x) * w);
   };
