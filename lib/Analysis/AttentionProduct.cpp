@@ -8,6 +8,21 @@
 using namespace mlir;
 using namespace prefill;
 
+/// Whether `value` is a weight, perhaps stored in another form: constants and
+/// what is computed of nothing else.
+static bool isWeight(Value value, unsigned depth = 0) {
+  RankedTensorType type;
+  if (onnx::getConstantTensor(value, type))
+    return true;
+  auto node = value.getDefiningOp<onnx::NodeOp>();
+  if (!node || depth > 4 || node->getNumRegions() != 0)
+    return false;
+  return llvm::all_of(node.getInputs(), [&](Value input) {
+    return isa_and_nonnull<onnx::AbsentOp>(input.getDefiningOp()) ||
+           isWeight(input, depth + 1);
+  });
+}
+
 bool prefill::isProduct(onnx::NodeOp node) {
   if (!node)
     return false;
@@ -15,10 +30,17 @@ bool prefill::isProduct(onnx::NodeOp node) {
                node.is("Einsum");
   if (!known || node.getInputs().size() != 2)
     return false;
+  // Learned queries are constants of more than two axes.
   RankedTensorType type;
-  return llvm::none_of(node.getInputs(), [&](Value input) {
-    return static_cast<bool>(onnx::getConstantTensor(input, type));
-  });
+  unsigned constants = 0;
+  for (Value input : node.getInputs()) {
+    if (!isWeight(input))
+      continue;
+    ++constants;
+    if (!onnx::getConstantTensor(input, type) || type.getRank() < 3)
+      return false;
+  }
+  return constants < 2;
 }
 
 namespace {
