@@ -30,7 +30,8 @@
 // CHECK: scf.if %[[ANY]] {
 
 // Scores on the diagonal: groups of 32 rows, keys in pieces of 8 from the first
-// to the last one that a group sees; all of them are masked.
+// to the last one that a group sees, those past what its first 16 rows see for
+// the other 16 only; all of them are masked.
 // CHECK: scf.if %[[TRIMS]] {
 // CHECK: scf.for {{.*}} step %c32_i64
 // CHECK: arith.maxsi
@@ -41,6 +42,11 @@
 // CHECK-COUNT-16: vector.fma
 // CHECK-NOT: vector.fma
 // CHECK-NOT: scf.if
+// CHECK: arith.cmpi sle, {{.*}} : vector<16xi32>
+// CHECK: scf.for {{.*}} iter_args({{.*}}) -> (vector<16xf32>) : i64
+// CHECK: scf.for {{.*}} iter_args
+// CHECK-COUNT-8: vector.fma
+// CHECK-NOT: vector.fma
 // CHECK: arith.cmpi sle, {{.*}} : vector<16xi32>
 // CHECK: } else {
 
@@ -67,6 +73,9 @@
 // CHECK: arith.mulf
 // CHECK: scf.for {{.*}} iter_args
 // CHECK-COUNT-16: vector.fma
+// CHECK: scf.for {{.*}} iter_args
+// CHECK-COUNT-8: vector.fma
+// CHECK-NOT: vector.fma
 // CHECK: } else {
 // CHECK: arith.mulf
 // CHECK: scf.for {{.*}} iter_args

@@ -77,6 +77,9 @@ private:
   /// False if keys that it hides could have an effect.
   bool findBounds(tile::ForTilesOp loop);
   KeyRange keyRange(mlir::Value lane, int64_t rows);
+  /// Where the last vector of a group begins to be the only one that sees keys;
+  /// null where groups are not told apart that far.
+  mlir::Value sharedEnd(mlir::Value lane, int64_t vectors);
   int64_t groupVectors(int64_t vectors) const;
   void assignSlots(mlir::Block &block, const Schedule &schedule);
   int64_t allocate(int64_t bytes);

@@ -534,6 +534,12 @@ KeyRange KernelLowering::keyRange(Value lane, int64_t rows) {
   return range;
 }
 
+Value KernelLowering::sharedEnd(Value lane, int64_t vectors) {
+  if (!keyTile.isMasked || !highest || vectors < 2)
+    return {};
+  return keyRange(lane, (vectors - 1) * target.lanes).end;
+}
+
 /// Writes the numbers of the round's keys, INT32_MAX where dead, and tells
 /// whether there is any. Rounds that mask nothing need the numbers only for a
 /// bias that is read key by key.

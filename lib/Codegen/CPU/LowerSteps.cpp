@@ -65,22 +65,26 @@ LogicalResult KernelLowering::forPieces(
   forLanes(vectors, [&](Value lane) {
     // Numbers a row that the riding ops read stay in registers.
     RowCache saved = rowCache;
-    for (Operation *op : step.ops)
-      for (Value operand : op->getOperands())
-        if (auto broadcast = operand.getDefiningOp<tile::BroadcastOp>())
-          if (kinds.lookup(broadcast.getSource()) == ValueKind::Row &&
-              tileType(operand).getRank() == 2)
-            if (auto values = rowVectors(broadcast.getSource(), lane, vectors);
-                succeeded(values))
-              rowCache[broadcast.getSource()] = *values;
+    auto cacheRows = [&](Value lane, int64_t vectors) {
+      rowCache = saved;
+      for (Operation *op : step.ops)
+        for (Value operand : op->getOperands())
+          if (auto broadcast = operand.getDefiningOp<tile::BroadcastOp>())
+            if (kinds.lookup(broadcast.getSource()) == ValueKind::Row &&
+                tileType(operand).getRank() == 2)
+              if (auto values =
+                      rowVectors(broadcast.getSource(), lane, vectors);
+                  succeeded(values))
+                rowCache[broadcast.getSource()] = *values;
+    };
+    cacheRows(lane, vectors);
     SmallVector<Value> accumulators;
     for (tile::ReduceRowOp reduce : reductions) {
       bool isMax = reduce.getKind() == tile::ReduceKind::Max;
       float start = isMax ? -std::numeric_limits<float>::infinity() : 0.0f;
       accumulators.append(vectors, e.splat(start));
     }
-    auto visit = [&](Value row, int64_t count, ValueRange before) {
-      Piece piece(row, count, lane, vectors);
+    auto visitPiece = [&](Piece piece, ValueRange before) {
       SmallVector<Value> after(before);
       if (failed(anchor(piece)) || failed(evaluate(step, piece))) {
         status = failure();
@@ -93,7 +97,7 @@ LogicalResult KernelLowering::forPieces(
           return after;
         }
         for (auto [i, value] : llvm::enumerate(*values)) {
-          Value &sum = after[number * vectors + i % vectors];
+          Value &sum = after[number * piece.vectors + i % piece.vectors];
           sum = reduce.getKind() == tile::ReduceKind::Max
                     ? e.largerOf(value, sum)
                     : arith::AddFOp::create(b, loc, sum, value).getResult();
@@ -101,27 +105,55 @@ LogicalResult KernelLowering::forPieces(
       }
       return after;
     };
-    auto loopOver = [&](Value from, Value to) {
-      auto loop = scf::ForOp::create(b, loc, from, to, e.integer(pieceRows),
-                                     accumulators);
+    auto visit = [&](Value row, int64_t count, ValueRange before) {
+      return visitPiece(Piece(row, count, lane, vectors), before);
+    };
+    // Without the first `skip` vectors of the group.
+    auto loopOver = [&](Value from, Value to, int64_t skip = 0) {
+      SmallVector<Value *> carried;
+      SmallVector<Value> before;
+      for (auto [i, value] : llvm::enumerate(accumulators))
+        if (int64_t(i) % vectors >= skip) {
+          carried.push_back(&value);
+          before.push_back(value);
+        }
+      auto loop =
+          scf::ForOp::create(b, loc, from, to, e.integer(pieceRows), before);
       OpBuilder::InsertionGuard guard(b);
       b.setInsertionPointToStart(loop.getBody());
       SmallVector<Value> after =
-          visit(loop.getInductionVar(), pieceRows, loop.getRegionIterArgs());
+          visitPiece(Piece(loop.getInductionVar(), pieceRows,
+                           e.add(lane, skip * target.lanes), vectors - skip),
+                     loop.getRegionIterArgs());
       // Without carried values the builder has made the terminator.
-      if (!accumulators.empty())
+      if (!before.empty())
         scf::YieldOp::create(b, loc, after);
-      accumulators.assign(loop.getResults().begin(), loop.getResults().end());
+      for (auto [value, result] : llvm::zip(carried, loop.getResults()))
+        *value = result;
     };
     int64_t whole = rows / pieceRows * pieceRows;
     scf::IfOp rest;
     if (overKeys && keyTile.isRanged) {
       auto [begin, end] = keyRange(lane, vectors * target.lanes);
-      Value before =
-          arith::RemUIOp::create(b, loc, begin, e.integer(pieceRows));
-      if (whole > 0)
-        loopOver(arith::SubIOp::create(b, loc, begin, before),
-                 arith::MinSIOp::create(b, loc, end, e.integer(whole)));
+      auto roundDown = [&](Value row) -> Value {
+        Value over = arith::RemUIOp::create(b, loc, row, e.integer(pieceRows));
+        return arith::SubIOp::create(b, loc, row, over);
+      };
+      Value from = roundDown(begin);
+      if (whole > 0) {
+        Value to = arith::MinSIOp::create(b, loc, end, e.integer(whole));
+        if (Value shared = sharedEnd(lane, vectors)) {
+          Value split = roundDown(e.add(shared, pieceRows - 1));
+          split = arith::MaxSIOp::create(b, loc, split, from);
+          split = arith::MinSIOp::create(b, loc, split, e.integer(whole));
+          loopOver(from, split);
+          cacheRows(e.add(lane, (vectors - 1) * target.lanes), 1);
+          loopOver(split, to, /*skip=*/vectors - 1);
+          cacheRows(lane, vectors);
+        } else {
+          loopOver(from, to);
+        }
+      }
       if (whole < rows) {
         rest = scf::IfOp::create(b, loc, ValueRange(accumulators).getTypes(),
                                  e.less(e.integer(whole), end),
@@ -667,34 +699,55 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
   const bool isOneGroup = piece.vectors * target.lanes == queryRows;
   if (prefetches && !isOneGroup)
     prefetchNext(piece);
-  auto loop =
-      scf::ForOp::create(b, loc, inner.begin, inner.end, e.integer(1), sums);
-  OpBuilder::InsertionGuard guard(b);
-  b.setInsertionPointToStart(loop.getBody());
-  Value k = loop.getInductionVar();
-  if (prefetches && isOneGroup)
-    prefetchNext(piece, k, tileType(dot.getA()).getDimSize(1));
-  sums.assign(loop.getRegionIterArgs().begin(), loop.getRegionIterArgs().end());
-  Value vectors = e.at(left, e.mul(k, queryRows * 4));
-  Vectors lanes;
-  for (int64_t c = 0; c < piece.vectors; ++c)
-    lanes.push_back(
-        e.load(e.floats(), e.at(vectors, c * target.vectorBytes())));
-  for (int64_t r = 0; r < piece.rows; ++r) {
-    Value address = dot.getTransposeB()
-                        ? e.at(rowAddress[r], e.mul(k, 4))
-                        : e.at(e.at(rowAddress[0],
-                                    arith::MulIOp::create(b, loc, k, stride)),
-                               r * 4);
-    Value factor = e.broadcast(e.load(b.getF32Type(), address));
-    for (int64_t c = 0; c < piece.vectors; ++c) {
-      Value &sum = sums[r * piece.vectors + c];
-      sum = e.fma(factor, lanes[c], sum);
+  // Without the first `skip` vectors.
+  auto reduce = [&](Value from, Value to, int64_t skip = 0) {
+    SmallVector<Value *> carried;
+    Vectors before;
+    for (auto [i, sum] : llvm::enumerate(sums))
+      if (int64_t(i) % piece.vectors >= skip) {
+        carried.push_back(&sum);
+        before.push_back(sum);
+      }
+    auto loop = scf::ForOp::create(b, loc, from, to, e.integer(1), before);
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(loop.getBody());
+    Value k = loop.getInductionVar();
+    if (prefetches && isOneGroup)
+      prefetchNext(piece, k, tileType(dot.getA()).getDimSize(1));
+    Vectors after(loop.getRegionIterArgs().begin(),
+                  loop.getRegionIterArgs().end());
+    Value vectors = e.at(left, e.mul(k, queryRows * 4));
+    Vectors lanes;
+    for (int64_t c = skip; c < piece.vectors; ++c)
+      lanes.push_back(
+          e.load(e.floats(), e.at(vectors, c * target.vectorBytes())));
+    const int64_t count = lanes.size();
+    for (int64_t r = 0; r < piece.rows; ++r) {
+      Value address = dot.getTransposeB()
+                          ? e.at(rowAddress[r], e.mul(k, 4))
+                          : e.at(e.at(rowAddress[0],
+                                      arith::MulIOp::create(b, loc, k, stride)),
+                                 r * 4);
+      Value factor = e.broadcast(e.load(b.getF32Type(), address));
+      for (int64_t c = 0; c < count; ++c) {
+        Value &sum = after[r * count + c];
+        sum = e.fma(factor, lanes[c], sum);
+      }
     }
+    scf::YieldOp::create(b, loc, after);
+    for (auto [sum, result] : llvm::zip(carried, loop.getResults()))
+      *sum = result;
+  };
+  Value shared =
+      dot.getTransposeB() ? Value() : sharedEnd(piece.lane, piece.vectors);
+  if (shared) {
+    shared = arith::MaxSIOp::create(b, loc, shared, inner.begin);
+    reduce(inner.begin, shared);
+    reduce(shared, inner.end, /*skip=*/piece.vectors - 1);
+  } else {
+    reduce(inner.begin, inner.end);
   }
-  scf::YieldOp::create(b, loc, sums);
-  piece.squares[dot.getResult()] =
-      Vectors(loop.getResults().begin(), loop.getResults().end());
+  piece.squares[dot.getResult()] = sums;
   return success();
 }
 
