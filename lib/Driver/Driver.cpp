@@ -83,6 +83,16 @@ static void installDiagnostics(MLIRContext &context, bool remarks) {
         remark::RemarkCategories{{}, {}, ".*", {}, {}});
 }
 
+static std::unique_ptr<MLIRContext>
+makeContext(const CompilerOptions &options) {
+  DialectRegistry registry;
+  registerDialects(registry);
+  auto context =
+      std::make_unique<MLIRContext>(registry, MLIRContext::Threading::DISABLED);
+  installDiagnostics(*context, options.remarks);
+  return context;
+}
+
 //===----------------------------------------------------------------------===//
 // Input and textual output
 //===----------------------------------------------------------------------===//
@@ -187,12 +197,8 @@ int prefill::compile(const CompilerOptions &options) {
   if (!validate(options, error))
     return fail(error);
   Stopwatch watch(options.timing);
-  DialectRegistry registry;
-  registerDialects(registry);
-  MLIRContext context(registry, MLIRContext::Threading::DISABLED);
-  installDiagnostics(context, options.remarks);
-
-  OwningOpRef<ModuleOp> module = load(context, options.input);
+  std::unique_ptr<MLIRContext> context = makeContext(options);
+  OwningOpRef<ModuleOp> module = load(*context, options.input);
   if (!module)
     return 1;
   watch.lap("import");
@@ -207,7 +213,7 @@ int prefill::compile(const CompilerOptions &options) {
   }
 
   std::vector<SiteReport> sites;
-  if (!run(context, *module,
+  if (!run(*context, *module,
            [&](OpPassManager &pm) { buildRaisePipeline(pm, sites); }))
     return 1;
   watch.lap("raise");
@@ -218,7 +224,7 @@ int prefill::compile(const CompilerOptions &options) {
   if (options.emit == EmitKind::Prefill)
     return printModule(*module, options);
 
-  if (!run(context, *module,
+  if (!run(*context, *module,
            [&](OpPassManager &pm) { buildSparsifyPipeline(pm, options); }))
     return 1;
   watch.lap("sparsify");
@@ -290,11 +296,8 @@ static void printTable(ArrayRef<SiteReport> reports) {
 }
 
 int prefill::inspect(const CompilerOptions &options) {
-  DialectRegistry registry;
-  registerDialects(registry);
-  MLIRContext context(registry, MLIRContext::Threading::DISABLED);
-  installDiagnostics(context, options.remarks);
-  OwningOpRef<ModuleOp> module = load(context, options.input);
+  std::unique_ptr<MLIRContext> context = makeContext(options);
+  OwningOpRef<ModuleOp> module = load(*context, options.input);
   if (!module)
     return 1;
   auto reports = inspectAttention(*module);

@@ -161,7 +161,7 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
   const int64_t row = tile * call->bq;
   const int64_t rows = pf_min(call->bq, call->s - row);
   const pf_batch *batch = &call->batch[b];
-  const pf_span span = pf_visible_span(call, b, row, rows);
+  const pf_span span = pf_visible_span(call, b, tile);
 
   prefill_tile_args args = {0};
   args.rows = rows;

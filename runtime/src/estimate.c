@@ -35,9 +35,7 @@ static pf_work count_work(const pf_call *call, int64_t b,
   const uint8_t *state = call->batch[b].state;
   pf_work work = {0};
   for (int64_t tile = 0; tile < call->tiles; ++tile) {
-    const int64_t row = tile * call->bq;
-    const pf_span span =
-        pf_visible_span(call, b, row, pf_min(call->bq, call->s - row));
+    const pf_span span = pf_visible_span(call, b, tile);
     if (span.begin == span.end)
       continue;
     ++work.tiles;
@@ -179,9 +177,7 @@ static batch_work measure_batch(const pf_call *call, int64_t b) {
   const pf_grid grid = pf_grid_of(call, b);
   batch_work work = {.keys = batch->last_key};
   for (int64_t tile = 0; tile < call->tiles; ++tile) {
-    const int64_t row = tile * call->bq;
-    const pf_span span =
-        pf_visible_span(call, b, row, pf_min(call->bq, call->s - row));
+    const pf_span span = pf_visible_span(call, b, tile);
     if (span.begin == span.end)
       continue;
     ++work.dense.tiles;

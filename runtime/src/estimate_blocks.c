@@ -33,9 +33,7 @@ static int64_t blocks_for_share(const pf_call *call, int64_t b, double share,
     const int64_t k = (low + high + 1) / 2;
     double sum = 0;
     for (int64_t tile = 0; tile < call->tiles; ++tile) {
-      const int64_t row = tile * call->bq;
-      const pf_span span =
-          pf_visible_span(call, b, row, pf_min(call->bq, call->s - row));
+      const pf_span span = pf_visible_span(call, b, tile);
       sum += (double)pf_min(k, span.end - span.begin);
     }
     if (sum <= share * dense_blocks)
@@ -120,8 +118,7 @@ void pf_estimate_block_sparse(const pf_estimate *head) {
                  PREFILL_F32);
     }
     const int64_t row = tile * call->bq;
-    const pf_span span =
-        pf_visible_span(call, b, row, pf_min(call->bq, call->s - row));
+    const pf_span span = pf_visible_span(call, b, tile);
     const int64_t own =
         pf_floor_div(batch->offset + row, call->bk); /* first own block */
     const int64_t n = span.end - span.begin;

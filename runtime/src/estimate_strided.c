@@ -194,8 +194,7 @@ static int64_t choose(strided *x, int64_t tile, int64_t total) {
   pf_head_index *index = x->head->index;
   uint64_t *chosen = x->head->chosen;
   const int64_t row = tile * call->bq;
-  const pf_span span =
-      pf_visible_span(call, x->head->b, row, pf_min(call->bq, call->s - row));
+  const pf_span span = pf_visible_span(call, x->head->b, tile);
   const int64_t own = pf_floor_div(batch->offset + row, call->bk);
   const int64_t n = span.end - span.begin;
   float *mass = x->mass + span.begin;

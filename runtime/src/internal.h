@@ -239,15 +239,14 @@ int64_t pf_exact_bytes(const pf_call *call);
 
 /*===-- visibility.c -----------------------------------------------------===*/
 
-/* What the masks leave for rows [row, row + rows) of batch entry b: blocks
+/* What the masks leave for a tile of rows of batch entry b: blocks
  * [begin, end) hold every visible key; of these, blocks in [full_begin,
  * full_end) need no test of positions or kv_len. */
 typedef struct pf_span {
   int64_t position; /* key position of the first row */
   int64_t begin, end, full_begin, full_end;
 } pf_span;
-pf_span pf_visible_span(const pf_call *call, int64_t b, int64_t row,
-                        int64_t rows);
+pf_span pf_visible_span(const pf_call *call, int64_t b, int64_t tile);
 
 /* Writes the ids of the blocks to visit, full ones first, to out, and returns
  * their number. kept: bitmap over blocks, or NULL for all of the span.

@@ -6,8 +6,8 @@
 \*===----------------------------------------------------------------------===*/
 #include "internal.h"
 
-pf_span pf_visible_span(const pf_call *call, int64_t b, int64_t row,
-                        int64_t rows) {
+pf_span pf_visible_span(const pf_call *call, int64_t b, int64_t tile) {
+  const int64_t row = tile * call->bq, rows = pf_min(call->bq, call->s - row);
   const pf_batch *batch = &call->batch[b];
   const int64_t first = batch->offset + row, last = first + rows - 1;
   /* Keys seen by some row are in [low, high), by every row in
