@@ -237,9 +237,3 @@ Matcher::effectOf(const RowGuard &guard, const MaskBuilder &masks) {
   }
   return effect;
 }
-
-bool Matcher::zeroesEmptyRows(const RowGuard &guard, const MaskBuilder &masks) {
-  auto effect = effectOf(guard, masks);
-  return effect && (*effect == GuardEffect::Zero || masks.neverEmpty() ||
-                    masks.emptyRow() == MaskedRowRule::NaN);
-}

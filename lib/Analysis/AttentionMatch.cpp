@@ -445,6 +445,8 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
   size_t columnAxis = llvm::find(roles, Role::Column) - roles.begin();
   ExprRef e = indexOver("e", of.shape[columnAxis]);
   Indices oIndices = indicesOf(roles, of.shape, e);
+  if (form.divisor && (nanGuard || !guards.empty()))
+    return refuse(softmax, "its exponentials are masked after they are summed");
   if (form.divisor && failed(divideLater(o, oIndices)))
     return failure();
 
@@ -480,8 +482,10 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
   if (numbers && scoreType != type)
     return refuse(softmax, "the bias is not of the type of the queries",
                   site.bias.value);
-  bool zeroRows = false;
-  absorbOutput(o, roles, oIndices, e, masks, zeroRows);
+  std::optional<GuardEffect> outputGuard;
+  absorbOutput(o, roles, oIndices, e, masks, outputGuard);
+  bool zeroRows = outputGuard == GuardEffect::Zero;
+  bool zeroNaN = nanGuard || outputGuard == GuardEffect::ZeroIfNaN;
   if (site.refused())
     return failure();
   site.maskedRow = masks.emptyRow();
@@ -512,7 +516,7 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
   // Those rows are 0 whatever numbers hide their keys.
   if (zeroRows && numbers)
     hideLowNumbers(analysis, site, std::max(lowestNumber(type), -3e38));
-  if (zeroRows || sinks || (nanGuard && nan))
+  if (zeroRows || sinks || (zeroNaN && nan))
     site.maskedRow = MaskedRowRule::Zero;
   if (nanGuard)
     traits.push_back("NaN guard");

@@ -137,8 +137,6 @@ private:
   };
   std::optional<GuardEffect> effectOf(const RowGuard &guard,
                                       const MaskBuilder &masks);
-  /// Whether the guard makes rows without keys zero and no others.
-  bool zeroesEmptyRows(const RowGuard &guard, const MaskBuilder &masks);
   std::optional<GuardEffect> emptyTest(mlir::Value condition, Indices at,
                                        bool truth, const MaskBuilder &masks,
                                        llvm::SmallVectorImpl<onnx::NodeOp> &ops,
@@ -146,7 +144,8 @@ private:
   std::optional<GuardEffect> minusInfinity(mlir::Value value, Indices at,
                                            const MaskBuilder &masks);
   void absorbOutput(mlir::Value o, llvm::ArrayRef<Role> roles, Indices indices,
-                    ExprRef e, const MaskBuilder &masks, bool &zeroRows);
+                    ExprRef e, const MaskBuilder &masks,
+                    std::optional<GuardEffect> &zeroRows);
   bool planOrder(mlir::Value o, llvm::ArrayRef<Role> roles);
   bool planShape(mlir::Value o, llvm::ArrayRef<Role> roles);
   mlir::LogicalResult checkUses();

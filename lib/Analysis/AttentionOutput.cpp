@@ -170,7 +170,7 @@ bool Matcher::planShape(Value o, ArrayRef<Role> roles) {
 /// last tensor that lies as kernels write it.
 void Matcher::absorbOutput(Value o, ArrayRef<Role> roles, Indices indices,
                            ExprRef e, const MaskBuilder &masks,
-                           bool &zeroRows) {
+                           std::optional<GuardEffect> &zeroRows) {
   int64_t width = site.vHeadDim;
   SmallVector<Operation *> moved; // ops between o and value
   size_t movedToBest = 0;
@@ -226,7 +226,7 @@ void Matcher::absorbOutput(Value o, ArrayRef<Role> roles, Indices indices,
     return nullptr;
   };
   Value value = o;
-  bool guarded = false;
+  std::optional<GuardEffect> guarded;
   for (unsigned step = 0; step < 8; ++step) {
     if (Lies *form = formOf(value)) {
       best = value;
@@ -246,16 +246,17 @@ void Matcher::absorbOutput(Value o, ArrayRef<Role> roles, Indices indices,
         analysis.uniformNumber(node.getInput(zeroWhere ? 1 : 2)) == 0.0) {
       Lies *form = formOf(value);
       if (!form || !f.ranked || f.shape.size() != form->shape.size() ||
-          !llvm::all_of(llvm::zip_equal(f.shape, form->shape),
-                        [&](auto pair) {
-                          return ctx.proveEqual(std::get<0>(pair),
-                                                std::get<1>(pair));
-                        }) ||
-          !zeroesEmptyRows({node, node.getInput(0), zeroWhere, form->indices,
-                            SmallVector<ExprRef, 5>(ArrayRef(f.shape))},
-                           masks))
+          !llvm::all_of(llvm::zip_equal(f.shape, form->shape), [&](auto pair) {
+            return ctx.proveEqual(std::get<0>(pair), std::get<1>(pair));
+          }))
         break;
-      guarded = true;
+      auto effect = effectOf({node, node.getInput(0), zeroWhere, form->indices,
+                              SmallVector<ExprRef, 5>(ArrayRef(f.shape))},
+                             masks);
+      if (!effect)
+        break;
+      if (guarded != GuardEffect::Zero)
+        guarded = effect;
     } else if (!f.ranked || node.getInput(0) != value ||
                !analysis.viewStep(
                    node, 0, analysis.indexVariables(node.getResult(0), "o"))) {

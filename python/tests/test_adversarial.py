@@ -377,6 +377,35 @@ VARIANTS = {
             "guard": guard_by("m0 = ReduceMax(extra, last)\n bad = Equal(m0, minus)"),
         },
     ),
+    "result guarded by a count": variant(
+        "raised",
+        visible="see = Less(cols, rows)",
+        apply="nought = Constant<value_float=0.0>()\n "
+        + LAST
+        + "si = Cast<to=7>(see)\n n0 = ReduceSum(si, last)\n bad = Equal(n0, nil)\n o0 = MatMul(pg, v)\n"
+        " o = Where(bad, nought, o0)",
+    ),
+    **{
+        f"result guarded by the largest {what}": variant(
+            expect,
+            "float[B,1,S,T] extra, float[B,1,S,T] other",
+            **{
+                **NO_MASK,
+                "masked": "masked = Add(capped, extra)",
+                "apply": LAST
+                + MINUS
+                + f"nought = Constant<value_float=0.0>()\n m0 = ReduceMax({of}, last)\n bad = Equal(m0, minus)\n"
+                " o0 = MatMul(pg, v)\n o = Where(bad, nought, o0)",
+            },
+        )
+        for what, of, expect in (("bias", "extra", "raised"), ("of others", "other", "any"))
+    },
+    "exponentials masked after they are summed": variant(
+        visible="see = Less(cols, rows)",
+        softmax=STABLE + SUMS + "p = Identity(e)",
+        guard="nought = Constant<value_float=0.0>()\n pg = Where(see, p, nought)",
+        apply="o0 = MatMul(pg, v)\n o = Div(o0, sums)",
+    ),
     # Multiplied masks.
     "multiplied and added mask": variant(
         "raised",
@@ -569,6 +598,11 @@ def feeds_for(session, s: int, t: int, batch: int, loud: bool) -> dict[str, np.n
             value = rng.standard_normal(shape).astype(np.float32)
             if loud and item.name in ("q", "k"):
                 value *= 40
+            if item.name in ("extra", "other"):
+                # Some masked places, some rows of nothing else, of either kind.
+                value[rng.random(shape) < 0.3] = -np.inf
+                value[..., ::5, :] = -np.inf
+                value[..., 1::5, :] = np.finfo(np.float32).min
             if item.name == "low":
                 value = np.full(shape, -7.0, np.float32)
         feeds[item.name] = value

@@ -139,6 +139,45 @@ TEST_F(SymbolicShape, MaskElements) {
   EXPECT_EQ(element("odd"), "load(x0, x1)");
 }
 
+TEST_F(SymbolicShape, Pads) {
+  load(
+      x, "\"x\"",
+      R"(%pads = onnx.initializer "pads" : tensor<2xi64> = dense<[1, 2]> : tensor<2xi64>
+          %none = onnx.initializer "none" : tensor<2xi64> = dense<0> : tensor<2xi64>
+          %axis = onnx.initializer "axis" : tensor<1xi64> = dense<-1> : tensor<1xi64>
+          %fill = onnx.initializer "fill" : tensor<f32> = dense<5.0> : tensor<f32>
+          %row = onnx.initializer "row" : tensor<3xf32> = dense<7.0> : tensor<3xf32>
+       )" NODE("a", "Pad", "%row, %pads, %fill, %axis", "",
+               "(tensor<3xf32>, tensor<2xi64>, tensor<f32>, tensor<1xi64>) "
+               "-> !u")
+          NODE("b", "Pad", "%row, %none, %fill, %axis", "",
+               "(tensor<3xf32>, tensor<2xi64>, tensor<f32>, tensor<1xi64>) "
+               "-> !u") NODE("c", "Pad", "%row, %pads", "{mode = \"edge\"}",
+                             "(tensor<3xf32>, tensor<2xi64>) -> !u"));
+  EXPECT_EQ(shape("a"), "[6]");
+  EXPECT_EQ(element("a"), "select((0 <= (x0 - 1) and 0 <= (-x0 + 3)), 7, 5)");
+  EXPECT_EQ(element("b"), "7");
+  EXPECT_EQ(shape("c"), "[6]");
+  EXPECT_EQ(element("c"), "load(x0)");
+}
+
+TEST_F(SymbolicShape, TheLastOfAStoredVector) {
+  // From max(0, 512 - n): the slice is min(n, 512) long.
+  load(
+      "%x: tensor<?xf32, #onnx.dims<\"n\">>, %w: tensor<512xf32>",
+      "\"x\", \"w\"",
+      R"(%stored = onnx.initializer "stored" : tensor<1xi64> = dense<512> : tensor<1xi64>
+          %zero = onnx.initializer "zero" : tensor<1xi64> = dense<0> : tensor<1xi64>
+          %end = onnx.initializer "end" : tensor<1xi64> = dense<9223372036854775807> : tensor<1xi64>
+       )" NODE("n", "Shape", "%x", "",
+               "(tensor<?xf32, #onnx.dims<\"n\">>) -> !u")
+          NODE("d", "Sub", "%stored, %n", "", "(tensor<1xi64>, !u) -> !u")
+              NODE("m", "Max", "%d, %zero", "", "(!u, tensor<1xi64>) -> !u")
+                  NODE("s", "Slice", "%w, %m, %end", "",
+                       "(tensor<512xf32>, !u, tensor<1xi64>) -> !u"));
+  EXPECT_EQ(shape("s"), "[min(n, 512)]");
+}
+
 TEST_F(SymbolicShape, RepeatedHeadsAreSeenThrough) {
   load(
       "%k: tensor<?x2x?x16xf32, #onnx.dims<\"b\", \"\", \"t\", \"\">>", "\"k\"",
