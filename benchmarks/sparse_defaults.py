@@ -1,11 +1,12 @@
-"""What a sparse pattern costs in quality on SmolLM2: perplexity and passkeys by budget.
+r"""What a sparse pattern costs in quality on SmolLM2: perplexity and passkeys by budget.
 
-For each `-sparsify=` given and each length: density (share of causal blocks), perplexity of
-the last 1,024 tokens of a real text, and passkeys found at five depths. The defaults of
-`-sparsify=vertical-slash` are chosen from this table (docs/SparseDefaults.md). Times are not
+For dense, each `-sparsify=` given and each length: density (share of causal blocks),
+perplexity of the last 1,024 tokens of a real text, and passkeys found at five depths. The
+patterns' defaults are chosen from this table (docs/SparseDefaults.md). Times are not
 compared here.
 
-    python benchmarks/sparse_defaults.py --tokens 2048 4096 8192 --density 0.1 0.25 0.5
+    python benchmarks/sparse_defaults.py --tokens 2048 4096 8192 \
+        --sparsify vertical-slash:density=0.25 xattention:threshold=0.9
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from prefill_opt import session
 from prefill_opt.demo import smollm2, texts
 from prefill_opt.demo.suite import table
 from prefill_opt.hosting import attention_statistics
+
+
+DEFAULTS = [
+    *(f"vertical-slash:density={share}" for share in (0.25, 0.4)),
+    *(f"xattention:threshold={share}" for share in (0.9, 0.95)),
+]
 
 
 def evaluate(ready, tokenizer, tokens: int, depths: list[float]) -> dict:
@@ -59,14 +66,12 @@ def main() -> None:
     """Prints the table and writes results/sparse_defaults.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
-    parser.add_argument("--density", type=float, nargs="+", default=[0.15, 0.25, 0.35, 0.5])
+    parser.add_argument("--sparsify", nargs="+", default=DEFAULTS, help="values of -sparsify=")
     parser.add_argument("--depths", type=float, nargs="+", default=list(texts.DEPTHS))
-    parser.add_argument("--dense-below", type=int, help="instead of the cost function's choice")
     parser.add_argument("--name", default="sparse_defaults", help="of the result file")
     options = parser.parse_args()
     tokenizer = smollm2.tokenizer()
-    below = "" if options.dense_below is None else f",dense-below={options.dense_below}"
-    specs = ["dense"] + [f"vertical-slash:density={d:g}{below}" for d in options.density]
+    specs = ["dense", *options.sparsify]
     records = []
     with tempfile.TemporaryDirectory(dir=smollm2.models_dir()) as work:
         for number, spec in enumerate(specs):

@@ -195,6 +195,7 @@ std::optional<SparsityConfig> prefill::parseSparsity(StringRef spec,
                 "block-sparse, xattention and config:FILE");
   SparsityConfig config;
   bool vertical = false, slash = false, density = false, tokens = false;
+  bool threshold = false;
   llvm::SmallVector<StringRef> parts;
   options.split(parts, ',', -1, /*KeepEmpty=*/false);
   for (StringRef part : parts) {
@@ -214,14 +215,17 @@ std::optional<SparsityConfig> prefill::parseSparsity(StringRef spec,
     vertical |= key == "vertical";
     slash |= key == "slash";
     density |= key == "density";
+    threshold |= key == "threshold" || key == "tau";
     tokens |=
         key == "vertical" || key == "slash" || key == "top-k" || key == "top_k";
   }
   if (density && tokens)
     return fail("give either a density or token budgets, not both");
-  // The default budget loses passkeys below this (docs/SparseDefaults.md).
-  if (plan->pattern == SparsePattern::VerticalSlash && !density && !tokens &&
-      config.denseBelow < 0)
+  // The default budgets lose passkeys below this (docs/SparseDefaults.md).
+  bool byDefault =
+      (plan->pattern == SparsePattern::VerticalSlash && !density && !tokens) ||
+      (plan->pattern == SparsePattern::XAttention && !threshold);
+  if (byDefault && config.denseBelow < 0)
     config.denseBelow = 2048;
   completeTokens(*plan, vertical, slash);
   config.fallback = *plan;

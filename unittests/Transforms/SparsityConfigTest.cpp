@@ -67,10 +67,12 @@ TEST(SparsityConfig, XAttention) {
 }
 
 TEST(SparsityConfig, DenseBelow) {
-  // Only the default budget of vertical-slash is known to need it.
+  // The default budgets are known to need it.
   EXPECT_EQ(parse("vertical-slash").denseBelow, 2048);
   EXPECT_EQ(parse("vertical-slash:dense-below=512").denseBelow, 512);
   EXPECT_EQ(parse("vertical-slash:density=0.5").denseBelow, -1);
+  EXPECT_EQ(parse("xattention:stride=16").denseBelow, 2048);
+  EXPECT_EQ(parse("xattention:threshold=0.9").denseBelow, -1);
   EXPECT_EQ(parse("a-shape").denseBelow, -1);
   EXPECT_EQ(parse("a-shape:dense-below=2048").denseBelow, 2048);
   EXPECT_NE(refuse("a-shape:dense-below=-2").find("dense-below"),

@@ -1,7 +1,7 @@
-"""``make demo``: one long prompt through SmolLM2 in ONNX Runtime, four ways, in one table.
+"""``make demo``: one long prompt through SmolLM2 in ONNX Runtime, five ways, in one table.
 
 The export as PyTorch writes it; the same file through prefill-opt, exact; with
-``-sparsify=vertical-slash``; with ``-sparsify=a-shape``. Each runs in a process of its own.
+``-sparsify=vertical-slash``, ``xattention`` and ``a-shape``. Each runs in a process of its own.
 Also draws which key blocks a few heads kept.
 """
 
@@ -19,7 +19,9 @@ from ..compiler import CompileError
 from . import picture, smollm2, suite, texts
 from .contender import ContenderError, measure
 
-PATTERNS = {"prefill-opt dense": None, "vertical-slash": "vertical-slash", "a-shape": "a-shape"}
+PATTERNS = {"prefill-opt dense": None} | {
+    name: name for name in ("vertical-slash", "xattention", "a-shape")
+}
 HEADER = [
     "contender",
     "seconds",
@@ -172,7 +174,7 @@ def main() -> int:
         "rows": records,
     }
     (work / "demo.json").write_text(json.dumps(summary, indent=1) + "\n")
-    for name in ("vertical-slash", "a-shape"):
+    for name in filter(None, PATTERNS.values()):
         statistics = work / f"{name}.statistics.npz"
         if statistics.exists():
             path = picture.draw_file(statistics, work / f"{name}.png", f"{name}, {title}")
