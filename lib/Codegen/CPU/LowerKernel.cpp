@@ -376,6 +376,7 @@ LogicalResult KernelLowering::lowerLoop(tile::ForTilesOp loop) {
   if (keyBegin) {
     keyTile.isBlock = Value();
     keyTile.first = e.add(keyBegin, e.mul(round, size));
+    keyTile.next = e.add(keyTile.first, size);
   } else {
     keyTile.isBlock = e.less(round, blockCount);
     Type i64 = b.getI64Type();

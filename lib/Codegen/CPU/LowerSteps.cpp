@@ -621,10 +621,17 @@ KernelLowering::productOperand(tile::DotOp dot) {
 
 void KernelLowering::prefetchNext(const Piece &piece, Value round,
                                   int64_t rounds) {
+  // Rows of keys.
   SmallVector<BoundView> keyed;
-  for (BlockArgument argument : kernel.getBody().getArguments())
-    if (BoundView view = views.lookup(argument); view.packed)
-      keyed.push_back(view);
+  SmallVector<int64_t> widths;
+  for (BlockArgument argument : kernel.getBody().getArguments()) {
+    BoundView view = views.lookup(argument);
+    if (!view.rowBytes || view.rows || view.keyBytes)
+      continue;
+    keyed.push_back(view);
+    widths.push_back(cast<tile::ViewType>(argument.getType()).getShape()[1] *
+                     view.element.getIntOrFloatBitWidth() / 8);
+  }
   const Value first = e.add(keyTile.next, piece.row);
   auto rowAddress = [&](const BoundView &view, Value key) {
     return e.at(view.base, arith::MulIOp::create(b, loc, key, view.rowBytes));
@@ -633,9 +640,9 @@ void KernelLowering::prefetchNext(const Piece &piece, Value round,
     // Each group of query rows asks for its part of the lines.
     const int64_t rows = piece.vectors * target.lanes;
     Value group = arith::DivUIOp::create(b, loc, piece.lane, e.integer(rows));
-    for (const BoundView &view : keyed) {
-      const int64_t part = llvm::alignTo(
-          llvm::divideCeil(view.packedBytes, queryRows / rows), 64);
+    for (auto [view, width] : llvm::zip(keyed, widths)) {
+      const int64_t part =
+          llvm::alignTo(llvm::divideCeil(width, queryRows / rows), 64);
       Value address = e.at(rowAddress(view, first), e.mul(group, part));
       for (int64_t r = 0; r < piece.rows; ++r) {
         e.prefetch(address, part);
@@ -650,7 +657,7 @@ void KernelLowering::prefetchNext(const Piece &piece, Value round,
   for (auto [number, view] : llvm::enumerate(keyed)) {
     Value start = e.integer(number * rounds / keyed.size());
     Value index = arith::SubIOp::create(b, loc, round, start);
-    Value lines = e.integer(llvm::divideCeil(view.packedBytes, 64));
+    Value lines = e.integer(llvm::divideCeil(widths[number], 64));
     Value row = arith::DivUIOp::create(b, loc, index, lines);
     Value line = arith::RemUIOp::create(b, loc, index, lines);
     Value here = e.at(rowAddress(view, e.add(first, row)), e.mul(line, 64));
