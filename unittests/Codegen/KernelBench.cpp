@@ -11,7 +11,8 @@
 // interleaved repeats), in processor time, and by the sum of the best time of
 // each call, as shares of the FMA peak that is measured in the same process
 // between the repeats. Operations are 4 * block_q * block_k * d a visited
-// block; diagonal blocks count whole.
+// block; diagonal blocks count whole, although kernels leave out most of what
+// the mask hides.
 //
 //===----------------------------------------------------------------------===//
 
