@@ -49,16 +49,15 @@ struct Equation {
   std::string lhs, rhs, out;
   char summed = 0;
 
-  static std::optional<Equation> parse(StringRef text) {
-    std::string plain;
-    for (char c : text)
-      if (c != ' ')
-        plain += c;
-    auto [in, out] = StringRef(plain).split("->");
+  static std::optional<Equation> parse(SymbolicAnalysis &analysis,
+                                       onnx::NodeOp node) {
+    auto plain = plainEquation(analysis, node);
+    if (!plain)
+      return std::nullopt;
+    auto [in, out] = StringRef(*plain).split("->");
     auto [lhs, rhs] = in.split(',');
     Equation e{lhs.str(), rhs.str(), out.str()};
-    if (out.empty() || lhs.empty() || rhs.empty() || text.contains('.') ||
-        rhs.contains(','))
+    if (out.empty() || lhs.empty() || rhs.empty() || rhs.contains(','))
       return std::nullopt;
     for (const std::string &side : {e.lhs, e.rhs})
       for (char c : side) {
@@ -82,7 +81,7 @@ std::pair<ExprRef, ExprRef>
 prefill::contractionSizes(SymbolicAnalysis &analysis, onnx::NodeOp node) {
   Value lhs = node.getInput(0), rhs = node.getInput(1);
   if (node.is("Einsum")) {
-    auto e = Equation::parse(node.getString("equation", ""));
+    auto e = Equation::parse(analysis, node);
     if (!e)
       return {};
     return {analysis.dim(lhs, e->lhs.find(e->summed)),
@@ -109,15 +108,30 @@ std::optional<Product> prefill::productAt(SymbolicAnalysis &analysis,
       out.shape.size() != indices.size())
     return std::nullopt;
   if (node.is("Einsum")) {
-    auto e = Equation::parse(node.getString("equation", ""));
+    auto e = Equation::parse(analysis, node);
     if (!e || e->out.size() != indices.size())
       return std::nullopt;
-    auto fill = [&](StringRef letters, Indices &to) {
-      for (char c : letters)
-        to.push_back(c == e->summed ? contraction : indices[e->out.find(c)]);
+    auto fill = [&](StringRef letters, const TensorFacts &f, Indices &to) {
+      ExprContext &ctx = analysis.expressions();
+      if (f.shape.size() != letters.size())
+        return false;
+      for (auto [size, c] : llvm::zip_equal(f.shape, letters)) {
+        if (c == e->summed) {
+          to.push_back(contraction);
+          continue;
+        }
+        size_t at = e->out.find(c);
+        if (size->isInt(1))
+          to.push_back(ctx.getInt(0));
+        else if (ctx.proveEqual(size, out.shape[at]))
+          to.push_back(indices[at]);
+        else
+          return false; // It may be 1, and stretched.
+      }
+      return true;
     };
-    fill(e->lhs, p.lhsIndices);
-    fill(e->rhs, p.rhsIndices);
+    if (!fill(e->lhs, l, p.lhsIndices) || !fill(e->rhs, r, p.rhsIndices))
+      return std::nullopt;
     return p;
   }
   if (l.shape.size() < 2 || r.shape.size() < 2 || indices.size() < 2 ||

@@ -60,6 +60,11 @@ std::optional<llvm::SmallVector<PadAxis>> padAxes(SymbolicAnalysis &analysis,
 std::optional<llvm::SmallVector<std::pair<ExprRef, ExprRef>>>
 splitParts(SymbolicAnalysis &analysis, onnx::NodeOp node);
 
+/// An Einsum's equation without spaces, its "..." written as letters; nothing
+/// when it has no "->", or its "..." stand for different numbers of axes.
+std::optional<std::string> plainEquation(SymbolicAnalysis &analysis,
+                                         onnx::NodeOp node);
+
 /// Shapes of a node's results from those of its inputs.
 struct ShapeRules {
   SymbolicAnalysis &analysis;

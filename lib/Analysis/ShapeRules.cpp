@@ -505,10 +505,10 @@ void ShapeRules::constantNode() {
 
 void ShapeRules::einsum() {
   results[0].elementType = in(0).elementType;
-  StringRef equation = node.getString("equation", "");
-  auto [left, right] = equation.split("->");
-  if (!equation.contains("->") || equation.contains('.'))
+  auto plain = plainEquation(analysis, node);
+  if (!plain)
     return;
+  auto [left, right] = StringRef(*plain).split("->");
   SmallVector<StringRef> terms;
   left.split(terms, ',');
   if (terms.size() != node.getInputs().size())
@@ -522,11 +522,11 @@ void ShapeRules::einsum() {
     if (!in(i).ranked || in(i).shape.size() != letters.size())
       return;
     for (auto [c, size] : llvm::zip_equal(letters, in(i).shape)) {
+      // One size, or 1, which is stretched.
       ExprRef &known = sizes[c];
-      if (known)
+      if (known && !right.contains(c) && !known->isInt(1) && !size->isInt(1))
         ctx.assumeEqual(known, size);
-      if (!known || size->is(Kind::Int))
-        known = size;
+      known = known ? broadcastDim(ctx, known, size) : size;
     }
   }
   SmallVector<ExprRef> shape;

@@ -198,3 +198,41 @@ prefill::splitParts(SymbolicAnalysis &analysis, onnx::NodeOp node) {
   }
   return parts;
 }
+
+std::optional<std::string> prefill::plainEquation(SymbolicAnalysis &analysis,
+                                                  onnx::NodeOp node) {
+  std::string text;
+  for (char c : node.getString("equation", ""))
+    if (c != ' ')
+      text += c;
+  auto [left, right] = StringRef(text).split("->");
+  if (!StringRef(text).contains("->"))
+    return std::nullopt;
+  SmallVector<StringRef> terms;
+  left.split(terms, ',');
+  if (terms.size() != node.getInputs().size())
+    return std::nullopt;
+  // How many axes "..." stands for: as many in each term that has it.
+  std::optional<size_t> count;
+  for (auto [i, term] : llvm::enumerate(terms)) {
+    if (!term.contains("..."))
+      continue;
+    const TensorFacts &f = analysis.facts(node.getInput(i));
+    size_t letters = term.size() - 3;
+    if (!f.ranked || f.shape.size() < letters ||
+        (count && *count != f.shape.size() - letters))
+      return std::nullopt;
+    count = f.shape.size() - letters;
+  }
+  std::string names;
+  for (char c = 'A'; c <= 'Z' && names.size() < count.value_or(0); ++c)
+    if (text.find(c) == std::string::npos)
+      names += c;
+  if (names.size() != count.value_or(0))
+    return std::nullopt;
+  for (size_t at; (at = text.find("...")) != std::string::npos;)
+    text.replace(at, 3, names);
+  if (text.find('.') != std::string::npos)
+    return std::nullopt;
+  return text;
+}

@@ -464,6 +464,20 @@ VARIANTS = {
         softmax="p = Softmax<axis=2>(masked)",
         apply='o = Einsum<equation="bijh,bhjd->bhid">(pg, v)',
     ),
+    "einsum, other axes left out": variant(
+        "raised",
+        transpose="",
+        dot='raw = Einsum<equation="... i d, ... j d -> ... i j">(q, k)',
+        apply='o = Einsum<equation="...ij,...jd->...id">(pg, v)',
+    ),
+    "einsum, one batch of keys": variant(
+        "any",
+        "float[1,4,T,16] k1, float[N,4,T,16] vn",
+        **NO_MASK,
+        transpose="",
+        dot='raw = Einsum<equation="bhid,bhjd->bhij">(q, k1)',
+        apply='o = Einsum<equation="bhij,bhjd->bhid">(pg, vn)',
+    ),
     "einsum, values of the rows": variant(
         "any",
         transpose="",
@@ -586,7 +600,7 @@ def text_of(recipe: dict, kv_heads: int = HEADS) -> str:
 def feeds_for(session, s: int, t: int, batch: int, loud: bool) -> dict[str, np.ndarray]:
     """Random inputs; `loud` makes scores large, so that finite masks leak."""
     rng = np.random.default_rng([s, t, batch, loud])
-    sizes = {"B": batch, "S": s, "T": t}
+    sizes = {"B": batch, "S": s, "T": t, "N": 1}
     feeds = {}
     for item in session.get_inputs():
         shape = [sizes.get(d, d) for d in item.shape]
