@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make sanitize`: the compiler and all C++ tests with AddressSanitizer and UBSan in
-# build-sanitize/, then ctest and lit there. (The runtime's own tests run sanitized in
-# every `make test`.) Not part of it: an instrumented build of everything takes minutes.
+# build-sanitize/, then ctest and lit there. Not part of `make test`, which runs only the
+# runtime's own tests sanitized: an instrumented build of everything takes minutes.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 "$ROOT/scripts/setup.sh"

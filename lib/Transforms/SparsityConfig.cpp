@@ -7,6 +7,7 @@
 #include "llvm/Support/JSON.h"
 #include "llvm/Support/MemoryBuffer.h"
 
+#include <cmath>
 #include <limits>
 
 using namespace prefill;
@@ -145,8 +146,7 @@ static bool setOption(HeadPlan &plan, StringRef key, double value,
   }
   bool positive =
       slot == &plan.last && plan.pattern == SparsePattern::VerticalSlash;
-  if (value != static_cast<double>(static_cast<int64_t>(value)) ||
-      value < (positive ? 1 : 0) ||
+  if (value != std::trunc(value) || value < (positive ? 1 : 0) ||
       value > std::numeric_limits<int32_t>::max()) {
     error = key.str() + " must be a " + (positive ? "positive" : "whole") +
             " number of " + (slot == &plan.topK ? "blocks" : "tokens");
