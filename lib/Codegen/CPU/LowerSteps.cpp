@@ -641,8 +641,8 @@ void KernelLowering::prefetchNext(const Piece &piece, Value round,
     const int64_t rows = piece.vectors * target.lanes;
     Value group = arith::DivUIOp::create(b, loc, piece.lane, e.integer(rows));
     for (auto [view, width] : llvm::zip(keyed, widths)) {
-      const int64_t part =
-          llvm::alignTo(llvm::divideCeil(width, queryRows / rows), 64);
+      const auto part =
+          int64_t(llvm::alignTo(llvm::divideCeil(width, queryRows / rows), 64));
       Value address = e.at(rowAddress(view, first), e.mul(group, part));
       for (int64_t r = 0; r < piece.rows; ++r) {
         e.prefetch(address, part);
@@ -655,9 +655,9 @@ void KernelLowering::prefetchNext(const Piece &piece, Value round,
   // processor can wait for would hold up the product.
   Value address;
   for (auto [number, view] : llvm::enumerate(keyed)) {
-    Value start = e.integer(number * rounds / keyed.size());
+    Value start = e.integer(int64_t(number) * rounds / int64_t(keyed.size()));
     Value index = arith::SubIOp::create(b, loc, round, start);
-    Value lines = e.integer(llvm::divideCeil(widths[number], 64));
+    Value lines = e.integer(int64_t(llvm::divideCeil(widths[number], 64)));
     Value row = arith::DivUIOp::create(b, loc, index, lines);
     Value line = arith::RemUIOp::create(b, loc, index, lines);
     Value here = e.at(rowAddress(view, e.add(first, row)), e.mul(line, 64));
@@ -728,7 +728,7 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
     for (int64_t c = skip; c < piece.vectors; ++c)
       lanes.push_back(
           e.load(e.floats(), e.at(vectors, c * target.vectorBytes())));
-    const int64_t count = lanes.size();
+    const auto count = int64_t(lanes.size());
     for (int64_t r = 0; r < piece.rows; ++r) {
       Value address = dot.getTransposeB()
                           ? e.at(rowAddress[r], e.mul(k, 4))

@@ -285,7 +285,7 @@ Value VectorEmitter::exp2ByScale(Value x) {
   static constexpr float coefficients[] = {0x1.000000p+0f, 0x1.62e4bap-1f,
                                            0x1.ebdb56p-3f, 0x1.c91ce6p-5f,
                                            0x1.277856p-7f, 0x1.e974fap-10f};
-  const int bits = width * 32;
+  const int64_t bits = width * 32;
   auto i32 = [&](int32_t value) {
     return arith::ConstantOp::create(b, loc, b.getI32IntegerAttr(value))
         .getResult();
