@@ -57,9 +57,10 @@ enum prefill_tile_feature {
  *
  * A row without visible keys is 0 with lse -inf (its sink with SINK). A NaN or
  * +inf score of a visible key makes the row NaN; scores below -2e38 (-3e38 with
- * a bias), so any -inf bias, are invisible; others may be as large as fp32 allows. V of every key of a
- * visited block is multiplied, if by 0: infinities there show. Tile functions
- * flush subnormal numbers and restore the caller's MXCSR. */
+ * a bias), so any -inf bias, are invisible; others may be as large as fp32
+ * allows. V of an invisible key of a visited block may be multiplied by 0, or
+ * not at all: an infinity there may show. Tile functions flush subnormal numbers
+ * and restore the caller's MXCSR. */
 typedef struct prefill_tile_args {
   const void *q, *k, *v;
   void *o;
