@@ -5,8 +5,9 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 "$ROOT/scripts/setup.sh"
-# Generated headers must exist; they are not looked at.
+# Generated and precompiled headers must exist; they are not looked at.
 "$ROOT/scripts/build.sh"
+"$ROOT/scripts/build.sh" prefill-import-fuzzer
 [ "$#" -gt 0 ] || set -- "$ROOT/(lib|tools|runtime|unittests)/"
 nice run-clang-tidy-22 -p "$BUILD" -j "$JOBS" -quiet -warnings-as-errors='*' \
   -header-filter="$ROOT/(include|lib|runtime|unittests)/" "$@" 2>"$LOGS/tidy.log"

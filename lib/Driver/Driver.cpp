@@ -106,7 +106,7 @@ bool prefill::looksLikeONNX(StringRef path) {
     return false;
   }
   auto count = llvm::sys::fs::readNativeFile(*file, {start, 2});
-  llvm::sys::fs::closeFile(*file);
+  (void)llvm::sys::fs::closeFile(*file);
   if (!count) {
     llvm::consumeError(count.takeError());
     return false;

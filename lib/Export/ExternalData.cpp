@@ -27,7 +27,7 @@ namespace fs = llvm::sys::fs;
 
 FileBatch::~FileBatch() {
   for (const Pending &file : pending) {
-    fs::remove(file.temporary);
+    (void)fs::remove(file.temporary);
     llvm::sys::DontRemoveFileOnSignal(file.temporary);
   }
   // Only folders that are still empty go.
