@@ -245,7 +245,7 @@ class Bench:
                 "dense": our_call(dense, arrays, "float32"),
                 "vertical-slash": our_call(sparse, arrays, "float32"),
             }
-            best = interleave(calls, max(self.options.rounds, 40000 // tokens))
+            best = interleave(calls, max(self.options.rounds, 200_000 // tokens))
             value = best["vertical-slash"] / best["dense"]
             row = {"part": "crossover", "dim": dim, "tokens": tokens, "threads": threads}
             self.rows.append({**row, "ms": {n: 1e3 * s for n, s in best.items()}})

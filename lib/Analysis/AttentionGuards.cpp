@@ -23,7 +23,8 @@ static bool isMinusInfinity(SymbolicAnalysis &analysis, Value value) {
 /// Whether all keys of a row are -inf in `value`, at `at` (with the key's
 /// index), exactly where the row sees no key.
 std::optional<Matcher::GuardEffect>
-Matcher::minusInfinity(Value value, Indices at, const MaskBuilder &masks) {
+Matcher::minusInfinity(Value value, const Indices &at,
+                       const MaskBuilder &masks) {
   ExprRef e = analysis.element(value, at);
   // A mask of -inf and finite numbers.
   if (e->is(Kind::Select) && masks.visible()) {

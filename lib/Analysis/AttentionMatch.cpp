@@ -91,8 +91,11 @@ bool Matcher::run() {
                  form.scores);
     return true;
   }
-  if (!form.problem.empty()) {
-    (void)refuse(softmax, form.problem, form.scores);
+  if (!form.problem.empty() || !form.axis) {
+    (void)refuse(softmax,
+                 form.problem.empty() ? "the axis it runs along is not known"
+                                      : form.problem,
+                 form.scores);
     return true;
   }
   if (products.size() > 1 || elsewhere) {

@@ -141,7 +141,7 @@ private:
                                        bool truth, const MaskBuilder &masks,
                                        llvm::SmallVectorImpl<onnx::NodeOp> &ops,
                                        unsigned depth);
-  std::optional<GuardEffect> minusInfinity(mlir::Value value, Indices at,
+  std::optional<GuardEffect> minusInfinity(mlir::Value value, const Indices &at,
                                            const MaskBuilder &masks);
   void absorbOutput(mlir::Value o, llvm::ArrayRef<Role> roles, Indices indices,
                     ExprRef e, const MaskBuilder &masks,

@@ -308,7 +308,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       if (left == leadsToProduct(b) || !number || !untouched || floor ||
           !MaskBuilder::hides(*number, out.elementType, true))
         return refuse(node, "scores are bounded from below", value);
-      floor = *number;
+      floor = number;
       if (!moveTo(left ? a : b))
         return lost();
     } else {

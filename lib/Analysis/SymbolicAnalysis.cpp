@@ -422,14 +422,13 @@ SymbolicAnalysis::broadcastIndices(ArrayRef<ExprRef> shape,
     ExprRef full = resultShape[axis + skipped];
     if (size->isInt(1))
       result.push_back(context.getInt(0));
-    else if (context.proveEqual(size, full) || full->isInt(1))
-      result.push_back(indices[axis + skipped]);
-    // The rest: either this operand has the result's size, or it is 1. If the
-    // result is as broadcastDim made it of `size` and something that is not
-    // larger, the operand is not stretched.
-    else if (size->is(Kind::Int))
-      result.push_back(indices[axis + skipped]); // not 1, so never stretched
-    else if (size->is(Kind::Min) && broadcastDim(context, size, full) == full)
+    // The rest: either this operand has the result's size, or it is 1. A known
+    // size is not 1, so never stretched. If the result is as broadcastDim made
+    // it of `size` and something that is not larger, the operand is not
+    // stretched.
+    else if (context.proveEqual(size, full) || full->isInt(1) ||
+             size->is(Kind::Int) ||
+             (size->is(Kind::Min) && broadcastDim(context, size, full) == full))
       result.push_back(indices[axis + skipped]);
     else
       return std::nullopt;

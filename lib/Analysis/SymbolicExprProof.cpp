@@ -201,7 +201,7 @@ void ExprContext::assumeEqual(ExprRef a, ExprRef b) {
   if (!addTerms(terms, difference, 1))
     return;
   // Solve for the newest symbol: fresh ones are newer than the model's names.
-  ExprRef best = nullptr;
+  ExprRef best = nullptr, rest = nullptr;
   int64_t sign = 0;
   for (auto [m, c] : terms.list)
     if (m->is(Kind::Symbol) && (c == 1 || c == -1) &&
@@ -209,11 +209,11 @@ void ExprContext::assumeEqual(ExprRef a, ExprRef b) {
       if (auto split = splitLinear(difference, m); split && split->first == c) {
         best = m;
         sign = c;
+        rest = split->second;
       }
   if (!best)
     return;
   // sign * best + rest == 0
-  ExprRef rest = splitLinear(difference, best)->second;
   solved[best] = scale(rest, -sign);
   resolved.clear();
 }

@@ -33,10 +33,10 @@ static std::optional<DType> dtypeOf(Type type) {
 
 /// What a select keeps: entries or a share of the blocks.
 static void readSelect(SelectOp select, int32_t &count, float &density) {
-  if (select.getTopK())
-    count = *select.getTopK();
-  if (select.getDensity())
-    density = select.getDensity()->convertToFloat();
+  if (auto top = select.getTopK())
+    count = *top;
+  if (auto share = select.getDensity())
+    density = share->convertToFloat();
 }
 
 /// The plan that an index op other than per_head stands for.
@@ -77,11 +77,12 @@ static std::optional<HeadPlan> planOfIndex(Value index) {
     if (!select)
       return std::nullopt;
     if (auto score = select.getScores().getDefiningOp<ScoreAntidiagonalOp>()) {
-      if (!select.getTopP())
+      auto share = select.getTopP();
+      if (!share)
         return std::nullopt;
       plan.pattern = SparsePattern::XAttention;
       plan.stride = score.getStride();
-      plan.topP = select.getTopP()->convertToFloat();
+      plan.topP = share->convertToFloat();
       return plan;
     }
     if (!select.getScores().getDefiningOp<ScorePooledOp>() || select.getTopP())
@@ -138,15 +139,15 @@ static bool buildSpec(OpTy op, KernelSpec &spec, std::string &error) {
   spec.headDim = op.getHeadDim();
   spec.vHeadDim = op.getVHeadDim();
   spec.causal = op.getCausal();
-  if (op.getWindowLeft())
-    spec.windowLeft = *op.getWindowLeft();
-  if (op.getWindowRight())
-    spec.windowRight = *op.getWindowRight();
+  if (auto left = op.getWindowLeft())
+    spec.windowLeft = *left;
+  if (auto right = op.getWindowRight())
+    spec.windowRight = *right;
   if (spec.causal)
     spec.windowRight = 0;
   spec.scale = op.getScale().convertToFloat();
-  if (op.getSoftcap())
-    spec.softcap = op.getSoftcap()->convertToFloat();
+  if (auto softcap = op.getSoftcap())
+    spec.softcap = softcap->convertToFloat();
   spec.hasBias = static_cast<bool>(op.getBias());
   spec.hasKeyMask = static_cast<bool>(op.getKeyMask());
   spec.hasSink = static_cast<bool>(op.getSinks());

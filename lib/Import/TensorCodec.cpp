@@ -358,7 +358,12 @@ ImportedTensor prefill::importTensor(MLIRContext *context, TensorProto &proto,
     return wrap(context, value, type, /*typed=*/false, proto, nameElsewhere);
   }
 
-  int64_t expected = *getTensorBytes(type);
+  std::optional<int64_t> size = getTensorBytes(type);
+  if (!size) {
+    error = "is larger than any file";
+    return ImportedTensor();
+  }
+  int64_t expected = *size;
   if (hasRaw) {
     ArrayRef<char> bytes =
         raw ? *raw

@@ -206,10 +206,13 @@ private:
         get(site.kvLengths), get(site.sinks), get(site.qSegment),
         get(site.kSegment), get(site.qOffset), get(site.cos), get(site.sin),
         i64(site.qHeads), i64(site.kvHeads), i64(site.headDim),
-        i64(site.vHeadDim), builder.getF32FloatAttr(site.scale),
+        i64(site.vHeadDim),
+        builder.getF32FloatAttr(static_cast<float>(site.scale)),
         site.causal ? builder.getUnitAttr() : UnitAttr(),
         optional(site.windowLeft), optional(site.windowRight),
-        site.softcap ? builder.getF32FloatAttr(*site.softcap) : FloatAttr(),
+        site.softcap
+            ? builder.getF32FloatAttr(static_cast<float>(*site.softcap))
+            : FloatAttr(),
         QueryAlignmentAttr::get(context, site.alignment),
         MaskedRowRuleAttr::get(context, site.maskedRow),
         TensorLayoutAttr::get(context, site.qLayout),

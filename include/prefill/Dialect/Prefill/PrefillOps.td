@@ -48,7 +48,9 @@ defvar attentionDescription = [{
     one logit a head to the denominator).
 
     * `bias`: `[b|1, hq|1, s|1, t]` or lower rank, bool (true: visible) or the
-      type of q (added; -inf, or a score below about -3e38: invisible).
+      type of q (added; -inf: invisible. Rows with nothing but finite minima are
+      what softmax in fp32 gives; with `masked_row` mean they are rows without
+      keys).
     * `key_mask`: `[b,t]` bool or integer; nonzero: visible.
     * `kv_lengths`: `[b]`; keys at or past it are invisible.
     * `causal`: j <= i + offset. `window_left`: j >= i + offset - window_left (so
