@@ -19,8 +19,6 @@
 
 #include "prefill/Analysis/AttentionSite.h"
 #include "prefill/Transforms/Passes.h"
-#include <map>
-#include <tuple>
 #include <vector>
 
 namespace prefill {
@@ -71,7 +69,7 @@ struct RaiseAttentionPass final
       }
     }
     eraseDead();
-    made.clear();
+    created.clear();
     replaced.clear();
   }
 
@@ -82,12 +80,6 @@ private:
   DenseMap<Value, Value> replaced;
   /// Ops that may have lost their last use.
   SmallVector<Operation *> maybeDead;
-  /// Planned nodes that exist: layers share masks, so their sites plan the same
-  /// nodes on them.
-  std::map<std::tuple<std::string, std::string, std::vector<void *>,
-                      std::vector<const void *>>,
-           Operation *>
-      made;
   /// Nodes and initializers that were created. Sites share them: the layers of
   /// a model need the same positions and lengths.
   llvm::DenseSet<Operation *, SameNode> created;

@@ -85,8 +85,9 @@ static void pack_queries(strided *x, int64_t first) {
     q = x->rotated;
     step = d * call->element;
   }
-  for (int64_t lane = 0; lane < LANES; ++lane)
-    for (int64_t t = 0; t < T; ++t) {
+  /* t outside: what the lanes write to stays in the first cache. */
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t lane = 0; lane < LANES; ++lane) {
       const int64_t i = lane * T + T - 1 - t;
       float *out = x->q + t * d * LANES + lane;
       if (i >= count) {

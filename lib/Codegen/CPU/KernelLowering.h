@@ -8,6 +8,10 @@
 
 namespace prefill {
 
+inline mlir::RankedTensorType tileType(mlir::Value value) {
+  return mlir::cast<mlir::RankedTensorType>(value.getType());
+}
+
 /// A view argument, with addresses in bytes.
 struct BoundView {
   mlir::Type element;
@@ -89,10 +93,8 @@ private:
   void copySlot(mlir::Value from, mlir::Value to);
   mlir::Value scalar(mlir::Value value) { return scalars.lookup(value); }
 
-  //===--- LowerSteps.cpp
-  //---------------------------------------------------===//
+  // LowerSteps.cpp
   mlir::LogicalResult lowerStep(const Step &step);
-  mlir::LogicalResult lowerDot(const Step &step);
   mlir::LogicalResult lowerMap(const Step &step);
   mlir::LogicalResult lowerPack(const Step &step);
   mlir::LogicalResult lowerKeyedPack(const Step &step);
@@ -125,6 +127,9 @@ private:
   elementwise(mlir::Operation *op, llvm::ArrayRef<mlir::Value> operands);
   mlir::LogicalResult lowerMask(tile::MaskOp mask, Piece &piece);
   mlir::LogicalResult storeKeys(tile::StoreOp store, Piece &piece);
+
+  // LowerProducts.cpp
+  mlir::LogicalResult lowerDot(const Step &step);
   mlir::LogicalResult productPiece(tile::DotOp dot, mlir::Value base,
                                    mlir::Value stride, Piece &piece);
   /// Copies rows of keys to the workspace as fp32; dead columns become zero if

@@ -15,10 +15,6 @@ using namespace prefill;
 /// masked: a product with subnormal probabilities costs a hundred cycles each.
 static constexpr int32_t kControlWord = 0x1f80 | 0x8040;
 
-static RankedTensorType tileType(Value value) {
-  return cast<RankedTensorType>(value.getType());
-}
-
 int64_t KernelLowering::allocate(int64_t bytes) {
   int64_t offset = used;
   used += (bytes + 63) / 64 * 64;
