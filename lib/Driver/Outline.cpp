@@ -174,20 +174,10 @@ static auto identity(const KernelSpec &s) {
       std::make_tuple(s.rotaryDim, s.denseBelow));
 }
 
-static bool samePlan(const HeadPlan &a, const HeadPlan &b) {
-  auto key = [](const HeadPlan &p) {
-    return std::make_tuple(p.pattern, p.init, p.local, p.last, p.vertical,
-                           p.slash, p.topK, p.density, p.stride, p.topP);
-  };
-  return key(a) == key(b);
-}
-
 /// The name of the kernel for `spec`: that of an equal one, or a new one.
 static std::string internSpec(KernelSpec spec, std::vector<KernelSpec> &specs) {
   for (const KernelSpec &known : specs)
-    if (identity(known) == identity(spec) &&
-        std::equal(known.heads.begin(), known.heads.end(), spec.heads.begin(),
-                   spec.heads.end(), samePlan))
+    if (identity(known) == identity(spec) && known.heads == spec.heads)
       return known.name;
   spec.name = "prefill_attention_" + std::to_string(specs.size());
   specs.push_back(spec);

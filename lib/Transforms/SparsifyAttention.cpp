@@ -18,8 +18,6 @@
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/SparsityConfig.h"
 
-#include <tuple>
-
 namespace prefill {
 #define GEN_PASS_DEF_SPARSIFYATTENTION
 #include "prefill/Transforms/Passes.h.inc"
@@ -31,11 +29,6 @@ using namespace prefill;
 // MInference always keeps the first 30 keys and the 100 shortest distances.
 static constexpr int64_t forcedColumns = 30;
 static constexpr int64_t forcedDiagonals = 100;
-
-static auto key(const HeadPlan &p) {
-  return std::make_tuple(p.pattern, p.init, p.local, p.last, p.vertical,
-                         p.slash, p.topK, p.density, p.stride, p.topP);
-}
 
 /// Why the attention must stay dense, or empty.
 static StringRef refusal(AttentionOp op) {
@@ -169,8 +162,7 @@ private:
     SmallVector<Value> choices;
     SmallVector<int64_t> choice;
     for (const HeadPlan &plan : plans) {
-      auto *it = llvm::find_if(
-          distinct, [&](const HeadPlan &d) { return key(d) == key(plan); });
+      auto *it = llvm::find(distinct, plan);
       choice.push_back(it - distinct.begin());
       if (it == distinct.end()) {
         choices.push_back(buildIndex(builder, op, plan));

@@ -58,6 +58,29 @@ static pf_work count_work(const pf_call *call, int64_t b,
 
 /*===-- one head ---------------------------------------------------------===*/
 
+/* NULL: dense, or unknown to this runtime. */
+static const pf_pattern *pattern_of(const prefill_head_plan *plan) {
+  switch (plan->pattern) {
+  case PREFILL_PATTERN_A_SHAPE:
+  case PREFILL_PATTERN_TRI_SHAPE:
+    return &pf_pattern_static;
+  case PREFILL_PATTERN_VERTICAL_SLASH:
+    return &pf_pattern_vertical_slash;
+  case PREFILL_PATTERN_BLOCK_SPARSE:
+    return &pf_pattern_block_sparse;
+  case PREFILL_PATTERN_XATTENTION:
+    return &pf_pattern_xattention;
+  default:
+    return NULL;
+  }
+}
+
+int64_t pf_all_ids(const pf_call *call, const pf_grid *grid,
+                   const prefill_head_plan *plan, const pf_work *dense) {
+  (void)call, (void)grid, (void)plan;
+  return dense->blocks;
+}
+
 static const prefill_head_plan *plan_of(const pf_call *call, int64_t head) {
   return &call->desc->plan->heads[head % call->hq];
 }
@@ -88,14 +111,11 @@ static int64_t worker_bytes(const pf_call *call) {
   int64_t most = 0;
   for (int64_t h = 0; h < call->hq; ++h) {
     const prefill_head_plan *head = &plan->heads[h];
-    int64_t bytes = 0;
-    if (head->pattern == PREFILL_PATTERN_VERTICAL_SLASH)
-      bytes = pf_vertical_slash_scratch(call, call->estimation->most_distances);
-    else if (head->pattern == PREFILL_PATTERN_XATTENTION)
-      bytes = pf_xattention_scratch(call, head);
-    else if (head->pattern == PREFILL_PATTERN_BLOCK_SPARSE)
-      bytes = pf_block_sparse_scratch(call);
-    most = pf_max(most, bytes);
+    const pf_pattern *pattern = pattern_of(head);
+    if (pattern && pattern->scratch &&
+        (!pattern->fits || pattern->fits(call, head)))
+      most = pf_max(
+          most, pattern->scratch(call, head, call->estimation->most_distances));
   }
   return lay_out(call, anchor).scratch - anchor + most;
 }
@@ -118,21 +138,7 @@ static void estimate_body(pf_call *call, void *worker, int64_t item) {
                                 .distances = m.distances,
                                 .keys = m.keys,
                                 .scratch = m.scratch};
-  switch (estimate.plan->pattern) {
-  case PREFILL_PATTERN_A_SHAPE:
-  case PREFILL_PATTERN_TRI_SHAPE:
-    pf_estimate_static(&estimate);
-    break;
-  case PREFILL_PATTERN_VERTICAL_SLASH:
-    pf_estimate_vertical_slash(&estimate);
-    break;
-  case PREFILL_PATTERN_XATTENTION:
-    pf_estimate_xattention(&estimate);
-    break;
-  default:
-    pf_estimate_block_sparse(&estimate);
-    break;
-  }
+  pattern_of(estimate.plan)->estimate(&estimate);
   if (call->desc->plan->dense_below >= 0)
     return;
   const pf_work sparse = count_work(call, b, estimate.index, m.kept, m.keys);
@@ -192,11 +198,9 @@ static batch_work measure_batch(const pf_call *call, int64_t b) {
 static bool wants_sparse(const pf_call *call, const prefill_head_plan *plan,
                          const batch_work *work) {
   const int32_t dense_below = call->desc->plan->dense_below;
-  if (!work->usable || plan->pattern <= PREFILL_PATTERN_DENSE ||
-      plan->pattern > PREFILL_PATTERN_XATTENTION)
-    return false;
-  if (plan->pattern == PREFILL_PATTERN_XATTENTION &&
-      !pf_xattention_fits(call, plan))
+  const pf_pattern *pattern = pattern_of(plan);
+  if (!work->usable || !pattern ||
+      (pattern->fits && !pattern->fits(call, plan)))
     return false;
   if (plan->density >= 1)
     return false;
@@ -226,16 +230,14 @@ prefill_status pf_build_index(pf_call *call) {
       if (!wants_sparse(call, head, &e.batch[b]))
         continue;
       e.heads[e.count++] = b * call->hq + h;
+      const pf_pattern *pattern = pattern_of(head);
       int64_t bytes;
-      if (head->pattern == PREFILL_PATTERN_BLOCK_SPARSE) {
+      if (pattern->ids) {
         bytes = pf_blocks_bytes(
-            &grid, pf_block_sparse_ids(call, &grid, head, &e.batch[b].dense));
-      } else if (head->pattern == PREFILL_PATTERN_XATTENTION) {
-        bytes = pf_blocks_bytes(&grid, pf_xattention_ids(&e.batch[b].dense));
+            &grid, pattern->ids(call, &grid, head, &e.batch[b].dense));
       } else {
-        const int64_t columns = head->pattern == PREFILL_PATTERN_VERTICAL_SLASH
-                                    ? pf_vertical_slash_columns(call, head)
-                                    : 0;
+        const int64_t columns =
+            pattern->columns ? pattern->columns(call, head) : 0;
         e.column_room = pf_max(e.column_room, columns);
         bytes = pf_relative_bytes(&grid, columns);
       }

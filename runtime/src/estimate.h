@@ -9,9 +9,11 @@ and
 |*   estimate_blocks.c     block-sparse
 |*   estimate_strided.c    xattention
 |*
-|* A new pattern adds a file with three functions: how much its index may hold,
-|* how much scratch it needs, and the estimate. Heads share nothing; everything
-|* is float32 and deterministic.
+|*   estimate_keep.c       which blocks stay, for those that give them a mass
+|*
+|* A new pattern adds a file with a pf_pattern, a line in estimate.c's table and
+|* its cost in cost.c. Heads share nothing; everything is float32 and
+|* deterministic.
 |*
 \*===----------------------------------------------------------------------===*/
 #ifndef PREFILL_RUNTIME_ESTIMATE_H
@@ -71,36 +73,48 @@ int64_t pf_sums_bytes(const pf_call *call);
 pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
                          int64_t last, void *memory);
 
-/*===-- estimate_relative.c ----------------------------------------------===*/
+/*===-- estimate_keep.c --------------------------------------------------===*/
 
-/* A-shape and tri-shape: no columns, no scratch. */
-void pf_estimate_static(const pf_estimate *head);
+/* Which blocks of a tile stay, by the mass that an estimator gives them. */
+typedef struct pf_keep {
+  int64_t first; /* the first blocks that are always kept */
+  int64_t near;  /* blocks before the tile's own that are always kept */
+  double top_p;  /* kept in order of falling mass, as long as those before hold
+                    less than this share of the sum; forced ones count */
+} pf_keep;
 
-void pf_estimate_vertical_slash(const pf_estimate *head);
-/* Columns that a head may keep. */
-int64_t pf_vertical_slash_columns(const pf_call *call,
-                                  const prefill_head_plan *plan);
-/* Bytes of scratch; limit: distances of the longest batch entry. */
-int64_t pf_vertical_slash_scratch(const pf_call *call, int64_t limit);
+/* Appends the blocks of a tile to the head's block index, and returns the
+ * number of ids there are now: `total` before. mass: [blocks], not negative; it
+ * is overwritten. A sum that is no finite number says nothing: all is kept.
+ * Hidden blocks have no mass, and are never kept. Uses head->chosen. */
+int64_t pf_keep_blocks(const pf_estimate *head, const pf_keep *keep,
+                       int64_t tile, float *mass, int64_t total);
 
-/*===-- estimate_blocks.c ------------------------------------------------===*/
+/*===-- the patterns -----------------------------------------------------===*/
 
-void pf_estimate_block_sparse(const pf_estimate *head);
-/* Ids that a head's index may hold. */
-int64_t pf_block_sparse_ids(const pf_call *call, const pf_grid *grid,
-                            const prefill_head_plan *plan,
-                            const pf_work *dense);
-int64_t pf_block_sparse_scratch(const pf_call *call);
+/* What the driver asks of a pattern; one constant a pattern, in its file. */
+typedef struct pf_pattern {
+  /* Can it run with this call's shapes? NULL: always. */
+  bool (*fits)(const pf_call *call, const prefill_head_plan *plan);
+  /* Ids that a head's block index may hold. NULL: the index is a relative one,
+   * with room for `columns` (NULL: none). */
+  int64_t (*ids)(const pf_call *call, const pf_grid *grid,
+                 const prefill_head_plan *plan, const pf_work *dense);
+  int64_t (*columns)(const pf_call *call, const prefill_head_plan *plan);
+  /* Bytes of scratch; limit: distances of the longest batch entry. NULL: 0. */
+  int64_t (*scratch)(const pf_call *call, const prefill_head_plan *plan,
+                     int64_t limit);
+  void (*estimate)(const pf_estimate *head);
+} pf_pattern;
 
-/*===-- estimate_strided.c -----------------------------------------------===*/
+extern const pf_pattern pf_pattern_static;         /* estimate_relative.c */
+extern const pf_pattern pf_pattern_vertical_slash; /* estimate_relative.c */
+extern const pf_pattern pf_pattern_block_sparse;   /* estimate_blocks.c */
+extern const pf_pattern pf_pattern_xattention;     /* estimate_strided.c */
 
-void pf_estimate_xattention(const pf_estimate *head);
-/* Ids that a head's index may hold: nothing is known of their number. */
-int64_t pf_xattention_ids(const pf_work *dense);
-int64_t pf_xattention_scratch(const pf_call *call,
-                              const prefill_head_plan *plan);
-/* Whether tiles and blocks are made of whole strides. */
-bool pf_xattention_fits(const pf_call *call, const prefill_head_plan *plan);
+/* ids of a pattern that may keep everything. */
+int64_t pf_all_ids(const pf_call *call, const pf_grid *grid,
+                   const prefill_head_plan *plan, const pf_work *dense);
 
 #ifdef __cplusplus
 }

@@ -11,7 +11,9 @@
 /* Lanes of pooled queries that are scored together. */
 enum { POOL_LANES = 64 };
 
-int64_t pf_block_sparse_scratch(const pf_call *call) {
+static int64_t scratch(const pf_call *call, const prefill_head_plan *plan,
+                       int64_t limit) {
+  (void)plan, (void)limit;
   const int64_t f = sizeof(float);
   return pf_round_up(call->blocks * call->d * f, 64) +
          pf_round_up(POOL_LANES * call->d * f, 64) +
@@ -44,7 +46,18 @@ static int64_t blocks_for_share(const pf_call *call, int64_t b, double share,
   return low;
 }
 
-void pf_estimate_block_sparse(const pf_estimate *head) {
+static int64_t ids_of(const pf_call *call, const pf_grid *grid,
+                      const prefill_head_plan *plan, const pf_work *dense) {
+  const int64_t own = call->bq / call->bk + 2;
+  int64_t per_row = pf_min(pf_max(plan->top_k, own), grid->blocks);
+  if (plan->density > 0) {
+    const double share = (double)plan->density * (double)dense->blocks;
+    return pf_min((int64_t)share, dense->blocks) + (own + 1) * grid->tiles;
+  }
+  return per_row * grid->tiles;
+}
+
+static void estimate(const pf_estimate *head) {
   const pf_call *call = head->call;
   const pf_batch *batch = head->batch;
   const prefill_head_plan *plan = head->plan;
@@ -54,8 +67,7 @@ void pf_estimate_block_sparse(const pf_estimate *head) {
   const pf_hot *hot = call->hot;
   const int64_t d = call->d, f = sizeof(float);
   const int dtype = call->desc->dtype;
-  const int64_t id_room =
-      pf_block_sparse_ids(call, &head->grid, plan, head->dense);
+  const int64_t id_room = ids_of(call, &head->grid, plan, head->dense);
   pf_blocks_init(index, &head->grid, id_room, head->storage);
   const int64_t per_row = plan->density > 0
                               ? blocks_for_share(call, b, (double)plan->density,
@@ -140,14 +152,5 @@ void pf_estimate_block_sparse(const pf_estimate *head) {
   }
 }
 
-int64_t pf_block_sparse_ids(const pf_call *call, const pf_grid *grid,
-                            const prefill_head_plan *plan,
-                            const pf_work *dense) {
-  const int64_t own = call->bq / call->bk + 2;
-  int64_t per_row = pf_min(pf_max(plan->top_k, own), grid->blocks);
-  if (plan->density > 0) {
-    const double share = (double)plan->density * (double)dense->blocks;
-    return pf_min((int64_t)share, dense->blocks) + (own + 1) * grid->tiles;
-  }
-  return per_row * grid->tiles;
-}
+const pf_pattern pf_pattern_block_sparse = {
+    .ids = ids_of, .scratch = scratch, .estimate = estimate};

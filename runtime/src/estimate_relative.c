@@ -16,7 +16,7 @@
 #include <string.h>
 
 /* The first keys and the nearest, from parameters. */
-void pf_estimate_static(const pf_estimate *head) {
+static void estimate_static(const pf_estimate *head) {
   const pf_call *call = head->call;
   const prefill_head_plan *plan = head->plan;
   pf_head_index *index = head->index;
@@ -161,7 +161,7 @@ static void select_share(const pf_estimate *head, const pf_sums *sums,
                           grid->bk * 3 / 4, 0);
 }
 
-void pf_estimate_vertical_slash(const pf_estimate *head) {
+static void estimate_vertical_slash(const pf_estimate *head) {
   const pf_call *call = head->call;
   const pf_sums sums =
       pf_estimate_sums(call, head->b, head->h, head->plan->last, head->scratch);
@@ -172,8 +172,7 @@ void pf_estimate_vertical_slash(const pf_estimate *head) {
     select_tokens(head, &sums);
 }
 
-int64_t pf_vertical_slash_columns(const pf_call *call,
-                                  const prefill_head_plan *plan) {
+static int64_t columns_of(const pf_call *call, const prefill_head_plan *plan) {
   const int64_t columns =
       plan->density > 0
           ? (int64_t)(4.0 * (double)plan->density * (double)call->t) +
@@ -182,7 +181,16 @@ int64_t pf_vertical_slash_columns(const pf_call *call,
   return pf_min(columns, call->t);
 }
 
-int64_t pf_vertical_slash_scratch(const pf_call *call, int64_t limit) {
+static int64_t scratch_of(const pf_call *call, const prefill_head_plan *plan,
+                          int64_t limit) {
+  (void)plan;
   return pf_sums_bytes(call) + 2 * pf_round_up((limit + call->t) * 4, 64) +
          pf_round_up((call->t + 1) * 8, 64);
 }
+
+const pf_pattern pf_pattern_static = {.estimate = estimate_static};
+
+const pf_pattern pf_pattern_vertical_slash = {.columns = columns_of,
+                                              .scratch = scratch_of,
+                                              .estimate =
+                                                  estimate_vertical_slash};

@@ -21,12 +21,10 @@ as
 /* Strided rows that are scored together, and strided keys that are packed. */
 enum { LANES = 64, PACKED_KEYS = 64 };
 
-bool pf_xattention_fits(const pf_call *call, const prefill_head_plan *plan) {
+static bool fits(const pf_call *call, const prefill_head_plan *plan) {
   return plan->stride > 0 && plan->top_p > 0 && call->bq % plan->stride == 0 &&
          call->bk % plan->stride == 0;
 }
-
-int64_t pf_xattention_ids(const pf_work *dense) { return dense->blocks; }
 
 /* What the estimate of one head works on. */
 typedef struct strided {
@@ -61,12 +59,12 @@ static strided lay_out(const pf_call *call, const prefill_head_plan *plan,
   return x;
 }
 
-int64_t pf_xattention_scratch(const pf_call *call,
-                              const prefill_head_plan *plan) {
+static int64_t scratch(const pf_call *call, const prefill_head_plan *plan,
+                       int64_t limit) {
+  (void)limit;
   static char anchor[1];
   char *at = anchor;
-  if (pf_xattention_fits(call, plan))
-    lay_out(call, plan, &at);
+  lay_out(call, plan, &at);
   return at - anchor;
 }
 
@@ -188,63 +186,13 @@ static void share_out(strided *x, int64_t first, int64_t keys) {
            (size_t)((call->blocks - blocks) * LANES) * sizeof(float));
 }
 
-/* Appends the blocks of `tile` to the index; mass holds its sums. */
-static int64_t choose(strided *x, int64_t tile, int64_t total) {
-  const pf_call *call = x->head->call;
-  const pf_batch *batch = x->head->batch;
-  pf_head_index *index = x->head->index;
-  uint64_t *chosen = x->head->chosen;
-  const int64_t row = tile * call->bq;
-  const pf_span span = pf_visible_span(call, x->head->b, tile);
-  const int64_t own = pf_floor_div(batch->offset + row, call->bk);
-  const int64_t n = span.end - span.begin;
-  float *mass = x->mass + span.begin;
-  double budget = 0;
-  bool finite = true;
-  for (int64_t i = 0; i < n; ++i) {
-    if (batch->state && batch->state[span.begin + i] == PF_BLOCK_HIDDEN)
-      mass[i] = 0;
-    budget += (double)mass[i];
-    finite &= mass[i] - mass[i] == 0;
-  }
-  budget *= (double)x->head->plan->top_p;
-  double used = 0;
-#define FORCED(block) ((block) == 0 || (block) >= own)
-  for (int64_t i = 0; i < n; ++i)
-    if (FORCED(span.begin + i)) {
-      used += (double)mass[i];
-      mass[i] = PF_MINUS_INF; /* not to be chosen again */
-    }
-  pf_select(mass, mass, n, budget - used, chosen);
-  /* The block with which the budget is reached or passed is one of them. */
-  int64_t next = -1;
-  for (int64_t i = 0; i < n; ++i)
-    if (pf_get_bit(chosen, i))
-      used += (double)mass[i];
-    else if (mass[i] > 0 && (next < 0 || mass[i] > mass[next]))
-      next = i;
-  if (used < budget && next >= 0)
-    pf_set_bit(chosen, next);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t block = span.begin + i;
-    if (batch->state && batch->state[block] == PF_BLOCK_HIDDEN)
-      continue;
-    /* Sums that are no numbers say nothing: everything is kept. */
-    if (!finite || FORCED(block) || pf_get_bit(chosen, i))
-      index->id[total++] = (uint16_t)block;
-  }
-#undef FORCED
-  index->row_begin[tile + 1] = total;
-  return total;
-}
-
-void pf_estimate_xattention(const pf_estimate *head) {
+static void estimate(const pf_estimate *head) {
   const pf_call *call = head->call;
   char *at = head->scratch;
   strided x = lay_out(call, head->plan, &at);
   x.head = head;
-  pf_blocks_init(head->index, &head->grid, pf_xattention_ids(head->dense),
-                 head->storage);
+  pf_blocks_init(head->index, &head->grid, head->dense->blocks, head->storage);
+  const pf_keep keep = {.first = 1, .top_p = (double)head->plan->top_p};
   const int64_t per_tile = call->bq / x.stride;
   int64_t total = 0, in_tile = 0, tile = 0;
   memset(x.mass, 0, (size_t)call->blocks * sizeof(float));
@@ -262,9 +210,12 @@ void pf_estimate_xattention(const pf_estimate *head) {
         x.mass[block] += x.shares[block * LANES + lane];
       if (++in_tile < per_tile && first + lane + 1 < x.rows)
         continue;
-      total = choose(&x, tile++, total);
+      total = pf_keep_blocks(head, &keep, tile++, x.mass, total);
       memset(x.mass, 0, (size_t)call->blocks * sizeof(float));
       in_tile = 0;
     }
   }
 }
+
+const pf_pattern pf_pattern_xattention = {
+    .fits = fits, .ids = pf_all_ids, .scratch = scratch, .estimate = estimate};

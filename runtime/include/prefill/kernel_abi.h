@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PREFILL_KERNEL_ABI 2
+#define PREFILL_KERNEL_ABI 3
 
 enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
 
@@ -130,8 +130,14 @@ enum prefill_pattern {
   PREFILL_PATTERN_A_SHAPE = 1,        /* init, local */
   PREFILL_PATTERN_TRI_SHAPE = 2,      /* init, local, last */
   PREFILL_PATTERN_VERTICAL_SLASH = 3, /* vertical, slash, last | density, last */
-  PREFILL_PATTERN_BLOCK_SPARSE = 4,   /* top_k | density (pooled q.k) */
-  PREFILL_PATTERN_XATTENTION = 5,     /* stride, top_p (antidiagonal sums) */
+  PREFILL_PATTERN_BLOCK_SPARSE = 4, /* top_k | density | top_p (pooled q.k) */
+  PREFILL_PATTERN_XATTENTION = 5,   /* stride, top_p (antidiagonal sums) */
+  PREFILL_PATTERN_SAMPLED = 6,      /* stride, top_p (mass of sampled rows) */
+  PREFILL_PATTERN_SALE = 7, /* bits, init, local, threshold | top_p (quantised) */
+  PREFILL_PATTERN_FLEXPREFILL = 8, /* top_p (gamma), threshold (tau), min_budget
+                                      (tokens), last */
+  PREFILL_PATTERN_INFLLM_V2 = 9,   /* init, local, top_k */
+  PREFILL_PATTERN_STRIDED = 10,    /* init, local, stride (blocks) */
 };
 typedef struct prefill_head_plan {
   uint32_t pattern;
@@ -142,6 +148,14 @@ typedef struct prefill_head_plan {
   float density;             /* 0: use the counts */
   int32_t stride;            /* rows and keys a strided score is made of */
   float top_p;               /* share of the estimated mass to keep, (0, 1] */
+  float threshold;           /* SALE: of a probability; FLEXPREFILL: of the
+                                Jensen-Shannon distance */
+  int32_t min_budget;        /* tokens a row keeps at least */
+  int32_t bits;              /* of quantised queries and keys */
+  float similarity; /* 0: off; else blocks whose keys or queries are less alike
+                       than this (mean cosine) are kept, SpargeAttn's guard */
+  float skip;       /* 0: off; else blocks whose scores all stay this many powers
+                       of two below the row's maximum leave out their values */
 } prefill_head_plan;
 typedef struct prefill_plan {
   int32_t dense_below; /* keys; shorter prompts run dense. -1: by cost function */

@@ -1,13 +1,14 @@
 //===- HeadPlan.h - How one query head is made sparse ------------*- C++ -*-==//
 //
-// Plain data shared by the sparsity configuration, the kernel specifications and
-// (as prefill_head_plan) the runtime.
+// Plain data shared by the sparsity configuration, the kernel specifications
+// and (as prefill_head_plan) the runtime.
 //
 //===----------------------------------------------------------------------===//
 #ifndef PREFILL_DIALECT_PREFILL_HEADPLAN_H
 #define PREFILL_DIALECT_PREFILL_HEADPLAN_H
 
 #include <cstdint>
+#include <tuple>
 
 namespace prefill {
 
@@ -17,7 +18,12 @@ enum class SparsePattern : int32_t {
   TriShape = 2,
   VerticalSlash = 3,
   BlockSparse = 4,
-  XAttention = 5
+  XAttention = 5,
+  Sampled = 6,
+  SALE = 7,
+  FlexPrefill = 8,
+  InfLLMv2 = 9,
+  Strided = 10
 };
 
 /// How one query head is made sparse (prefill_head_plan).
@@ -29,6 +35,20 @@ struct HeadPlan {
   float density = 0;
   int32_t stride = 0;
   float topP = 0;
+  float threshold = 0;
+  int32_t minBudget = 0;
+  int32_t bits = 0;
+  float similarity = 0;
+  float skip = 0;
+
+  /// Every field, for comparisons.
+  auto fields() const {
+    return std::tie(pattern, init, local, last, vertical, slash, topK, density,
+                    stride, topP, threshold, minBudget, bits, similarity, skip);
+  }
+  bool operator==(const HeadPlan &other) const {
+    return fields() == other.fields();
+  }
 };
 
 } // namespace prefill
