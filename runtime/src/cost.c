@@ -33,8 +33,11 @@
 /* XAttention's scores of one tile against one block, times the stride: half of
  * a block's products, by a loop that is not the generated one. */
 #define STRIDED_PAIR 0.7
-/* Share of the blocks that it keeps, beside a tile's own. */
-#define XATTENTION_DENSITY 0.35
+/* The attention of sampled rows against one block, times the stride: half of a
+ * block's products and its exponentials. */
+#define SAMPLED_PAIR 0.62
+/* Share of the blocks that a top-p keeps, beside a tile's own. */
+#define TOP_P_DENSITY 0.35
 
 /* Sparse must be cheaper by this much: the model is not exact. */
 #define MARGIN 0.95
@@ -69,6 +72,11 @@ double pf_cost_estimate_blocks(const pf_call *call, int64_t keys) {
 double pf_cost_estimate_strided(const prefill_head_plan *plan,
                                 const pf_work *dense) {
   return FIXED + STRIDED_PAIR / plan->stride * (double)dense->blocks;
+}
+
+double pf_cost_estimate_sampled(const prefill_head_plan *plan,
+                                const pf_work *dense) {
+  return FIXED + SAMPLED_PAIR / plan->stride * (double)dense->blocks;
 }
 
 pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
@@ -107,8 +115,9 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
     per_tile += (double)own;
     break;
   case PREFILL_PATTERN_XATTENTION:
+  case PREFILL_PATTERN_SAMPLED:
     /* Measured on attention of real models; it may be all. */
-    per_tile = worst ? mean : XATTENTION_DENSITY * mean + (double)own;
+    per_tile = worst ? mean : TOP_P_DENSITY * mean + (double)own;
     break;
   default:
     return *dense;
@@ -148,6 +157,9 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
   } else if (plan->pattern == PREFILL_PATTERN_XATTENTION) {
     estimate = pf_cost_estimate_strided(plan, dense);
     exact = true; /* how much is kept is never known before */
+  } else if (plan->pattern == PREFILL_PATTERN_SAMPLED) {
+    estimate = pf_cost_estimate_sampled(plan, dense);
+    exact = true;
   } else {
     estimate = FIXED / 2;
   }

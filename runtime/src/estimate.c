@@ -70,6 +70,8 @@ static const pf_pattern *pattern_of(const prefill_head_plan *plan) {
     return &pf_pattern_block_sparse;
   case PREFILL_PATTERN_XATTENTION:
     return &pf_pattern_xattention;
+  case PREFILL_PATTERN_SAMPLED:
+    return &pf_pattern_sampled;
   default:
     return NULL;
   }

@@ -8,7 +8,9 @@ and
 |*   estimate_sums.c       the attention of the last rows, for vertical-slash
 |*   estimate_blocks.c     block-sparse
 |*   estimate_strided.c    xattention
+|*   estimate_sampled.c    sampled
 |*
+|*   estimate_scores.c     scores of single query rows
 |*   estimate_keep.c       which blocks stay, for those that give them a mass
 |*
 |* A new pattern adds a file with a pf_pattern, a line in estimate.c's table and
@@ -58,6 +60,36 @@ static inline void pf_set_bit(uint64_t *bits, int64_t i) {
   bits[i / 64] |= (uint64_t)1 << (i % 64);
 }
 static inline int64_t pf_words(int64_t bits) { return bits / 64 + 1; }
+
+/*===-- estimate_scores.c ------------------------------------------------===*/
+
+/* Score of a key that a row does not see: below it tile functions take scores
+ * for invisible too (kernel_abi.h), and differences of any two are defined. */
+#define PF_HIDDEN_SCORE (-2e38f)
+
+/* Up to bq query rows of a head, one lane each. */
+typedef struct pf_lanes {
+  const pf_call *call;
+  const pf_batch *batch;
+  int64_t b, h;
+  int64_t rows;       /* lanes in use */
+  int64_t *position;  /* [rows] key positions, ascending */
+  int64_t begin, end; /* keys that any of them may see; begin >= end: none */
+  char *q;            /* [rows][d], type of q, rotated */
+  float *transposed;  /* [d][bq], scaled: where no score function is generated */
+  float *row, *rotary;
+  void *workspace;
+} pf_lanes;
+/* Takes memory for the lanes of a head from *at. */
+pf_lanes pf_take_lanes(const pf_call *call, int64_t b, int64_t h, char **at);
+/* Loads query rows row, row + step, ..., none past the last one of the call,
+ * which stands in for those. 0 < rows <= bq. */
+void pf_load_lanes(pf_lanes *x, int64_t row, int64_t step, int64_t rows);
+/* out[(j - begin) * bq + i]: score of lane i and key j of [begin, end), scaled
+ * and capped; PF_HIDDEN_SCORE where the row does not see the key. Lanes that
+ * are not in use hold numbers without meaning. The keys lie between x->begin
+ * and x->end. */
+void pf_score_lanes(const pf_lanes *x, int64_t begin, int64_t end, float *out);
 
 /*===-- estimate_sums.c --------------------------------------------------===*/
 
@@ -111,6 +143,7 @@ extern const pf_pattern pf_pattern_static;         /* estimate_relative.c */
 extern const pf_pattern pf_pattern_vertical_slash; /* estimate_relative.c */
 extern const pf_pattern pf_pattern_block_sparse;   /* estimate_blocks.c */
 extern const pf_pattern pf_pattern_xattention;     /* estimate_strided.c */
+extern const pf_pattern pf_pattern_sampled;        /* estimate_sampled.c */
 
 /* ids of a pattern that may keep everything. */
 int64_t pf_all_ids(const pf_call *call, const pf_grid *grid,

@@ -8,7 +8,7 @@
 \*===----------------------------------------------------------------------===*/
 #include "internal.h"
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX512DQ__)
 #include <immintrin.h>
 #endif
 
@@ -315,6 +315,75 @@ static void exp_sum(float *l, const float *s, const float *m, int64_t lanes,
       l[i] += exponential1(s[j * lanes + i] - m[i]);
 }
 
+/* exp(x) for x <= 0, where NaN stays NaN. */
+static inline vector exponential_or_nan(vector x) {
+  const vector y = x * 1.44269504088896341f;
+#if defined(__AVX512DQ__)
+  /* 2^(y - floor(y)) by a minimax polynomial (relative error 8e-8). */
+  const vector f = (vector)_mm512_reduce_ps((__m512)y, 9);
+  vector p = splat(1.877576675178903e-3f);
+  p = p * f + 8.989340090521493e-3f;
+  p = p * f + 5.582631805327807e-2f;
+  p = p * f + 2.401536170443785e-1f;
+  p = p * f + 6.931530732001692e-1f;
+  p = p * f + 0.99999992506352623f;
+  return (vector)_mm512_scalef_ps((__m512)p, (__m512)y);
+#else
+  return blend(x == x, exponential(x), x);
+#endif
+}
+
+static inline __attribute__((always_inline)) void
+block_sums_of(float *restrict sum, float *restrict m, const float *restrict s,
+              int64_t lanes, int64_t n, int vectors) {
+  vector most[4], total[4];
+  for (int x = 0; x < vectors; ++x) {
+    most[x] = load(m + x * WIDTH);
+    total[x] = splat(0);
+  }
+  for (int64_t j = 0; j < n; ++j)
+    for (int x = 0; x < vectors; ++x)
+      most[x] = vmax(load(s + j * lanes + x * WIDTH), most[x]);
+  for (int64_t j = 0; j < n; ++j)
+    for (int x = 0; x < vectors; ++x)
+      total[x] += exponential_or_nan(load(s + j * lanes + x * WIDTH) - most[x]);
+  for (int x = 0; x < vectors; ++x) {
+    store(m + x * WIDTH, most[x]);
+    store(sum + x * WIDTH, total[x]);
+  }
+}
+
+static void block_sums(float *sum, float *m, const float *s, int64_t lanes,
+                       int64_t n) {
+  int64_t i = 0;
+  for (; i + 4 * WIDTH <= lanes; i += 4 * WIDTH)
+    block_sums_of(sum + i, m + i, s + i, lanes, n, 4);
+  for (; i + WIDTH <= lanes; i += WIDTH)
+    block_sums_of(sum + i, m + i, s + i, lanes, n, 1);
+  for (; i < lanes; ++i) {
+    for (int64_t j = 0; j < n; ++j)
+      m[i] = s[j * lanes + i] > m[i] ? s[j * lanes + i] : m[i];
+    sum[i] = 0;
+    for (int64_t j = 0; j < n; ++j)
+      sum[i] += exponential_or_nan(splat(s[j * lanes + i] - m[i]))[0];
+  }
+}
+
+static void rescale(float *total, float *sum, const float *m, const float *last,
+                    int64_t lanes) {
+  int64_t i = 0;
+  for (; i + WIDTH <= lanes; i += WIDTH) {
+    const vector scaled =
+        load(sum + i) * exponential_or_nan(load(m + i) - load(last + i));
+    store(sum + i, scaled);
+    store(total + i, load(total + i) + scaled);
+  }
+  for (; i < lanes; ++i) {
+    sum[i] *= exponential_or_nan(splat(m[i] - last[i]))[0];
+    total[i] += sum[i];
+  }
+}
+
 static inline float horizontal_sum(vector v) {
   float sum[WIDTH];
   store(sum, v);
@@ -394,6 +463,8 @@ const pf_hot PF_HOT = {
     .score = score,
     .row_max = row_max,
     .exp_sum = exp_sum,
+    .block_sums = block_sums,
+    .rescale = rescale,
     .sums = sums,
     .softcap = softcap,
     .rotate = rotate,

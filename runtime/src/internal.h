@@ -66,6 +66,13 @@ typedef struct pf_hot {
   /* l[i] += sum over j of exp(s[j][i] - m[i]); s is not changed. */
   void (*exp_sum)(float *l, const float *s, const float *m, int64_t lanes,
                   int64_t n);
+  /* m[i] = max(m[i], s[j][i]) over n keys, then sum[i] = sum over j of
+   * exp(s[j][i] - m[i]): NaN where a score is NaN or +inf. */
+  void (*block_sums)(float *sum, float *m, const float *s, int64_t lanes,
+                     int64_t n);
+  /* sum[i] *= exp(m[i] - last[i]); total[i] += sum[i]. */
+  void (*rescale)(float *total, float *sum, const float *m, const float *last,
+                  int64_t lanes);
   /* With p = exp(s[j][i] - m[i]) * inv_l[i]: column[j] += sum over i of p, and
    * diagonal[i - j] += p, where diagonal points at the sum of row 0, key 0. */
   void (*sums)(float *column, float *diagonal, const float *s, const float *m,

@@ -153,6 +153,57 @@ TEST_P(Hot, SoftmaxSums) {
   }
 }
 
+TEST_P(Hot, BlockSums) {
+  Random random(13);
+  for (int64_t lanes : {1, 16, 21, 64, 128}) {
+    const int64_t n = 50, blocks = 3;
+    std::vector<float> s(static_cast<size_t>(blocks * n * lanes)),
+        m(static_cast<size_t>(blocks * lanes), -2e38f), sum(m.size()),
+        total(static_cast<size_t>(lanes));
+    for (float &x : s)
+      x = static_cast<float>(20 * random.normal());
+    auto at = [&](int64_t j, int64_t i) -> float & {
+      return s[static_cast<size_t>(j * lanes + i)];
+    };
+    for (int64_t j = 0; j < n; ++j)
+      at(j, 0) = -2e38f; // the first block is hidden from lane 0
+    if (lanes > 8) {
+      at(60, 3) = NAN;
+      at(61, 4) = INFINITY;
+      at(149, 5) = NAN;
+      at(62, 6) = -INFINITY;
+    }
+    for (int64_t block = 0; block < blocks; ++block) {
+      float *most = m.data() + block * lanes;
+      if (block)
+        std::copy_n(most - lanes, lanes, most);
+      hot().block_sums(sum.data() + block * lanes, most,
+                       s.data() + block * n * lanes, lanes, n);
+    }
+    for (int64_t block = 0; block < blocks; ++block)
+      hot().rescale(total.data(), sum.data() + block * lanes,
+                    m.data() + block * lanes, m.data() + (blocks - 1) * lanes,
+                    lanes);
+    for (int64_t i = 0; i < lanes; ++i) {
+      if (lanes > 8 && i >= 3 && i <= 5) {
+        EXPECT_TRUE(std::isnan(total[static_cast<size_t>(i)])) << i;
+        continue;
+      }
+      double most = -2e38;
+      for (int64_t j = 0; j < blocks * n; ++j)
+        most = std::max<double>(most, at(j, i));
+      for (int64_t block = 0; block < blocks; ++block) {
+        double want = 0;
+        for (int64_t j = block * n; j < (block + 1) * n; ++j)
+          want += std::exp(static_cast<double>(at(j, i)) - most);
+        EXPECT_NEAR(sum[static_cast<size_t>(block * lanes + i)], want,
+                    1e-5 * want + 1e-30)
+            << lanes << " " << i << " " << block;
+      }
+    }
+  }
+}
+
 TEST_P(Hot, Softcap) {
   std::vector<float> x = {0, 1, -1, 30, -30, 1000, -1000, 0.01f, 5, -7,
                           2, 3, 4,  6,  8,   9,    10,    11,    12};

@@ -194,7 +194,8 @@ void run(const Options &options, int64_t s,
     prefill_attention_desc desc;
     float density;
   };
-  prefill_head_plan tokens{}, share{}, little{}, blocks{}, shape{};
+  prefill_head_plan tokens{}, share{}, little{}, blocks{}, shape{}, strided{},
+      sampled{};
   tokens.pattern = share.pattern = little.pattern =
       PREFILL_PATTERN_VERTICAL_SLASH;
   tokens.last = share.last = little.last = 64;
@@ -207,13 +208,19 @@ void run(const Options &options, int64_t s,
   shape.pattern = PREFILL_PATTERN_A_SHAPE;
   shape.init = 128;
   shape.local = 512;
+  strided.pattern = PREFILL_PATTERN_XATTENTION;
+  sampled.pattern = PREFILL_PATTERN_SAMPLED;
+  strided.stride = sampled.stride = 8;
+  strided.top_p = sampled.top_p = 0.95f;
   std::vector<Pattern> patterns = {
       {"vs(1000,6096) auto", tokens, -1, {}, {}, {}, 0},
       {"vs 25% auto", share, -1, {}, {}, {}, 0},
       {"vs 25%", share, 0, {}, {}, {}, 0},
       {"vs 5%", little, 0, {}, {}, {}, 0},
       {"blocks 25%", blocks, 0, {}, {}, {}, 0},
-      {"a-shape(128,512)", shape, 0, {}, {}, {}, 0}};
+      {"a-shape(128,512)", shape, 0, {}, {}, {}, 0},
+      {"xattention 8 95%", strided, 0, {}, {}, {}, 0},
+      {"sampled 8 95%", sampled, 0, {}, {}, {}, 0}};
   for (Pattern &p : patterns) {
     p.heads.assign(size_t(options.qHeads), p.head);
     p.plan = {p.denseBelow, options.qHeads, p.heads.data()};

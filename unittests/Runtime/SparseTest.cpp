@@ -55,6 +55,12 @@ prefill_head_plan xAttention(int32_t stride, float topP) {
   return plan;
 }
 
+prefill_head_plan sampled(int32_t stride, float topP) {
+  prefill_head_plan plan = xAttention(stride, topP);
+  plan.pattern = PREFILL_PATTERN_SAMPLED;
+  return plan;
+}
+
 /// Turns spying on for a test.
 struct Spying {
   Spying() { spy().reset(true); }
@@ -191,6 +197,23 @@ TEST(Sparse, XAttentionOnOtherTilesAndMasks) {
   check(window);
   Problem<8, 4, 16, 16, _Float16, Causal> half;
   check(half, 4e-3);
+}
+
+TEST(Sparse, Sampled) {
+  for (int64_t s : {16, 100, 333})
+    for (int64_t past : {0, 5, 64, 100}) {
+      Problem<8, 4, 16, 16, float, Causal> p;
+      p.b = 2;
+      p.s = s;
+      p.t = s + past;
+      p.spread = 3;
+      p.heads = {sampled(2, 0.5f), sampled(4, 0.8f), sampled(8, 0.95f),
+                 sampled(16, 0.3f)};
+      p.build(static_cast<uint64_t>(s + past));
+      p.plan.dense_below = 0;
+      SCOPED_TRACE(testing::Message() << "s " << s << " past " << past);
+      checkSparse(p);
+    }
 }
 
 TEST(Sparse, XAttentionKeepsWhatHasTheMass) {
@@ -439,7 +462,9 @@ TEST(Sparse, ThreadsGiveTheSameBits) {
   p.b = 2;
   p.s = p.t = 500;
   p.heads = {verticalSlash(20, 60), verticalSlash(0, 0, 16, 0.3f),
-             blockSparse(3), xAttention(4, 0.8f)};
+             blockSparse(3),        xAttention(4, 0.8f),
+             sampled(4, 0.8f),      sampled(16, 0.5f)};
+  p.hq = 6;
   p.build();
   p.plan.dense_below = 0;
   ASSERT_EQ(p.run(), PREFILL_OK);
@@ -490,7 +515,7 @@ TEST(Sparse, DegenerateSizesWithPlans) {
       Problem<8, 4, 16, 16, float, Causal> p;
       p.s = s;
       p.t = t;
-      p.heads = {xAttention(8, 0.9f), verticalSlash(1, 1), blockSparse(1),
+      p.heads = {xAttention(8, 0.9f), verticalSlash(1, 1), sampled(8, 0.9f),
                  verticalSlash(0, 0, 16, 0.01f)};
       p.build();
       p.plan.dense_below = 0;
@@ -722,7 +747,7 @@ TEST(Crossover, PredictionsAreBounded) {
   for (const prefill_head_plan &plan :
        {aShape(128, 1024), triShape(8, 512, 128), verticalSlash(1000, 6096),
         verticalSlash(30, 100), verticalSlash(0, 0, 64, 0.1f), blockSparse(10),
-        blockSparse(0, 0.1f), xAttention(8, 0.9f)}) {
+        blockSparse(0, 0.1f), xAttention(8, 0.9f), sampled(8, 0.9f)}) {
     const pf_work likely =
         pf_predict_work(&checked.call, &plan, &dense, 4096, false);
     const pf_work worst =
