@@ -1,51 +1,13 @@
 //===- Manifest.cpp - manifest.json: what was changed ---------------------===//
 
 #include "Manifest.h"
+#include "prefill/Transforms/Patterns.h"
 #include "llvm/Support/JSON.h"
 #include "llvm/Support/Path.h"
 #include "llvm/Support/raw_ostream.h"
 
 using namespace prefill;
 namespace json = llvm::json;
-
-static json::Object describe(const HeadPlan &plan) {
-  json::Object object;
-  switch (plan.pattern) {
-  case SparsePattern::Dense:
-    object["type"] = "dense";
-    break;
-  case SparsePattern::TriShape:
-    object["n_last"] = plan.last;
-    [[fallthrough]];
-  case SparsePattern::AShape:
-    object["type"] =
-        plan.pattern == SparsePattern::AShape ? "a_shape" : "tri_shape";
-    object["n_init"] = plan.init;
-    object["n_local"] = plan.local;
-    break;
-  case SparsePattern::VerticalSlash:
-    object["type"] = "vertical_and_slash";
-    object["last"] = plan.last;
-    if (plan.density <= 0) {
-      object["vertical"] = plan.vertical;
-      object["slash"] = plan.slash;
-    }
-    break;
-  case SparsePattern::BlockSparse:
-    object["type"] = "block_sparse";
-    if (plan.density <= 0)
-      object["top_k"] = plan.topK;
-    break;
-  case SparsePattern::XAttention:
-    object["type"] = "xattention";
-    object["stride"] = plan.stride;
-    object["tau"] = plan.topP;
-    break;
-  }
-  if (plan.density > 0)
-    object["density"] = plan.density;
-  return object;
-}
 
 static json::Object describe(const KernelSpec &spec) {
   static const char *const types[] = {"float32", "float16", "bfloat16"};
@@ -79,7 +41,7 @@ static json::Object describe(const KernelSpec &spec) {
     return object;
   json::Array heads;
   for (const HeadPlan &plan : spec.heads)
-    heads.push_back(describe(plan));
+    heads.push_back(planToJSON(plan));
   object["heads"] = std::move(heads);
   if (spec.denseBelow >= 0)
     object["dense_below"] = spec.denseBelow;

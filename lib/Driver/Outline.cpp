@@ -4,6 +4,7 @@
 #include "prefill/Dialect/ONNX/ONNX.h"
 #include "prefill/Dialect/Prefill/HeadPlan.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
+#include "prefill/Transforms/PlanIR.h"
 #include "prefill/prefill.h"
 #include "llvm/ADT/STLExtras.h"
 
@@ -31,82 +32,19 @@ static std::optional<DType> dtypeOf(Type type) {
 // Index ops to head plans
 //===----------------------------------------------------------------------===//
 
-/// What a select keeps: entries or a share of the blocks.
-static void readSelect(SelectOp select, int32_t &count, float &density) {
-  if (auto top = select.getTopK())
-    count = *top;
-  if (auto share = select.getDensity())
-    density = share->convertToFloat();
-}
-
-/// The plan that an index op other than per_head stands for.
-static std::optional<HeadPlan> planOfIndex(Value index) {
-  HeadPlan plan;
-  Operation *op = index.getDefiningOp();
-  if (isa_and_nonnull<IndexDenseOp>(op))
-    return plan;
-  if (auto shape = dyn_cast_or_null<IndexAShapeOp>(op)) {
-    plan.pattern = SparsePattern::AShape;
-    plan.init = shape.getInit();
-    plan.local = shape.getLocal();
-    return plan;
-  }
-  if (auto shape = dyn_cast_or_null<IndexTriShapeOp>(op)) {
-    plan.pattern = SparsePattern::TriShape;
-    plan.init = shape.getInit();
-    plan.local = shape.getLocal();
-    plan.last = shape.getLast();
-    return plan;
-  }
-  if (auto relative = dyn_cast_or_null<IndexRelativeOp>(op)) {
-    auto columns = relative.getColumns().getDefiningOp<SelectOp>();
-    auto diagonals = relative.getDiagonals().getDefiningOp<SelectOp>();
-    if (!columns || !diagonals)
-      return std::nullopt;
-    auto score = columns.getScores().getDefiningOp<ScoreLastRowsOp>();
-    if (!score || diagonals.getScores().getDefiningOp() != score)
-      return std::nullopt;
-    plan.pattern = SparsePattern::VerticalSlash;
-    plan.last = score.getRows();
-    readSelect(columns, plan.vertical, plan.density);
-    readSelect(diagonals, plan.slash, plan.density);
-    return plan;
-  }
-  if (auto blocks = dyn_cast_or_null<IndexBlocksOp>(op)) {
-    auto select = blocks.getBlocks().getDefiningOp<SelectOp>();
-    if (!select)
-      return std::nullopt;
-    if (auto score = select.getScores().getDefiningOp<ScoreAntidiagonalOp>()) {
-      auto share = select.getTopP();
-      if (!share)
-        return std::nullopt;
-      plan.pattern = SparsePattern::XAttention;
-      plan.stride = score.getStride();
-      plan.topP = share->convertToFloat();
-      return plan;
-    }
-    if (!select.getScores().getDefiningOp<ScorePooledOp>() || select.getTopP())
-      return std::nullopt;
-    plan.pattern = SparsePattern::BlockSparse;
-    readSelect(select, plan.topK, plan.density);
-    return plan;
-  }
-  return std::nullopt;
-}
-
 /// Plans of all `heads` query heads.
-static bool readIndex(Value index, int64_t heads,
+static bool readPlans(Value index, int64_t heads,
                       std::vector<HeadPlan> &plans) {
   if (auto perHead = index.getDefiningOp<IndexPerHeadOp>()) {
     for (int64_t choice : perHead.getHeads()) {
-      std::optional<HeadPlan> plan = planOfIndex(perHead.getChoices()[choice]);
+      std::optional<HeadPlan> plan = readIndex(perHead.getChoices()[choice]);
       if (!plan)
         return false;
       plans.push_back(*plan);
     }
     return true;
   }
-  std::optional<HeadPlan> plan = planOfIndex(index);
+  std::optional<HeadPlan> plan = readIndex(index);
   if (!plan)
     return false;
   plans.assign(heads, *plan);
@@ -259,7 +197,7 @@ static bool outline(OpTy op, bool stats, OutlineResult &result,
   Value index;
   if constexpr (std::is_same_v<OpTy, SparseAttentionOp>) {
     index = op.getIndex();
-    if (!readIndex(index, op.getQHeads(), spec.heads)) {
+    if (!readPlans(index, op.getQHeads(), spec.heads)) {
       error = "attention of layer '" + op.getLayer().value_or("?").str() +
               "': its index is not one that kernels can build";
       return false;

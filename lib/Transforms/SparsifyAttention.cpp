@@ -16,6 +16,7 @@
 #include "mlir/IR/Remarks.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
 #include "prefill/Transforms/Passes.h"
+#include "prefill/Transforms/PlanIR.h"
 #include "prefill/Transforms/SparsityConfig.h"
 
 namespace prefill {
@@ -25,10 +26,6 @@ namespace prefill {
 
 using namespace mlir;
 using namespace prefill;
-
-// MInference always keeps the first 30 keys and the 100 shortest distances.
-static constexpr int64_t forcedColumns = 30;
-static constexpr int64_t forcedDiagonals = 100;
 
 /// Why the attention must stay dense, or empty.
 static StringRef refusal(AttentionOp op) {
@@ -42,65 +39,6 @@ static StringRef refusal(AttentionOp op) {
   if (op.getQSegment())
     return "it has several segments in a row, which no pattern knows of";
   return "";
-}
-
-/// A selection by tokens (`count`) or by `density`.
-static Value select(OpBuilder &builder, Location loc, Value scores,
-                    int64_t count, float density, int64_t forced) {
-  auto axis = cast<ScoresType>(scores.getType()).getAxis();
-  IntegerAttr top =
-      density > 0 ? IntegerAttr() : builder.getI64IntegerAttr(count);
-  FloatAttr share =
-      density > 0 ? builder.getF32FloatAttr(density) : FloatAttr();
-  return SelectOp::create(
-      builder, loc, SelectionType::get(builder.getContext(), axis), scores, top,
-      share, /*top_p=*/FloatAttr(), builder.getI64IntegerAttr(forced));
-}
-
-/// The index that `plan` describes.
-static Value buildIndex(OpBuilder &builder, AttentionOp op,
-                        const HeadPlan &plan) {
-  Location loc = op.getLoc();
-  MLIRContext *context = builder.getContext();
-  Type index = SparseIndexType::get(context);
-  auto scores = [&](ScoreAxis axis) { return ScoresType::get(context, axis); };
-  switch (plan.pattern) {
-  case SparsePattern::Dense:
-    return IndexDenseOp::create(builder, loc, index);
-  case SparsePattern::AShape:
-    return IndexAShapeOp::create(builder, loc, index, plan.init, plan.local);
-  case SparsePattern::TriShape:
-    return IndexTriShapeOp::create(builder, loc, index, plan.init, plan.local,
-                                   plan.last);
-  case SparsePattern::VerticalSlash: {
-    auto score = ScoreLastRowsOp::create(
-        builder, loc, scores(ScoreAxis::Column), scores(ScoreAxis::Diagonal),
-        op.getQ(), op.getK(), plan.last);
-    Value columns = select(builder, loc, score.getColumns(), plan.vertical,
-                           plan.density, forcedColumns);
-    Value diagonals = select(builder, loc, score.getDiagonals(), plan.slash,
-                             plan.density, forcedDiagonals);
-    return IndexRelativeOp::create(builder, loc, index, columns, diagonals);
-  }
-  case SparsePattern::BlockSparse: {
-    Value score = ScorePooledOp::create(builder, loc, scores(ScoreAxis::Block),
-                                        op.getQ(), op.getK());
-    return IndexBlocksOp::create(
-        builder, loc, index,
-        select(builder, loc, score, plan.topK, plan.density, /*forced=*/0));
-  }
-  case SparsePattern::XAttention: {
-    Value score =
-        ScoreAntidiagonalOp::create(builder, loc, scores(ScoreAxis::Block),
-                                    op.getQ(), op.getK(), plan.stride);
-    Value kept = SelectOp::create(
-        builder, loc, SelectionType::get(context, ScoreAxis::Block), score,
-        /*top_k=*/IntegerAttr(), /*density=*/FloatAttr(),
-        builder.getF32FloatAttr(plan.topP), builder.getI64IntegerAttr(1));
-    return IndexBlocksOp::create(builder, loc, index, kept);
-  }
-  }
-  return {};
 }
 
 namespace {
@@ -165,7 +103,8 @@ private:
       auto *it = llvm::find(distinct, plan);
       choice.push_back(it - distinct.begin());
       if (it == distinct.end()) {
-        choices.push_back(buildIndex(builder, op, plan));
+        choices.push_back(
+            buildIndex(builder, op.getLoc(), op.getQ(), op.getK(), plan));
         distinct.push_back(plan);
       }
     }

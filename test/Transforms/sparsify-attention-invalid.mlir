@@ -6,10 +6,10 @@
 // RUN: not prefill-opt %s -sparsify-attention="pattern=config:%S/Inputs/two-layers.json" 2>&1 | FileCheck %s --check-prefix=LAYERS
 // RUN: not prefill-opt %s -sparsify-attention="pattern=config:%S/Inputs/bad-type.json" 2>&1 | FileCheck %s --check-prefix=TYPE
 
-// NAME: -sparsify=zigzag: unknown pattern 'zigzag'; there are dense, a-shape
+// NAME: -sparsify=zigzag: unknown pattern 'zigzag'; there are auto, dense, a-shape
 // OPTION: -sparsify=a-shape:slash=3: unknown option 'slash'; this pattern has init, local
 // RANGE: density must be in (0, 1]
-// BOTH: give either a density or token budgets, not both
+// BOTH: give either density or vertical and slash, not both
 // FILE: cannot read {{.*}}none.json: No such file
 // LAYERS: the file describes 2 layers, the model has 1 raised attentions
 // TYPE: layer 0: head 3: the first entry of a head must be vertical_and_slash

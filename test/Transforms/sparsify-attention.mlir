@@ -4,6 +4,15 @@
 // RUN: prefill-opt %s -sparsify-attention="pattern=tri-shape:local=512" | FileCheck %s --check-prefix=TRI
 // RUN: prefill-opt %s -sparsify-attention="pattern=block-sparse" | FileCheck %s --check-prefix=BLOCK
 // RUN: prefill-opt %s -sparsify-attention="pattern=xattention:stride=16" | FileCheck %s --check-prefix=X
+// RUN: prefill-opt %s -sparsify-attention="pattern=streaming" | FileCheck %s --check-prefix=STREAM
+// RUN: prefill-opt %s -sparsify-attention="pattern=strided:stride=4" | FileCheck %s --check-prefix=STRIDED
+// RUN: prefill-opt %s -sparsify-attention="pattern=block-topp:similarity=0.5" | FileCheck %s --check-prefix=TOPP
+// RUN: prefill-opt %s -sparsify-attention="pattern=sampled" | FileCheck %s --check-prefix=SAMPLED
+// RUN: prefill-opt %s -sparsify-attention="pattern=auto" | FileCheck %s --check-prefix=SAMPLED
+// RUN: prefill-opt %s -sparsify-attention="pattern=sale" | FileCheck %s --check-prefix=SALE
+// RUN: prefill-opt %s -sparsify-attention="pattern=sale:top-p=0.95,bits=4" | FileCheck %s --check-prefix=MASS
+// RUN: prefill-opt %s -sparsify-attention="pattern=flexprefill" | FileCheck %s --check-prefix=FLEX
+// RUN: prefill-opt %s -sparsify-attention="pattern=infllm-v2" | FileCheck %s --check-prefix=INFLLM
 // RUN: prefill-opt %s -sparsify-attention="pattern=config:%S/Inputs/minference.json" | FileCheck %s --check-prefix=CONFIG
 // RUN: prefill-opt %s -sparsify-attention="pattern=config:%S/Inputs/extended.json" | FileCheck %s --check-prefix=EXTENDED
 
@@ -29,6 +38,39 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // X: %[[S:.*]] = prefill.score.antidiagonal %arg0, %arg0 stride 16
   // X: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, top_p = 0.899999976 : f32}
   // X: prefill.index.blocks %[[K]]
+
+  // STREAM: prefill.index.a_shape init 64 local 256
+  // STRIDED: prefill.index.strided init 64 local 1024 stride 4
+
+  // TOPP: %[[S:.*]] = prefill.score.pooled %arg0, %arg0 {softmax}
+  // TOPP: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, top_p = 0.899999976 : f32}
+  // TOPP: %[[G:.*]] = prefill.keep_dissimilar %[[K]], %arg0, %arg0 below 5.000000e-01
+  // TOPP: prefill.index.blocks %[[G]]
+
+  // SAMPLED: %[[S:.*]] = prefill.score.sampled %arg0, %arg0 stride 8
+  // SAMPLED: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, top_p = 0.949999988 : f32}
+  // SAMPLED: prefill.index.blocks %[[K]]
+  // SAMPLED: prefill.sparse_attention {{.*}}prefill.dense_below = 2048
+
+  // SALE: %[[S:.*]] = prefill.score.quantized %arg0, %arg0 bits 8 reference(32, 128)
+  // SALE: %[[K:.*]] = prefill.select %[[S]] {init = 32 : i64, near = 128 : i64, threshold = 4.000000e-03 : f32}
+  // SALE: prefill.index.blocks %[[K]]
+
+  // MASS: %[[S:.*]] = prefill.score.quantized %arg0, %arg0 bits 4 :
+  // MASS: prefill.select %[[S]] {init = 32 : i64, near = 128 : i64, top_p = 0.949999988 : f32}
+
+  // FLEX: %[[C:.*]], %[[D:.*]] = prefill.score.last_rows %arg0, %arg0 rows 64
+  // FLEX: %[[P:.*]] = prefill.score.pooled %arg0, %arg0 {softmax}
+  // FLEX-DAG: %[[SC:.*]] = prefill.select %[[C]] {min_tokens = 512 : i64, top_p = 0.899999976 : f32}
+  // FLEX-DAG: %[[SD:.*]] = prefill.select %[[D]] {min_tokens = 512 : i64, top_p = 0.899999976 : f32}
+  // FLEX: %[[R:.*]] = prefill.index.relative %[[SC]], %[[SD]]
+  // FLEX: %[[SP:.*]] = prefill.select %[[P]] {across_rows, top_p = 0.899999976 : f32}
+  // FLEX: %[[B:.*]] = prefill.index.blocks %[[SP]]
+  // FLEX: prefill.index.agreeing %[[C]], %[[P]] below 1.000000e-01 ? %[[B]] : %[[R]]
+
+  // INFLLM: %[[S:.*]] = prefill.score.compressed %arg0, %arg0 keys 32 every 16
+  // INFLLM: %[[K:.*]] = prefill.select %[[S]] {init = 64 : i64, near = 2048 : i64, top_k = 64 : i64}
+  // INFLLM: prefill.sparse_attention {{.*}}prefill.dense_below = 8192
 
   // CONFIG: prefill.select {{.*}} top_k = 30
   // CONFIG: prefill.select {{.*}} top_k = 800

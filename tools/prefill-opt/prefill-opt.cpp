@@ -15,6 +15,7 @@
 #include "mlir/Support/Timing.h"
 #include "mlir/Tools/mlir-opt/MlirOptMain.h"
 #include "prefill/Driver/Driver.h"
+#include "prefill/Transforms/Patterns.h"
 #include "llvm/Support/CommandLine.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/InitLLVM.h"
@@ -26,6 +27,14 @@
 using namespace prefill;
 namespace cl = llvm::cl;
 
+/// What -help says of -sparsify; the patterns are those of the table.
+static const char *sparsifyHelp() {
+  static const std::string text = "auto (also without a value), " +
+                                  patternNames() +
+                                  ", or config:FILE; dense is the default";
+  return text.c_str();
+}
+
 static cl::OptionCategory category("prefill-opt options");
 
 static cl::opt<std::string> input(cl::Positional, cl::cat(category),
@@ -34,11 +43,10 @@ static cl::opt<std::string> input(cl::Positional, cl::cat(category),
 static cl::opt<std::string>
     output("o", cl::cat(category), cl::init("-"), cl::value_desc("PATH"),
            cl::desc("Output folder; with -emit and for .mlir a file"));
-static cl::opt<std::string>
-    sparsify("sparsify", cl::cat(category), cl::init("dense"),
-             cl::value_desc("NAME[:option=value,...]"),
-             cl::desc("dense (default), vertical-slash, a-shape, tri-shape, "
-                      "block-sparse, xattention, or config:FILE"));
+static cl::opt<std::string> sparsify("sparsify", cl::cat(category),
+                                     cl::init("dense"), cl::ValueOptional,
+                                     cl::value_desc("NAME[:option=value,...]"),
+                                     cl::desc(sparsifyHelp()));
 static cl::list<std::string>
     target("target", cl::cat(category), cl::CommaSeparated,
            cl::value_desc("cpu"), cl::desc("Targets to generate kernels for"));

@@ -26,7 +26,8 @@ static std::string refuseJSON(llvm::StringRef text) {
 
 TEST(SparsityConfig, PatternsAndOptions) {
   EXPECT_EQ(parse("dense").plan(3, 1).pattern, SparsePattern::Dense);
-  HeadPlan plan = parse("vertical-slash:vertical=1000,slash=6096,last=32").plan(0, 0);
+  HeadPlan plan =
+      parse("vertical-slash:vertical=1000,slash=6096,last=32").plan(0, 0);
   EXPECT_EQ(plan.pattern, SparsePattern::VerticalSlash);
   EXPECT_EQ(plan.vertical, 1000);
   EXPECT_EQ(plan.slash, 6096);
@@ -66,7 +67,53 @@ TEST(SparsityConfig, XAttention) {
   EXPECT_EQ(config->plan(0, 0).topP, 0.8f);
 }
 
+TEST(SparsityConfig, NewPatterns) {
+  HeadPlan plan = parse("sampled").plan(0, 0);
+  EXPECT_EQ(plan.pattern, SparsePattern::Sampled);
+  EXPECT_EQ(plan.stride, 8);
+  EXPECT_EQ(plan.topP, 0.95f);
+  plan = parse("sale").plan(0, 0);
+  EXPECT_EQ(plan.pattern, SparsePattern::SALE);
+  EXPECT_EQ(plan.threshold, 0.004f);
+  EXPECT_EQ(plan.topP, 0.0f);
+  EXPECT_EQ(plan.bits, 8);
+  EXPECT_EQ(plan.init, 32);
+  EXPECT_EQ(plan.local, 128);
+  EXPECT_EQ(parse("sale:tau=0.01").plan(0, 0).threshold, 0.01f);
+  plan = parse("sale:top-p=0.95,bits=4,similarity=0.5").plan(0, 0);
+  EXPECT_EQ(plan.threshold, 0.0f);
+  EXPECT_EQ(plan.topP, 0.95f);
+  EXPECT_EQ(plan.bits, 4);
+  EXPECT_EQ(plan.similarity, 0.5f);
+  plan = parse("flexprefill:gamma=0.95").plan(0, 0);
+  EXPECT_EQ(plan.pattern, SparsePattern::FlexPrefill);
+  EXPECT_EQ(plan.topP, 0.95f);
+  EXPECT_EQ(plan.threshold, 0.1f);
+  EXPECT_EQ(plan.minBudget, 512);
+  EXPECT_EQ(plan.last, 64);
+  plan = parse("infllm-v2").plan(0, 0);
+  EXPECT_EQ(plan.pattern, SparsePattern::InfLLMv2);
+  EXPECT_EQ(plan.topK, 64);
+  EXPECT_EQ(plan.init, 64);
+  EXPECT_EQ(plan.local, 2048);
+  plan = parse("block-topp").plan(0, 0);
+  EXPECT_EQ(plan.pattern, SparsePattern::BlockSparse);
+  EXPECT_EQ(plan.topK, 0);
+  EXPECT_EQ(plan.topP, 0.9f);
+  EXPECT_EQ(parse("block-topk").plan(0, 0), parse("block-sparse").plan(0, 0));
+  EXPECT_EQ(parse("streaming").plan(0, 0),
+            parse("a-shape:init=64,local=256").plan(0, 0));
+  // Without a name: the automatic choice.
+  EXPECT_EQ(parse("").plan(0, 0), parse("auto").plan(0, 0));
+  EXPECT_EQ(parse("auto").denseBelow, 2048);
+}
+
 TEST(SparsityConfig, DenseBelow) {
+  EXPECT_EQ(parse("infllm-v2:top-k=16").denseBelow, 8192);
+  EXPECT_EQ(parse("sale").denseBelow, 1024);
+  EXPECT_EQ(parse("sale:tau=0.001").denseBelow, -1);
+  EXPECT_EQ(parse("sampled:stride=16").denseBelow, 2048);
+  EXPECT_EQ(parse("sampled:threshold=0.9").denseBelow, -1);
   // The default budgets are known to need it.
   EXPECT_EQ(parse("vertical-slash").denseBelow, 2048);
   EXPECT_EQ(parse("vertical-slash:dense-below=512").denseBelow, 512);
@@ -82,7 +129,8 @@ TEST(SparsityConfig, DenseBelow) {
 TEST(SparsityConfig, Refusals) {
   EXPECT_NE(refuse("vertical-slash:last=65").find("at most 64"),
             std::string::npos);
-  EXPECT_NE(refuse("vertical-slash:last=0").find("positive"), std::string::npos);
+  EXPECT_NE(refuse("vertical-slash:last=0").find("positive"),
+            std::string::npos);
   EXPECT_NE(refuse("a-shape:init=1.5").find("whole"), std::string::npos);
   EXPECT_NE(refuse("a-shape:init=-1").find("whole"), std::string::npos);
   EXPECT_NE(refuse("a-shape:init=nan").find("whole"), std::string::npos);
@@ -90,7 +138,25 @@ TEST(SparsityConfig, Refusals) {
   EXPECT_NE(refuse("a-shape:init").find("option=number"), std::string::npos);
   EXPECT_NE(refuse("vertical-slash:density=nan").find("(0, 1]"),
             std::string::npos);
-  EXPECT_NE(refuse("").find("unknown pattern"), std::string::npos);
+  EXPECT_NE(refuse("zigzag").find("unknown pattern"), std::string::npos);
+  EXPECT_NE(refuse(":last=3").find("unknown pattern"), std::string::npos);
+  EXPECT_NE(refuse("sampled:stride=3").find("stride must be 1, 2, 4, 8"),
+            std::string::npos);
+  EXPECT_NE(refuse("sale:bits=6").find("bits must be 4 or 8"),
+            std::string::npos);
+  EXPECT_NE(refuse("sale:tau=0").find("tau must be in (0, 1]"),
+            std::string::npos);
+  EXPECT_NE(refuse("sale:top-p=0.9,tau=0.1").find("either threshold or top-p"),
+            std::string::npos);
+  EXPECT_NE(refuse("block-topk:top-k=3,density=0.1").find("either top-k or"),
+            std::string::npos);
+  EXPECT_NE(refuse("flexprefill:tau=1.5").find("in [0, 1]"), std::string::npos);
+  EXPECT_NE(refuse("a-shape:similarity=0.5").find("unknown option"),
+            std::string::npos);
+  EXPECT_NE(refuse("sampled:skip=3").find("unknown option"), std::string::npos);
+  EXPECT_NE(refuse("dense:init=3").find("dense has none"), std::string::npos);
+  // What a float cannot hold is no share.
+  EXPECT_NE(refuse("sale:tau=1e-60").find("in (0, 1]"), std::string::npos);
 }
 
 TEST(SparsityConfig, MInferenceList) {

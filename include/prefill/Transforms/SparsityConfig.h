@@ -22,17 +22,18 @@ struct SparsityConfig {
   HeadPlan fallback;
   /// In order of the attentions in the graph; empty: `fallback` everywhere.
   std::vector<Layer> layers;
-  /// Prompts with fewer keys run dense; -1: the library's cost function decides.
+  /// Prompts with fewer keys run dense; -1: the library's cost function
+  /// decides.
   int64_t denseBelow = -1;
 
   /// The plan of one query head.
   const HeadPlan &plan(int64_t layer, int64_t head) const;
 };
 
-/// Parses `NAME[:option=value,...]` or `config:FILE` (see docs/CLI.md). The file
-/// is JSON as MInference ships it (a list over layers of `{"head": [type, v, s,
-/// score]}`) or our extended form (an object with `layers`). On failure `error`
-/// is one line that says what to change.
+/// Parses `NAME[:option=value,...]` or `config:FILE` (see docs/CLI.md). The
+/// file is JSON as MInference ships it (a list over layers of `{"head": [type,
+/// v, s, score]}`) or our extended form (an object with `layers`). On failure
+/// `error` is one line that says what to change.
 std::optional<SparsityConfig> parseSparsity(llvm::StringRef spec,
                                             std::string &error);
 

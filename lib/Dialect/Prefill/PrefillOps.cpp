@@ -152,27 +152,78 @@ LogicalResult ScoreAntidiagonalOp::verify() {
   return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
 }
 
+LogicalResult ScoreSampledOp::verify() {
+  uint64_t stride = getStride();
+  if (stride > 64 || (stride & (stride - 1)))
+    return emitOpError("stride must be 1, 2, 4, 8, 16, 32 or 64");
+  return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
+}
+
+LogicalResult ScoreQuantizedOp::verify() {
+  if (getBits() != 4 && getBits() != 8)
+    return emitOpError("bits must be 4 or 8");
+  if (getInit().has_value() != getLocal().has_value())
+    return emitOpError("a reference needs both init and local");
+  return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
+}
+
+LogicalResult ScoreCompressedOp::verify() {
+  if (getEvery() > getKeys())
+    return emitOpError("every must be at most keys, or keys are left out");
+  return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
+}
+
+/// Checks that an attribute is a share: in (0, 1].
+static LogicalResult verifyShare(Operation *op, StringRef what,
+                                 std::optional<APFloat> value) {
+  if (!value)
+    return success();
+  float share = value->convertToFloat();
+  if (!(share > 0) || share > 1)
+    return op->emitOpError() << what << " must be in (0, 1]";
+  return success();
+}
+
 LogicalResult SelectOp::verify() {
-  if (getTopK().has_value() + getDensity().has_value() +
-          getTopP().has_value() !=
+  if (getTopK().has_value() + getDensity().has_value() + getTopP().has_value() +
+          getThreshold().has_value() !=
       1)
-    return emitOpError("needs exactly one of top_k, density and top_p");
+    return emitOpError(
+        "needs exactly one of top_k, density, top_p and threshold");
   if (getTopK() && static_cast<int64_t>(*getTopK()) < 0)
     return emitOpError("top_k must not be negative");
-  if (getDensity()) {
-    float density = getDensity()->convertToFloat();
-    if (!(density > 0) || density > 1)
-      return emitOpError("density must be in (0, 1]");
-  }
-  if (getTopP()) {
-    float share = getTopP()->convertToFloat();
-    if (!(share > 0) || share > 1)
-      return emitOpError("top_p must be in (0, 1]");
-    if (getScores().getType().getAxis() != ScoreAxis::Block)
-      return emitOpError("top_p needs block scores, which are shares of mass");
-  }
+  if (failed(verifyShare(*this, "density", getDensity())) ||
+      failed(verifyShare(*this, "top_p", getTopP())) ||
+      failed(verifyShare(*this, "threshold", getThreshold())))
+    return failure();
+  const bool blocks = getScores().getType().getAxis() == ScoreAxis::Block;
+  if (auto pooled = getScores().getDefiningOp<ScorePooledOp>();
+      pooled && !pooled.getSoftmax() && (getTopP() || getThreshold()))
+    return emitOpError("top_p and threshold need scores that are shares of "
+                       "mass; these products are not (softmax)");
+  if (auto quantized = getScores().getDefiningOp<ScoreQuantizedOp>())
+    if (getThreshold().has_value() != quantized.getInit().has_value())
+      return emitOpError(
+          "threshold goes with quantised scores that have a reference, other "
+          "rules with those that have none");
+  if (!blocks && (getThreshold() || getInit() || getNear() || getAcrossRows()))
+    return emitOpError(
+        "threshold, init, near and across_rows need block scores");
+  if (blocks && getMinTokens())
+    return emitOpError("min_tokens needs column or diagonal scores");
+  if (getAcrossRows() && !getTopP())
+    return emitOpError("across_rows goes with top_p");
   return verifyAxis(*this, "selection", getSelection().getType(),
                     getScores().getType().getAxis());
+}
+
+LogicalResult KeepDissimilarOp::verify() {
+  if (failed(verifyShare(*this, "below", getBelow())) ||
+      failed(
+          verifyAxis(*this, "blocks", getBlocks().getType(), ScoreAxis::Block)))
+    return failure();
+  return verifyAxis(*this, "selection", getSelection().getType(),
+                    ScoreAxis::Block);
 }
 
 LogicalResult IndexRelativeOp::verify() {
@@ -184,6 +235,16 @@ LogicalResult IndexRelativeOp::verify() {
 }
 
 LogicalResult IndexBlocksOp::verify() {
+  return verifyAxis(*this, "blocks", getBlocks().getType(), ScoreAxis::Block);
+}
+
+LogicalResult IndexAgreeingOp::verify() {
+  float below = getBelow().convertToFloat();
+  if (!(below >= 0) || below > 1)
+    return emitOpError("below must be in [0, 1]");
+  if (failed(verifyAxis(*this, "columns", getColumns().getType(),
+                        ScoreAxis::Column)))
+    return failure();
   return verifyAxis(*this, "blocks", getBlocks().getType(), ScoreAxis::Block);
 }
 

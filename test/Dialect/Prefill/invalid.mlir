@@ -109,7 +109,7 @@ func.func @axis(%q: tensor<1x2x?x64xf32>) {
 
 func.func @rule(%q: tensor<1x2x?x64xf32>) {
   %s = prefill.score.pooled %q, %q : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
-  // expected-error @+1 {{needs exactly one of top_k, density and top_p}}
+  // expected-error @+1 {{needs exactly one of top_k, density, top_p and threshold}}
   %b = prefill.select %s {top_k = 4 : i64, density = 0.5 : f32} : <block> -> <block>
   return
 }
@@ -117,9 +117,116 @@ func.func @rule(%q: tensor<1x2x?x64xf32>) {
 // -----
 
 func.func @top_p(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.pooled %q, %q : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // expected-error @+1 {{top_p and threshold need scores that are shares of mass}}
+  %b = prefill.select %s {top_p = 0.5 : f32} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @threshold_range(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.sampled %q, %q stride 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // expected-error @+1 {{threshold must be in (0, 1]}}
+  %b = prefill.select %s {threshold = 0.0 : f32} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @threshold_axis(%q: tensor<1x2x?x64xf32>) {
   %c, %d = prefill.score.last_rows %q, %q rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <column>, <diagonal>
-  // expected-error @+1 {{top_p needs block scores}}
-  %b = prefill.select %c {top_p = 0.5 : f32} : <column> -> <column>
+  // expected-error @+1 {{threshold, init, near and across_rows need block scores}}
+  %b = prefill.select %c {top_k = 4 : i64, near = 64 : i64} : <column> -> <column>
+  return
+}
+
+// -----
+
+func.func @min_tokens(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.sampled %q, %q stride 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // expected-error @+1 {{min_tokens needs column or diagonal scores}}
+  %b = prefill.select %s {top_p = 0.5 : f32, min_tokens = 5 : i64} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @across_rows(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.sampled %q, %q stride 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // expected-error @+1 {{across_rows goes with top_p}}
+  %b = prefill.select %s {top_k = 5 : i64, across_rows} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @near(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.sampled %q, %q stride 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // expected-error @+1 {{attribute 'near' failed to satisfy constraint}}
+  %b = prefill.select %s {top_p = 0.5 : f32, near = -1 : i64} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @bits(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{bits must be 4 or 8}}
+  %s = prefill.score.quantized %q, %q bits 5 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  return
+}
+
+// -----
+
+func.func @reference(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.quantized %q, %q bits 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // expected-error @+1 {{threshold goes with quantised scores that have a reference}}
+  %b = prefill.select %s {threshold = 0.5 : f32} : <block> -> <block>
+  return
+}
+
+// -----
+
+func.func @sampled(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{stride must be 1, 2, 4, 8, 16, 32 or 64}}
+  %s = prefill.score.sampled %q, %q stride 3 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  return
+}
+
+// -----
+
+func.func @compressed(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{every must be at most keys}}
+  %s = prefill.score.compressed %q, %q keys 16 every 32 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  return
+}
+
+// -----
+
+func.func @guard(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.sampled %q, %q stride 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  %b = prefill.select %s {top_p = 0.5 : f32} : <block> -> <block>
+  // expected-error @+1 {{below must be in (0, 1]}}
+  %g = prefill.keep_dissimilar %b, %q, %q below 2.0 : <block>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  return
+}
+
+// -----
+
+func.func @agreeing(%q: tensor<1x2x?x64xf32>) {
+  %c, %d = prefill.score.last_rows %q, %q rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <column>, <diagonal>
+  %s = prefill.score.pooled %q, %q : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  %i = prefill.index.dense
+  // expected-error @+1 {{columns must run along the column axis, got diagonal}}
+  %j = prefill.index.agreeing %d, %s below 0.1 ? %i : %i : <diagonal>, <block>
+  return
+}
+
+// -----
+
+func.func @strided(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{attribute 'stride' failed to satisfy constraint}}
+  %i = prefill.index.strided init 64 local 64 stride 0
   return
 }
 

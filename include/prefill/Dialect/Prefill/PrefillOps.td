@@ -137,9 +137,10 @@ def Prefill_ScorePooledOp : Prefill_Op<"score.pooled", [Pure]> {
   let summary = "Products of mean-pooled query and key blocks";
   let description = [{
     scores[qb, kb] = mean(q in block qb) . mean(k in block kb). MInference,
-    block-sparse.
+    block-sparse. With `softmax`: the softmax of these, scaled as the attention's
+    scores, over the visible blocks of a row, which are shares of its mass.
   }];
-  let arguments = (ins AnyType:$q, AnyType:$k);
+  let arguments = (ins AnyType:$q, AnyType:$k, UnitAttr:$softmax);
   let results = (outs Prefill_ScoresType:$scores);
   let assemblyFormat = "$q `,` $k attr-dict `:` type($q) `,` type($k) `->` type($scores)";
   let hasVerifier = 1;
@@ -161,6 +162,57 @@ def Prefill_ScoreAntidiagonalOp : Prefill_Op<"score.antidiagonal", [Pure]> {
   let hasVerifier = 1;
 }
 
+def Prefill_ScoreSampledOp : Prefill_Op<"score.sampled", [Pure]> {
+  let summary = "Block mass of every stride-th query row, exact";
+  let description = [{
+    Of every `stride` query rows, counted from a tile's first, the last one stands
+    for all: scores[qb, kb] = sum over the sampled rows of block qb of their
+    probabilities over the keys of block kb (softmax over all visible keys). Rows
+    sampled as in SampleAttention (arXiv:2406.15486).
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$stride);
+  let results = (outs Prefill_ScoresType:$scores);
+  let assemblyFormat = "$q `,` $k `stride` $stride attr-dict `:` type($q) `,` type($k) `->` type($scores)";
+  let hasVerifier = 1;
+}
+
+def Prefill_ScoreQuantizedOp : Prefill_Op<"score.quantized", [Pure]> {
+  let summary = "Block scores of quantised queries and keys";
+  let description = [{
+    s[i, j] is the scaled product of query row i and key j, both quantised to
+    `bits` bits. Without `reference`, scores[qb, kb] is the mass of the block: its
+    rows' softmax of s over all visible keys, summed over the block. With
+    `reference(init, local)` it is the largest probability of a pair of the block,
+    exp(s[i, j] - m[i]) / l[i], with row maximum m and sum l taken over the exact
+    scores of the first `init` keys and the last `local` keys before the row:
+    SALE (arXiv:2505.24179).
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k, I64Attr:$bits,
+                   OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$init,
+                   OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$local);
+  let results = (outs Prefill_ScoresType:$scores);
+  let assemblyFormat = "$q `,` $k `bits` $bits (`reference` `(` $init^ `,` $local `)`)? attr-dict `:` type($q) `,` type($k) `->` type($scores)";
+  let hasVerifier = 1;
+}
+
+def Prefill_ScoreCompressedOp : Prefill_Op<"score.compressed", [Pure]> {
+  let summary = "Probabilities over means of neighbouring keys, summed over a group";
+  let description = [{
+    Every query row's softmax over the means of `keys` consecutive keys, one mean
+    every `every` keys; summed over the query heads that share a KV head, so that
+    they all get the same scores; scores[qb, kb] is the largest over block qb's
+    rows and the means that touch block kb. InfLLM v2 (MiniCPM4,
+    arXiv:2506.07900).
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$keys,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$every);
+  let results = (outs Prefill_ScoresType:$scores);
+  let assemblyFormat = "$q `,` $k `keys` $keys `every` $every attr-dict `:` type($q) `,` type($k) `->` type($scores)";
+  let hasVerifier = 1;
+}
+
 //===----------------------------------------------------------------------===//
 // Select
 //===----------------------------------------------------------------------===//
@@ -168,22 +220,47 @@ def Prefill_ScoreAntidiagonalOp : Prefill_Op<"score.antidiagonal", [Pure]> {
 def Prefill_SelectOp : Prefill_Op<"select", [Pure]> {
   let summary = "Keep the entries with the largest scores";
   let description = [{
-    Exactly one of `top_k` (entries; per row of query blocks for block scores),
-    `density` (share of causal blocks that the index may keep, counted after
-    merging) and `top_p` says how many. `forced` entries with the lowest numbers
-    (first keys, shortest distances, first blocks) are always kept. Ties go to the
-    lower index.
+    Exactly one of these says how many:
+    * `top_k`: entries; per row of query blocks for block scores;
+    * `density`: share of causal blocks that the index may keep, counted after
+      merging;
+    * `top_p`, for scores that are shares of mass: always kept ones, then others
+      from the largest on as long as those before hold less than top_p of the sum
+      (of a row of query blocks for block scores; of the whole matrix with
+      `across_rows`);
+    * `threshold`: every entry above it.
 
-    `top_p`, for block scores that are shares of a row's mass: forced blocks and
-    the diagonal's, then others from the largest on as long as those before hold
-    less than top_p of the row's sum.
+    Always kept, whatever their score: `forced` entries with the lowest numbers
+    (first keys, shortest distances, first blocks), the diagonal's blocks, blocks
+    with one of the first `init` keys, blocks with one of the `near` keys before a
+    row, and of columns and diagonals the largest that make up `min_tokens`. Ties
+    go to the lower index.
   }];
   let arguments = (ins Prefill_ScoresType:$scores, OptionalAttr<I64Attr>:$top_k,
                    OptionalAttr<F32Attr>:$density,
                    OptionalAttr<F32Attr>:$top_p,
-                   DefaultValuedAttr<I64Attr, "0">:$forced);
+                   OptionalAttr<F32Attr>:$threshold,
+                   DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$forced,
+                   DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$init,
+                   DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$near,
+                   DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$min_tokens,
+                   UnitAttr:$across_rows);
   let results = (outs Prefill_SelectionType:$selection);
   let assemblyFormat = "$scores attr-dict `:` type($scores) `->` type($selection)";
+  let hasVerifier = 1;
+}
+
+def Prefill_KeepDissimilarOp : Prefill_Op<"keep_dissimilar", [Pure]> {
+  let summary = "Keep blocks too, that one mean does not stand for";
+  let description = [{
+    Adds to the selected blocks all blocks of keys, and all rows of query blocks,
+    whose rows have a mean cosine with each other below `below`. SpargeAttn
+    (arXiv:2502.18137).
+  }];
+  let arguments = (ins Prefill_SelectionType:$blocks, AnyType:$q, AnyType:$k,
+                   F32Attr:$below);
+  let results = (outs Prefill_SelectionType:$selection);
+  let assemblyFormat = "$blocks `,` $q `,` $k `below` $below attr-dict `:` type($blocks) `,` type($q) `,` type($k) `->` type($selection)";
   let hasVerifier = 1;
 }
 
@@ -218,6 +295,20 @@ def Prefill_IndexTriShapeOp : Prefill_Op<"index.tri_shape", [Pure]> {
   let assemblyFormat = "`init` $init `local` $local `last` $last attr-dict";
 }
 
+def Prefill_IndexStridedOp : Prefill_Op<"index.strided", [Pure]> {
+  let summary = "A-shape and the blocks at every `stride`-th block distance";
+  let description = [{
+    The first `init` keys, the last `local` keys of each row, and the blocks whose
+    distance to the row's own is a multiple of `stride` blocks. LongGen's sparse
+    layers (arXiv:2410.01485). Kept in whole blocks.
+  }];
+  let arguments = (ins ConfinedAttr<I64Attr, [IntNonNegative]>:$init,
+                   ConfinedAttr<I64Attr, [IntNonNegative]>:$local,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$stride);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "`init` $init `local` $local `stride` $stride attr-dict";
+}
+
 def Prefill_IndexRelativeOp : Prefill_Op<"index.relative", [Pure]> {
   let summary = "Selected columns and the blocks that selected diagonals touch";
   let arguments = (ins Prefill_SelectionType:$columns,
@@ -232,6 +323,23 @@ def Prefill_IndexBlocksOp : Prefill_Op<"index.blocks", [Pure]> {
   let arguments = (ins Prefill_SelectionType:$blocks);
   let results = (outs Prefill_IndexType:$index);
   let assemblyFormat = "$blocks attr-dict `:` type($blocks)";
+  let hasVerifier = 1;
+}
+
+def Prefill_IndexAgreeingOp : Prefill_Op<"index.agreeing", [Pure]> {
+  let summary = "One index for heads whose two estimates agree, another otherwise";
+  let description = [{
+    Per head: D is the square root of the Jensen-Shannon divergence between
+    `columns` summed over blocks and the last row of `blocks`, both made to sum
+    up to 1. `agreeing` where D < `below`, else `otherwise`. FlexPrefill
+    (arXiv:2502.20766): a head whose pooled estimate is right where it can be
+    checked selects blocks by it.
+  }];
+  let arguments = (ins Prefill_ScoresType:$columns, Prefill_ScoresType:$blocks,
+                   F32Attr:$below, Prefill_IndexType:$agreeing,
+                   Prefill_IndexType:$otherwise);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "$columns `,` $blocks `below` $below `?` $agreeing `:` $otherwise attr-dict `:` type($columns) `,` type($blocks)";
   let hasVerifier = 1;
 }
 
