@@ -3,7 +3,8 @@
 // Fills CompilerOptions from flags; everything else is in lib/Driver. Two
 // modes: driver mode for ONNX input or any driver flag, and opt mode
 // (MlirOptMain, for .mlir files and passes) otherwise. `prefill-opt inspect
-// model.onnx` reports.
+// model.onnx` reports; `prefill-opt calibrate` hands over to the Python
+// package.
 //
 //===----------------------------------------------------------------------===//
 
@@ -20,8 +21,13 @@
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/InitLLVM.h"
 #include "llvm/Support/Path.h"
+#include "llvm/Support/Process.h"
 #include "llvm/Support/WithColor.h"
 
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <unistd.h>
 #include <vector>
 
 using namespace prefill;
@@ -100,6 +106,45 @@ static std::string runtimeArchive(const char *argv0) {
   return std::string(file);
 }
 
+/// What the interpreter runs for `calibrate`: one clear line where the package
+/// is missing, and the package's own command otherwise.
+static constexpr const char *calibrateProgram = R"(
+import sys
+try:
+    from prefill_opt.calibrate.__main__ import main
+except ImportError as error:
+    sys.exit(f"prefill-opt: error: calibrate needs the Python package prefill_opt "
+             f"in {sys.executable} ({error}); PREFILL_PYTHON names another interpreter")
+sys.exit(main())
+)";
+
+/// Replaces this process by `python -m prefill_opt.calibrate` with the
+/// arguments after `calibrate`. The interpreter is $PREFILL_PYTHON, else that
+/// of the venv beside bin/, else python3. Returns only on failure.
+static int calibrate(int argc, char **argv) {
+  std::string tool = llvm::sys::fs::getMainExecutable(
+      argv[0], reinterpret_cast<void *>(&calibrate));
+  std::string python =
+      llvm::sys::Process::GetEnv("PREFILL_PYTHON").value_or("");
+  if (python.empty()) {
+    llvm::SmallString<256> file(
+        llvm::sys::path::parent_path(llvm::sys::path::parent_path(tool)));
+    llvm::sys::path::append(file, "venv", "bin", "python");
+    python = llvm::sys::fs::can_execute(file) ? std::string(file) : "python3";
+  }
+  // The package shall call this very compiler, not another one on the PATH.
+  setenv("PREFILL_OPT", tool.c_str(), /*overwrite=*/0);
+  std::vector<const char *> arguments = {python.c_str(), "-c",
+                                         calibrateProgram};
+  arguments.insert(arguments.end(), argv + 2, argv + argc);
+  arguments.push_back(nullptr);
+  execvp(python.c_str(), const_cast<char *const *>(arguments.data()));
+  const char *why = std::strerror(errno);
+  llvm::WithColor::error(llvm::errs(), "prefill-opt")
+      << "calibrate cannot run " << python << ": " << why << "\n";
+  return 1;
+}
+
 /// True when a driver flag was given.
 static bool hasDriverFlag() {
   return sparsify.getNumOccurrences() || target.getNumOccurrences() ||
@@ -110,6 +155,8 @@ static bool hasDriverFlag() {
 
 int main(int argc, char **argv) {
   llvm::InitLLVM init(argc, argv);
+  if (argc > 1 && llvm::StringRef(argv[1]) == "calibrate")
+    return calibrate(argc, argv);
   mlir::DialectRegistry registry;
   registerDialects(registry);
   registerPasses();
@@ -132,6 +179,7 @@ int main(int argc, char **argv) {
       "fast prompt processing for transformer models\n\n"
       "  prefill-opt model.onnx -sparsify=vertical-slash -o out/\n"
       "  prefill-opt inspect model.onnx\n"
+      "  prefill-opt calibrate model.onnx --data=FILE -o plan.json\n"
       "  prefill-opt file.mlir -some-pass\n");
 
   auto complain = [](const llvm::Twine &what) {

@@ -1,0 +1,93 @@
+"""The choice of a candidate per head: least weighted error at a given cost, and its search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def fit_costs(seconds: np.ndarray, dense: np.ndarray, density: np.ndarray) -> tuple[float, float]:
+    """Splits a candidate's time into estimate and attention: t / t_dense = a + b * density.
+
+    Args:
+        seconds, dense: [layers], the candidate's and the dense kernel's time.
+        density: [layers], mean over heads.
+
+    Returns (a, b), both >= 0, in units of dense attention time, rounded to a percent so that
+    the noise of a repetition seldom changes a choice. Where all layers have the same density
+    the split cannot be seen: b = 1 is taken, as the dense kernel's blocks cost.
+    """
+    ratio = seconds / dense
+    spread = density - density.mean()
+    slope = 1.0
+    if (spread**2).sum() > 1e-4 * len(density):
+        slope = float((spread * ratio).sum() / (spread**2).sum())
+    slope = float(np.clip(slope, 0.0, 3.0))
+    offset = float(np.median(ratio - slope * density))
+    if offset < 0:
+        offset, slope = 0.0, float((ratio * density).sum() / (density**2).sum())
+    return round(offset, 2), round(slope, 2)
+
+
+def best_at(weighted: np.ndarray, cost: np.ndarray, price: float) -> np.ndarray:
+    """The candidate of each head that minimises weighted error + price x cost.
+
+    Args:
+        weighted, cost: [heads, candidates].
+        price: the Lagrange multiplier, >= 0.
+
+    Returns int [heads]; ties go to the earlier candidate.
+    """
+    return np.argmin(weighted + price * cost, axis=1)
+
+
+def plans(weighted: np.ndarray, cost: np.ndarray, count: int = 400) -> list[np.ndarray]:
+    """All plans that a sweep of the multiplier gives, dearest first, without repetition.
+
+    They are the corners of the lower convex hull of (cost, error); a greedy choice that always
+    takes the best gain for its cost walks through the same ones.
+    """
+    positive = weighted[weighted > 0]
+    if positive.size == 0:
+        return [best_at(weighted, cost, 1.0)]
+    prices = np.geomspace(positive.min() * 1e-3, positive.max() * 1e4, count)
+    found: list[np.ndarray] = []
+    for price in [0.0, *prices]:
+        plan = best_at(weighted, cost, price)
+        if not found or not np.array_equal(plan, found[-1]):
+            found.append(plan)
+    return found
+
+
+def cost_of(plan: np.ndarray, cost: np.ndarray) -> float:
+    """Mean cost of a plan over heads."""
+    return float(cost[np.arange(len(plan)), plan].mean())
+
+
+def cheapest_within(
+    sequence: Sequence[np.ndarray],
+    loss: Callable[[np.ndarray], float],
+    limit: float,
+    steps: int,
+    first: int | None = None,
+) -> int:
+    """Index of the cheapest plan of a sequence (dearest first) whose loss is within `limit`.
+
+    Bisects, because loss grows along the sequence but for noise; `first` is where to look
+    first. After `steps` evaluations the cheapest one found good is returned. Plan 0 is taken
+    to be good: it is dense.
+    """
+    good, bad = 0, len(sequence)
+    probe = first
+    for _ in range(steps):
+        if bad - good <= 1:
+            break
+        if probe is None or not good < probe < bad:
+            probe = (good + bad) // 2
+        if loss(sequence[probe]) <= limit:
+            good = probe
+        else:
+            bad = probe
+        probe = None
+    return good

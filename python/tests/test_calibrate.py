@@ -1,0 +1,360 @@
+"""Offline calibration: measurements, choice, files, errors, resumption; on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from prefill_opt.calibrate import candidates, choose, data, search, weights
+from prefill_opt.calibrate.__main__ import main
+from prefill_opt.calibrate.errors import CalibrationError
+from prefill_opt.calibrate.measure import Kernels, by_head, compare
+from prefill_opt.calibrate.model import Model
+from prefill_opt.calibrate.state import State, write_atomically
+from support import SHARED_MODELS
+
+MODEL = "llama-dynamo18-nomask"
+LAYERS, HEADS, VOCABULARY = 2, 4, 112
+SPECS = "xattention:threshold=0.8;a-shape:init=64,local=128"
+
+pytestmark = pytest.mark.skipif(not (SHARED_MODELS / f"{MODEL}.onnx").exists(), reason="no shared models")
+
+
+@pytest.fixture
+def tiny(compiler, tmp_path) -> Path:
+    """A copy of the tiny model, since work folders may lie beside it."""
+    return Path(shutil.copy(SHARED_MODELS / f"{MODEL}.onnx", tmp_path / "model.onnx"))
+
+
+@pytest.fixture
+def ids(tmp_path) -> Path:
+    path = tmp_path / "ids.npy"
+    np.save(path, np.random.default_rng(0).integers(3, VOCABULARY, 512))
+    return path
+
+
+def arguments(model: Path, ids: Path, *more: str) -> list[str]:
+    folder = model.parent
+    fast = ["--tokens=512", "--groups=2", "--random-runs=2", "--repeats=1", "--cost=blocks", "--threads=1", "-q"]
+    given = [str(model), f"--data={ids}", "-o", str(folder / "plan.json"), f"--state={folder / 'state'}"]
+    return [*given, *fast, *([] if any("--candidates" in m for m in more) else [f"--candidates={SPECS}"]), *more]
+
+
+def test_plan_is_written_and_compiles(tiny, ids, tmp_path, compiled):
+    assert main(arguments(tiny, ids, "--max-loss=30%")) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["version"] == 1 and plan["model"] == "model.onnx" and len(plan["layers"]) == LAYERS
+    heads = [head for layer in plan["layers"] for head in layer.get("heads", {}).values()]
+    assert heads, "nothing was made sparse at 30 % loss"
+    for head in heads:
+        assert head["type"] in ("xattention", "a_shape", "dense")
+        if head["type"] != "dense":
+            assert 0 < head["recall"] <= 1 and 0 < head["measured_density"] <= 1 and head["ms"] > 0
+    assert plan["calibration"]["density"] < 1
+    compiled(tiny, sparsify=f"config:{tmp_path / 'plan.json'}")
+    assert not list(tmp_path.glob(".*")), "something was left behind"
+
+
+def test_same_twice_and_from_the_state(tiny, ids, tmp_path, monkeypatch):
+    assert main(arguments(tiny, ids, "--max-loss=10%")) == 0
+    first = (tmp_path / "plan.json").read_text()
+    # From the state: no kernel is measured again.
+    monkeypatch.setattr(search, "measure_layer", lambda *a: pytest.fail("measured again"))
+    assert main(arguments(tiny, ids, "--max-loss=10%")) == 0
+    assert (tmp_path / "plan.json").read_text() == first
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "state")
+    assert main(arguments(tiny, ids, "--max-loss=10%")) == 0
+    without_times = [[{**h, "ms": 0} for h in layer.get("heads", {}).values()] for layer in json.loads(first)["layers"]]
+    again = json.loads((tmp_path / "plan.json").read_text())["layers"]
+    assert [[{**h, "ms": 0} for h in layer.get("heads", {}).values()] for layer in again] == without_times
+
+
+def test_interrupted_goes_on(tiny, ids, tmp_path, monkeypatch, capsys):
+    done = []
+    real = search.measure_layer
+
+    def interrupted(operands, *rest):
+        if done:
+            raise KeyboardInterrupt
+        done.append(operands.layer)
+        return real(operands, *rest)
+
+    monkeypatch.setattr(search, "measure_layer", interrupted)
+    assert main(arguments(tiny, ids)) == 130
+    assert "goes on" in capsys.readouterr().err and not (tmp_path / "plan.json").exists()
+    monkeypatch.setattr(search, "measure_layer", lambda operands, *r: done.append(operands.layer) or real(operands, *r))
+    assert main(arguments(tiny, ids)) == 0
+    assert done == [0, 1], "a layer was measured twice or not at all"
+
+
+def test_budget_is_kept(tiny, ids, tmp_path):
+    shares = []
+    for loss in ("0%", "3%", "1000%"):
+        assert main(arguments(tiny, ids, f"--max-loss={loss}")) == 0
+        found = json.loads((tmp_path / "plan.json").read_text())["calibration"]
+        assert found["loss"] <= float(loss[:-1]) / 100 + 1e-9
+        shares.append(found["density"])
+    assert shares[0] == 1.0 and shares[0] >= shares[1] >= shares[2] and shares[2] < 0.9
+    assert main(arguments(tiny, ids, "--max-time=90%")) == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["calibration"]["cost"] <= 0.9
+
+
+def test_recall_is_the_softmax_mass_that_is_kept(tiny, ids, tmp_path):
+    """Against float64 softmax over the very blocks that a-shape keeps."""
+    model = Model(tiny, tmp_path, 1)
+    head = candidates.parse_spec("a-shape:init=64,local=64")
+    folder = model.compile([[head] * HEADS] * LAYERS)
+    dense, sparse = Kernels(model.dense, 1), Kernels(folder, 1)
+    for operands in model.capture(np.load(ids)[None], range(LAYERS)):
+        exact = dense.run(operands, HEADS)
+        assert np.allclose(exact["o"], operands.result, atol=1e-5)
+        mine = sparse.run(operands, HEADS)
+        found = compare(exact, mine, HEADS)
+        assert 0 < min(found["recall"]) < 0.999, "the pattern leaves nothing out: the test says nothing"
+        # Recall from the kernel's own weights: dense output of indicator values over kept keys.
+        rows = np.arange(512)
+        visible = rows[:, None] >= rows[None]
+        near = rows[:, None] // 64 - rows[None] // 64
+        kept = visible & ((near <= 1) | (rows[None] < 64))
+        q, k = rotated(operands)
+        for number in range(HEADS):
+            scores = q[number] @ k[number * k.shape[0] // HEADS].T / np.sqrt(q.shape[-1])
+            mass = np.exp(scores - scores.max(-1, keepdims=True)) * visible
+            share = (mass * kept).sum(-1) / mass.sum(-1)
+            assert abs(share.mean() - found["recall"][number]) < 2e-3
+            assert abs(share[-64:].mean() - found["recall_last"][number]) < 2e-3
+
+
+def rotated(operands) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and keys [heads, rows, dim] in float64 with the rotary embedding applied."""
+    made = []
+    for array in operands.inputs[:2]:
+        array = array[0].astype(np.float64)
+        if array.ndim == 2:
+            array = array.reshape(array.shape[0], -1, 16)
+        if array.shape[0] == 512:
+            array = array.transpose(1, 0, 2)
+        if len(operands.inputs) > 11 and operands.inputs[10] is not None:
+            cos, sin = (t.reshape(-1, t.shape[-1])[:512].astype(np.float64)[:, :8] for t in operands.inputs[10:12])
+            first, second = array[..., :8], array[..., 8:]
+            array = np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+        made.append(array)
+    return made[0], made[1]
+
+
+def test_layouts():
+    rng = np.random.default_rng(0)
+    flat = rng.standard_normal((2, 5, 12))
+    four = flat.reshape(2, 5, 3, 4)
+    expected = by_head(flat, 3, 5)
+    assert expected.shape == (3, 10, 4)
+    assert (by_head(four, 3, 5) == expected).all()
+    assert (by_head(np.ascontiguousarray(four.transpose(0, 2, 1, 3)), 3, 5) == expected).all()
+
+
+def test_costs_are_split():
+    density = np.array([0.1, 0.2, 0.5, 0.8])
+    dense = np.array([1.0, 2.0, 1.0, 3.0])
+    assert choose.fit_costs((0.06 + 0.9 * density) * dense, dense, density) == (0.06, 0.9)
+    # No spread of densities: blocks cost what dense's do, the rest is the estimate.
+    assert choose.fit_costs(np.array([0.35]), np.array([1.0]), np.array([0.25])) == (0.1, 1.0)
+
+
+def test_choice_is_the_best_for_its_cost():
+    """Every plan of the sweep against all plans of three heads and four candidates."""
+    rng = np.random.default_rng(3)
+    cost = np.concatenate([np.ones((3, 1)), rng.random((3, 3))], 1)
+    error = np.concatenate([np.zeros((3, 1)), rng.random((3, 3))], 1)
+    everything = np.stack(np.meshgrid(*[range(4)] * 3), -1).reshape(-1, 3)
+    take = lambda table, plan: table[np.arange(3), plan].sum()  # noqa: E731
+    sequence = choose.plans(error, cost)
+    assert len(sequence) > 3 and not sequence[0].any()
+    for plan in sequence:
+        cheaper = [p for p in everything if take(cost, p) <= take(cost, plan) + 1e-12]
+        assert take(error, plan) <= min(take(error, p) for p in cheaper) + 1e-12
+
+
+def test_bisection_finds_the_last_good_plan():
+    sequence = [np.array([i]) for i in range(50)]
+    for last in (0, 7, 33, 49):
+        assert choose.cheapest_within(sequence, lambda p, last=last: p[0] / 100, last / 100, 10, first=20) == last
+    # Without enough steps it stays on the safe side.
+    assert choose.cheapest_within(sequence, lambda p: p[0] / 100, 0.33, 2) <= 33
+
+
+def test_weights_are_recovered():
+    rng = np.random.default_rng(5)
+    heads, groups = 24, 6
+    truth = rng.uniform(0.2, 5, groups).repeat(4) * rng.uniform(0.7, 1.4, heads)
+    of_head = np.arange(groups).repeat(4)
+    probe = rng.uniform(0.5, 2, heads)
+    group_error = np.array([probe[of_head == g].sum() for g in range(groups)])
+    group_loss = np.array([(truth * probe)[of_head == g].sum() for g in range(groups)])
+    errors = rng.uniform(0, 2, (40, heads)) * (rng.random((40, heads)) < 0.5)
+    found = weights.fit(group_loss, group_error, of_head, errors @ truth, errors)
+    prior = weights.fit(group_loss, group_error, of_head, np.zeros(0), np.zeros((0, heads)))
+    assert np.abs(np.log(found / truth)).mean() < 0.5 * np.abs(np.log(prior / truth)).mean()
+
+
+def test_reads_every_form_of_data(tmp_path):
+    expected = list(range(3, 103))
+    np.save(tmp_path / "a.npy", np.array([expected], np.int32))
+    (tmp_path / "b.json").write_text(json.dumps([expected]))
+    (tmp_path / "c.txt").write_text("\n".join(map(str, expected)))
+    for name in ("a.npy", "b.json", "c.txt"):
+        assert data.read_ids(tmp_path / name, 80).tolist() == [expected[:80]], name
+
+
+def test_reads_text_with_a_tokenizer(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {f"w{i}": i for i in range(100)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text").write_text(" ".join(words))
+    got = data.read_ids(tmp_path / "text", 4096, str(tmp_path / "tokenizer.json"))
+    assert got.tolist() == [list(range(100))]
+
+
+def test_minference_both_ways(tiny, ids, tmp_path, compiled):
+    specs = "vertical-slash:vertical=64,slash=128;a-shape:init=64,local=128"
+    more = (f"--candidates={specs}", "--format=minference", "--max-loss=50%")
+    assert main(arguments(tiny, ids, *more)) == 0
+    rows = json.loads((tmp_path / "plan.json").read_text())
+    assert [sorted(row) for row in rows] == [[str(i) for i in range(HEADS)]] * LAYERS
+    compiled(tiny, sparsify=f"config:{tmp_path / 'plan.json'}")
+    start = candidates.read_configuration(tmp_path / "plan.json", LAYERS, HEADS)
+    assert len(start.heads) == LAYERS * HEADS
+    shutil.copy(tmp_path / "plan.json", tmp_path / "start.json")
+    assert main(arguments(tiny, ids, f"--start={tmp_path / 'start.json'}", "--max-loss=50%")) == 0
+
+
+def _other_ids(path: Path, ids: list) -> Path:
+    path.write_text(json.dumps(ids))
+    return path
+
+
+def _start(path: Path, body) -> str:
+    path.write_text(json.dumps(body))
+    return f"--start={path}"
+
+
+LAYER = {str(i): ["vertical_and_slash", 100, 200, 1] for i in range(HEADS)}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("short", "more than a block"),
+        ("empty", "is empty"),
+        ("missing", "cannot read"),
+        ("range", "token id 112 is not in the model's vocabulary of 112"),
+        ("negative", "negative token id"),
+        ("words", "--tokenizer"),
+        ("layers", "describes 3 layers, the model has 2"),
+        ("heads", "the model has 4 query heads"),
+        ("no json", "cannot read"),
+        ("bidirectional", "is causal"),
+        ("nothing raised", "was raised"),
+        ("nan", "not finite"),
+        ("pattern", "unknown pattern 'magic'"),
+        ("option", "unknown option"),
+        ("format", "has no words for"),
+        ("folder", "no such folder"),
+        ("both", "not allowed with"),
+    ],
+)
+def test_bad_input(case, expected, tiny, ids, tmp_path, capsys):
+    more: list[str] = []
+    if case in ("short", "empty", "range", "negative"):
+        good = [5] * 100
+        bad = {"short": good[:64], "empty": [], "range": [*good, VOCABULARY], "negative": [*good, -1]}[case]
+        ids = _other_ids(tmp_path / "bad.json", bad)
+    elif case == "missing":
+        ids = tmp_path / "nowhere"
+    elif case == "words":
+        ids = tmp_path / "text.txt"
+        ids.write_text("once upon a time " * 100)
+    elif case == "layers":
+        more.append(_start(tmp_path / "start.json", [LAYER] * 3))
+    elif case == "heads":
+        more.append(_start(tmp_path / "start.json", [LAYER, {**LAYER, "4": LAYER["0"]}]))
+    elif case == "no json":
+        (tmp_path / "start.json").write_text("{")
+        more.append(f"--start={tmp_path / 'start.json'}")
+    elif case == "bidirectional":
+        shutil.copy(SHARED_MODELS / "bert-dynamo18.onnx", tiny)
+    elif case == "nothing raised":
+        one = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, [1, 4])
+        two = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.INT64, [1, 4])
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["input_ids"], ["logits"])], "g", [one], [two])
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tiny)
+    elif case == "nan":
+        model = onnx.load(tiny)
+        weight = max(model.graph.initializer, key=lambda t: np.prod(t.dims))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[: values.size // 2] = np.nan
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, tiny)
+    elif case == "pattern":
+        more.append("--candidates=magic")
+    elif case == "option":
+        more.append("--candidates=xattention:colour=3")
+    elif case == "format":
+        more.append("--format=minference")
+    elif case == "both":
+        more += ["--max-loss=1%", "--max-time=50%"]
+    given = arguments(tiny, ids, *more)
+    if case == "folder":
+        given[given.index("-o") + 1] = str(tmp_path / "nowhere" / "plan.json")
+    before = sorted(tmp_path.iterdir())
+    try:
+        status = main(given)
+    except SystemExit as ended:
+        status = ended.code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 1
+    assert len(lines) == 1 and expected in lines[0], lines
+    left = set(tmp_path.iterdir()) - set(before) - {tmp_path / "state"}
+    assert not left, "something was written"
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.undo()
+    state = State(tmp_path / "state")
+    (tmp_path / "state" / "x.json").write_text('{"half')
+    assert state.step("x", lambda: 3) == 3 and state.get("x") == 3
+
+
+def test_the_compiler_hands_over(compiler, tmp_path):
+    environment = {**os.environ, "PREFILL_PYTHON": sys.executable}
+    environment["PYTHONPATH"] = str(Path(candidates.__file__).parents[2])
+    command = [str(compiler), "calibrate", "nowhere.onnx", "--data=x", "-o", str(tmp_path / "plan.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.strip().endswith("no such file: nowhere.onnx")
+    # An interpreter without the package: one line that says so.
+    environment["PYTHONPATH"] = str(tmp_path)
+    (tmp_path / "prefill_opt.py").write_text("raise ImportError('not here')")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert "needs the Python package prefill_opt" in done.stderr
+
+
+def test_malformed_candidates():
+    for spec in ("xattention:threshold", "xattention:threshold=high"):
+        with pytest.raises(CalibrationError, match="not option=number"):
+            candidates.parse_spec(spec)
+    assert candidates.parse_spec("a-shape:init=64,local=256") == {"type": "a_shape", "n_init": 64, "n_local": 256}
