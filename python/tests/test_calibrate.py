@@ -168,15 +168,16 @@ def test_costs_are_split():
     assert choose.fit_costs(np.array([0.35]), np.array([1.0]), np.array([0.25])) == (0.1, 1.0)
 
 
-def test_choice_is_the_best_for_its_cost():
+@pytest.mark.parametrize("seed", range(20))
+def test_choice_is_the_best_for_its_cost(seed):
     """Every plan of the sweep against all plans of three heads and four candidates."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     cost = np.concatenate([np.ones((3, 1)), rng.random((3, 3))], 1)
     error = np.concatenate([np.zeros((3, 1)), rng.random((3, 3))], 1)
     everything = np.stack(np.meshgrid(*[range(4)] * 3), -1).reshape(-1, 3)
     take = lambda table, plan: table[np.arange(3), plan].sum()  # noqa: E731
     sequence = choose.plans(error, cost)
-    assert len(sequence) > 3 and not sequence[0].any()
+    assert len(sequence) > 2 and not sequence[0].any()
     for plan in sequence:
         cheaper = [p for p in everything if take(cost, p) <= take(cost, plan) + 1e-12]
         assert take(error, plan) <= min(take(error, p) for p in cheaper) + 1e-12
