@@ -111,7 +111,9 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
     }
     break;
   case PREFILL_PATTERN_BLOCK_SPARSE:
-    per_tile = plan->density > 0 ? plan->density * mean : plan->top_k;
+    per_tile = plan->top_p > 0     ? worst ? mean : TOP_P_DENSITY * mean
+               : plan->density > 0 ? plan->density * mean
+                                   : plan->top_k;
     per_tile += (double)own;
     break;
   case PREFILL_PATTERN_XATTENTION:
@@ -154,6 +156,7 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
     exact = plan->density > 0;
   } else if (plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE) {
     estimate = pf_cost_estimate_blocks(call, keys);
+    exact = plan->top_p > 0;
   } else if (plan->pattern == PREFILL_PATTERN_XATTENTION) {
     estimate = pf_cost_estimate_strided(plan, dense);
     exact = true; /* how much is kept is never known before */

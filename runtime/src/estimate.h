@@ -11,6 +11,7 @@ and
 |*   estimate_sampled.c    sampled
 |*
 |*   estimate_scores.c     scores of single query rows
+|*   estimate_pool.c       scores of mean queries and mean keys
 |*   estimate_keep.c       which blocks stay, for those that give them a mass
 |*
 |* A new pattern adds a file with a pf_pattern, a line in estimate.c's table and
@@ -76,7 +77,7 @@ typedef struct pf_lanes {
   int64_t *position;  /* [rows] key positions, ascending */
   int64_t begin, end; /* keys that any of them may see; begin >= end: none */
   char *q;            /* [rows][d], type of q, rotated */
-  float *transposed;  /* [d][bq], scaled: where no score function is generated */
+  float *transposed; /* [d][bq], scaled: where no score function is generated */
   float *row, *rotary;
   void *workspace;
 } pf_lanes;
@@ -90,6 +91,30 @@ void pf_load_lanes(pf_lanes *x, int64_t row, int64_t step, int64_t rows);
  * are not in use hold numbers without meaning. The keys lie between x->begin
  * and x->end. */
 void pf_score_lanes(const pf_lanes *x, int64_t begin, int64_t end, float *out);
+
+/*===-- estimate_pool.c --------------------------------------------------===*/
+
+/* Means of a head's tiles of query rows and blocks of keys. */
+typedef struct pf_pooled {
+  const pf_estimate *head;
+  int64_t first;            /* tile of lane 0 of q_mean and scores */
+  float *k_mean;            /* [blocks][d]; 0 where no key is visible */
+  float *q_mean, *scores;   /* [d][lanes], [blocks][lanes] */
+  float *row, *most, *mass; /* [blocks] */
+  float *mean;              /* [d] */
+  char *rotated;
+  float *rotary;
+} pf_pooled;
+pf_pooled pf_take_pooled(const pf_call *call, char **at);
+/* Must come first. Keys that the key mask hides do not count. */
+void pf_pool_keys(pf_pooled *x, const pf_estimate *head);
+/* factor times mean query . mean key for a tile's visible blocks, the same
+ * factor for all tiles of a head; PF_HIDDEN_SCORE for hidden blocks. [blocks],
+ * to be overwritten; the next call does. */
+float *pf_pooled_scores(pf_pooled *x, int64_t tile, float factor);
+/* Their softmax, scaled and capped as the model's scores are, not yet divided
+ * by its sum; NaN where a score is no number. Hidden blocks may have any. */
+float *pf_pooled_mass(pf_pooled *x, int64_t tile);
 
 /*===-- estimate_sums.c --------------------------------------------------===*/
 

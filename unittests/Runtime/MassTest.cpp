@@ -1,6 +1,7 @@
-//===- SampledTest.cpp - The attention of every stride-th row -------------===//
+//===- MassTest.cpp - Patterns that give blocks a mass --------------------===//
 //
-// Which blocks stay, against softmaxes in float64 (Mass.h).
+// Which blocks `sampled` and block-sparse with a top-p keep, against softmaxes
+// in float64 (Mass.h).
 //
 //===----------------------------------------------------------------------===//
 #include "Mass.h"
@@ -21,6 +22,70 @@ prefill_head_plan sampled(int32_t stride, float topP, int32_t local = 0) {
   return plan;
 }
 
+prefill_head_plan blockTopP(float topP) {
+  prefill_head_plan plan{};
+  plan.pattern = PREFILL_PATTERN_BLOCK_SPARSE;
+  plan.top_p = topP;
+  return plan;
+}
+
+/// The attention of the rows of a tile that are looked at, by block; empty when
+/// they see nothing.
+template <class P>
+std::vector<double> sampledMass(P &p, int64_t b, int64_t h, int64_t tile,
+                                int64_t stride) {
+  using Of = BlocksOf<P>;
+  std::vector<double> mass;
+  const int64_t end = std::min(p.s, (tile + 1) * Of::rows);
+  for (int64_t i = tile * Of::rows; i < end; ++i) {
+    if ((i + 1) % stride && i != p.s - 1)
+      continue;
+    const std::vector<double> row = probabilities(p, b, h, i);
+    for (size_t j = 0; j < row.size(); ++j) {
+      mass.resize((row.size() + Of::keys - 1) / Of::keys);
+      mass[j / Of::keys] += row[j];
+    }
+  }
+  return mass;
+}
+
+/// The softmax of the tile's mean query over the mean keys of visible blocks.
+template <class P>
+std::vector<double> pooledMass(P &p, int64_t b, int64_t h, int64_t tile,
+                               const std::vector<bool> &visible) {
+  using Of = BlocksOf<P>;
+  const int64_t row = tile * Of::rows, end = std::min(p.s, row + Of::rows);
+  std::vector<double> mass(visible.size());
+  double total = 0, most = MinusInf;
+  for (size_t block = 0; block < visible.size(); ++block) {
+    if (!visible[block])
+      continue;
+    const int64_t first = static_cast<int64_t>(block) * Of::keys;
+    double product = 0, count = 0;
+    for (int64_t j = first; j < std::min(p.t, first + Of::keys); ++j)
+      count += unmasked(p, b, j);
+    for (int64_t c = 0; c < Of::dim; ++c) {
+      double q = 0, k = 0;
+      for (int64_t i = row; i < end; ++i)
+        q += p.element(true, b, h, i, c) / static_cast<double>(end - row);
+      for (int64_t j = first; j < std::min(p.t, first + Of::keys); ++j)
+        if (unmasked(p, b, j))
+          k += p.element(false, b, h / (p.hq / p.hk), j, c) / count;
+      product += q * k;
+    }
+    product /= std::sqrt(static_cast<double>(Of::dim));
+    if (Of::features & PREFILL_TILE_SOFTCAP)
+      product = p.softcap * std::tanh(product / p.softcap);
+    mass[block] = product;
+    most = std::max(most, product);
+  }
+  for (size_t block = 0; block < visible.size(); ++block)
+    total += mass[block] = visible[block] ? std::exp(mass[block] - most) : 0;
+  for (double &x : mass)
+    x /= total;
+  return mass;
+}
+
 /// Runs the problem and checks every tile of every head.
 template <class P>
 void check(P &p, double tolerance = 1e-4) {
@@ -36,18 +101,11 @@ void check(P &p, double tolerance = 1e-4) {
                      << "batch " << b << " head " << h << " tile " << tile);
         const std::vector<bool> visible = visibleBlocks(p, b, tile);
         const std::vector<bool> kept = keptBlocks(p, b, h, tile);
-        std::vector<double> mass(kept.size());
-        bool any = false;
-        const int64_t end = std::min(p.s, (tile + 1) * Of::rows);
-        for (int64_t i = tile * Of::rows; i < end; ++i) {
-          if ((i + 1) % plan.stride && i != p.s - 1)
-            continue;
-          const std::vector<double> row = probabilities(p, b, h, i);
-          any |= !row.empty();
-          for (size_t j = 0; j < row.size(); ++j)
-            mass[j / Of::keys] += row[j];
-        }
-        if (any)
+        const std::vector<double> mass =
+            plan.pattern == PREFILL_PATTERN_SAMPLED
+                ? sampledMass(p, b, h, tile, plan.stride)
+                : pooledMass(p, b, h, tile, visible);
+        if (!mass.empty())
           expectTopP(
               kept, visible,
               forcedBlocks(p, b, tile, (plan.local + Of::keys - 1) / Of::keys),
@@ -58,7 +116,7 @@ void check(P &p, double tolerance = 1e-4) {
     }
 }
 
-TEST(Sampled, KeepsTheMassOfItsRows) {
+TEST(Mass, KeepsTheMassOfItsRows) {
   for (int64_t s : {2, 16, 100, 333})
     for (int64_t past : {0, 5, 64, 101}) {
       Problem<8, 4, 16, 16, float, Causal> p;
@@ -66,15 +124,16 @@ TEST(Sampled, KeepsTheMassOfItsRows) {
       p.s = s;
       p.t = s + past;
       p.spread = 4;
-      p.heads = {sampled(2, 0.5f), sampled(4, 0.8f, 20), sampled(8, 0.95f),
-                 sampled(16, 0.3f, 1)};
+      p.hq = 6;
+      p.heads = {sampled(2, 0.5f),     sampled(4, 0.8f, 20), sampled(8, 0.95f),
+                 sampled(16, 0.3f, 1), blockTopP(0.9f),      blockTopP(0.3f)};
       p.build(static_cast<uint64_t>(s + past));
       SCOPED_TRACE(testing::Message() << "s " << s << " past " << past);
       check(p);
     }
 }
 
-TEST(Sampled, ManyGroupsOfLongerPrompts) {
+TEST(Mass, ManyGroupsOfLongerPrompts) {
   Problem<8, 4, 64, 64, float, Causal> p;
   p.hq = p.hk = 1;
   p.s = 64 * 17 + 3;
@@ -98,7 +157,7 @@ void referenceScore(const prefill_score_args *a) {
     }
 }
 
-TEST(Sampled, LevelsAndScoreFunctions) {
+TEST(Mass, LevelsAndScoreFunctions) {
   for (uint32_t isa = 2; isa <= pf_cpu_isa(); ++isa)
     for (prefill_score_fn score :
          {prefill_score_fn(nullptr), &referenceScore}) {
@@ -118,12 +177,12 @@ TEST(Sampled, LevelsAndScoreFunctions) {
     }
 }
 
-TEST(Sampled, OtherTiles) {
+TEST(Mass, OtherTiles) {
   auto run = [](auto &p, double tolerance) {
     p.s = 300;
     p.t = 337;
     p.spread = 4;
-    p.heads = {sampled(1, 0.5f), sampled(2, 0.8f), sampled(8, 0.9f),
+    p.heads = {sampled(1, 0.5f), sampled(2, 0.8f), blockTopP(0.9f),
                sampled(4, 0.99f)};
     p.build();
     check(p, tolerance);
@@ -142,7 +201,7 @@ TEST(Sampled, OtherTiles) {
   run(brain, 1e-4);
 }
 
-TEST(Sampled, MasksWindowsAndLengths) {
+TEST(Mass, MasksWindowsAndLengths) {
   constexpr unsigned F = Causal | PREFILL_TILE_WINDOW | PREFILL_TILE_KEY_MASK |
                          PREFILL_TILE_SOFTCAP;
   Problem<8, 4, 16, 16, float, F> p;
@@ -151,8 +210,8 @@ TEST(Sampled, MasksWindowsAndLengths) {
   p.t = 263;
   p.windowLeft = 150;
   p.spread = 4;
-  p.heads = {sampled(2, 0.5f), sampled(4, 0.8f, 20), sampled(8, 0.95f),
-             sampled(16, 0.3f)};
+  p.heads = {sampled(2, 0.5f), sampled(4, 0.8f, 20), sampled(16, 0.3f),
+             blockTopP(0.8f)};
   p.build();
   Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
   mask.make({4, 263}, kDLInt, 64);
@@ -168,14 +227,15 @@ TEST(Sampled, MasksWindowsAndLengths) {
   check(p);
 }
 
-TEST(Sampled, RotatedQueries) {
+TEST(Mass, RotatedQueries) {
   Problem<8, 4, 16, 16, float, Causal> p;
   p.s = 100;
   p.t = 130;
   p.spread = 4;
   p.rotary = 1;
   p.rotaryDim = 8;
-  p.heads.assign(4, sampled(4, 0.8f));
+  p.heads = {sampled(4, 0.8f), blockTopP(0.7f), sampled(8, 0.5f),
+             blockTopP(0.9f)};
   p.build();
   p.in[PREFILL_IN_COS].make({130, 4}, kDLFloat, 32);
   p.in[PREFILL_IN_SIN].make({130, 4}, kDLFloat, 32);
@@ -202,7 +262,7 @@ TEST(Sampled, RotatedQueries) {
   check(p);
 }
 
-TEST(Sampled, NumbersThatAreNoneKeepEverything) {
+TEST(Mass, NumbersThatAreNoneKeepEverything) {
   for (float bad : {NAN, INFINITY, -INFINITY}) {
     Problem<8, 4, 16, 16, float, Causal> p;
     p.hq = p.hk = 1;
@@ -226,7 +286,30 @@ TEST(Sampled, NumbersThatAreNoneKeepEverything) {
         EXPECT_LE(count, 5);
     }
   }
-  // The same in a query row that is looked at.
+  // The same for mean keys.
+  for (float bad : {NAN, INFINITY}) {
+    Problem<8, 4, 16, 16, float, Causal> p;
+    p.hq = p.hk = 1;
+    p.s = p.t = 200;
+    p.heads = {blockTopP(0.1f)};
+    p.build();
+    p.plan.dense_below = 0;
+    p.wantStatistics();
+    for (int64_t c = 0; c < 8; ++c)
+      for (int64_t i = 0; i < p.s; ++i)
+        p.q(0, 0, i, c) = std::fabs(p.q(0, 0, i, c)) + 0.1f;
+    p.k(0, 0, 90, 3) = bad;
+    ASSERT_EQ(p.run(), PREFILL_OK);
+    for (int64_t tile = 0; tile < 13; ++tile) {
+      const std::vector<bool> kept = keptBlocks(p, 0, 0, tile);
+      const int64_t count = std::count(kept.begin(), kept.end(), true);
+      if (tile >= 5)
+        EXPECT_EQ(count, tile + 1) << bad;
+      else
+        EXPECT_LE(count, 3) << bad;
+    }
+  }
+  // A query row that is looked at.
   Problem<8, 4, 16, 16, float, Causal> p;
   p.hq = p.hk = 1;
   p.s = p.t = 200;
@@ -246,11 +329,12 @@ TEST(Sampled, NumbersThatAreNoneKeepEverything) {
   }
 }
 
-TEST(Sampled, HugeAndTinyScores) {
+TEST(Mass, HugeAndTinyScores) {
   for (float size : {1e-30f, 1e-3f, 1e3f, 1e12f, 1e18f}) {
     Problem<8, 4, 16, 16, float, Causal> p;
     p.s = p.t = 150;
-    p.heads.assign(4, sampled(4, 0.7f));
+    p.heads = {sampled(4, 0.7f), blockTopP(0.7f), sampled(8, 0.5f),
+               blockTopP(0.9f)};
     p.build();
     for (int64_t h = 0; h < 4; ++h)
       for (int64_t i = 0; i < p.s; ++i)
@@ -261,7 +345,7 @@ TEST(Sampled, HugeAndTinyScores) {
   }
 }
 
-TEST(Sampled, SeeingNothingKeepsEverything) {
+TEST(Mass, SeeingNothingKeepsEverything) {
   // A window of one key and a mask that leaves every 40th key: rows that are
   // not looked at see keys.
   constexpr unsigned F = Causal | PREFILL_TILE_WINDOW | PREFILL_TILE_KEY_MASK;
@@ -278,12 +362,13 @@ TEST(Sampled, SeeingNothingKeepsEverything) {
   EXPECT_LT(p.error(), 2e-6);
 }
 
-TEST(Sampled, EverythingMasked) {
+TEST(Mass, EverythingMasked) {
   constexpr unsigned F = Causal | PREFILL_TILE_KEY_MASK;
   Problem<8, 4, 16, 16, float, F> p;
   p.b = 2;
   p.s = p.t = 100;
-  p.heads.assign(4, sampled(8, 0.5f));
+  p.heads = {sampled(8, 0.5f), blockTopP(0.9f), sampled(1, 0.5f),
+             blockTopP(0.1f)};
   p.build();
   Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
   mask.make({2, 100}, kDLUInt, 8);
@@ -294,7 +379,7 @@ TEST(Sampled, EverythingMasked) {
   check(p);
 }
 
-TEST(Sampled, StridesThatDoNotFitRunDense) {
+TEST(Mass, StridesThatDoNotFitRunDense) {
   for (int32_t stride : {0, -4, 3, 32}) {
     Problem<8, 4, 16, 16, float, Causal> p;
     p.s = p.t = 100;
