@@ -118,6 +118,7 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
     break;
   case PREFILL_PATTERN_XATTENTION:
   case PREFILL_PATTERN_SAMPLED:
+  case PREFILL_PATTERN_FLEXPREFILL:
     /* Measured on attention of real models; it may be all. */
     per_tile = worst ? mean : TOP_P_DENSITY * mean + (double)own;
     break;
@@ -162,6 +163,11 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
     exact = true; /* how much is kept is never known before */
   } else if (plan->pattern == PREFILL_PATTERN_SAMPLED) {
     estimate = pf_cost_estimate_sampled(plan, dense);
+    exact = true;
+  } else if (plan->pattern == PREFILL_PATTERN_FLEXPREFILL) {
+    estimate = pf_cost_estimate_sums(
+                   call, pf_min(call->s, pf_max(plan->last, 1)), keys) +
+               pf_cost_estimate_blocks(call, keys) - FIXED;
     exact = true;
   } else {
     estimate = FIXED / 2;

@@ -72,6 +72,8 @@ static const pf_pattern *pattern_of(const prefill_head_plan *plan) {
     return &pf_pattern_xattention;
   case PREFILL_PATTERN_SAMPLED:
     return &pf_pattern_sampled;
+  case PREFILL_PATTERN_FLEXPREFILL:
+    return &pf_pattern_flexprefill;
   default:
     return NULL;
   }

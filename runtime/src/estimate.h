@@ -9,6 +9,7 @@ and
 |*   estimate_blocks.c     block-sparse
 |*   estimate_strided.c    xattention
 |*   estimate_sampled.c    sampled
+|*   estimate_flex.c       flexprefill
 |*
 |*   estimate_scores.c     scores of single query rows
 |*   estimate_pool.c       scores of mean queries and mean keys
@@ -115,6 +116,9 @@ float *pf_pooled_scores(pf_pooled *x, int64_t tile, float factor);
 /* Their softmax, scaled and capped as the model's scores are, not yet divided
  * by its sum; NaN where a score is no number. Hidden blocks may have any. */
 float *pf_pooled_mass(pf_pooled *x, int64_t tile);
+/* The same of the mean of rows [row, row + rows) for blocks [begin, end). */
+const float *pf_pooled_rows(pf_pooled *x, int64_t row, int64_t rows,
+                            int64_t begin, int64_t end);
 
 /*===-- estimate_sums.c --------------------------------------------------===*/
 
@@ -138,6 +142,7 @@ typedef struct pf_keep {
   int64_t near;  /* blocks before the tile's own that are always kept */
   double top_p;  /* kept in order of falling mass, as long as those before hold
                     less than this share of the sum; forced ones count */
+  const uint64_t *forced; /* bitmap of more blocks to keep, or NULL */
 } pf_keep;
 
 /* Appends the blocks of a tile to the head's block index, and returns the
@@ -169,6 +174,7 @@ extern const pf_pattern pf_pattern_vertical_slash; /* estimate_relative.c */
 extern const pf_pattern pf_pattern_block_sparse;   /* estimate_blocks.c */
 extern const pf_pattern pf_pattern_xattention;     /* estimate_strided.c */
 extern const pf_pattern pf_pattern_sampled;        /* estimate_sampled.c */
+extern const pf_pattern pf_pattern_flexprefill;    /* estimate_flex.c */
 
 /* ids of a pattern that may keep everything. */
 int64_t pf_all_ids(const pf_call *call, const pf_grid *grid,

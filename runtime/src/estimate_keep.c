@@ -30,7 +30,9 @@ int64_t pf_keep_blocks(const pf_estimate *head, const pf_keep *keep,
   }
   budget *= keep->top_p;
   double used = 0;
-#define FORCED(block) ((block) < keep->first || (block) >= own)
+#define FORCED(block)                                                          \
+  ((block) < keep->first || (block) >= own ||                                  \
+   (keep->forced && pf_get_bit(keep->forced, block)))
   for (int64_t i = 0; i < n; ++i)
     if (FORCED(span.begin + i)) {
       used += (double)mass[i];

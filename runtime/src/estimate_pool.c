@@ -55,26 +55,44 @@ static void pool_rows(pf_pooled *x, int64_t row, int64_t rows, float factor,
                       int64_t lane) {
   const pf_call *call = x->head->call;
   const int64_t b = x->head->b, h = x->head->h, d = call->d;
-  const char *q = call->q.data +
-                  (b * call->q.batch + h * call->q.head + row * call->q.row) *
-                      call->element;
-  int64_t stride = call->q.row;
-  if (call->rotary) {
-    pf_rotate_queries(call, b, h, row, rows, x->rotated, x->rotary);
-    q = x->rotated;
-    stride = d;
-  }
   memset(x->mean, 0, (size_t)d * sizeof(float));
-  for (int64_t i = 0; i < rows; ++i)
-    call->hot->accumulate(x->mean, q + i * stride * call->element, d,
-                          call->desc->dtype);
+  for (int64_t at = row; at < row + rows; at += call->bq) {
+    const int64_t count = pf_min(call->bq, row + rows - at);
+    const char *q = call->q.data +
+                    (b * call->q.batch + h * call->q.head + at * call->q.row) *
+                        call->element;
+    int64_t stride = call->q.row;
+    if (call->rotary) {
+      pf_rotate_queries(call, b, h, at, count, x->rotated, x->rotary);
+      q = x->rotated;
+      stride = d;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      call->hot->accumulate(x->mean, q + i * stride * call->element, d,
+                            call->desc->dtype);
+  }
   for (int64_t c = 0; c < d; ++c)
     x->q_mean[c * LANES + lane] = x->mean[c] * factor / (float)rows;
 }
 
+static void score(const pf_pooled *x) {
+  const pf_call *call = x->head->call;
+  call->hot->score(x->scores, x->q_mean, LANES, call->d, x->k_mean, call->d,
+                   call->blocks, PREFILL_F32);
+}
+
+/* Copies lane `lane` of the scores of blocks [begin, end). */
+static void copy_scores(pf_pooled *x, int64_t lane, int64_t begin,
+                        int64_t end) {
+  const uint8_t *state = x->head->batch->state;
+  for (int64_t block = begin; block < end; ++block)
+    x->row[block] = state && state[block] == PF_BLOCK_HIDDEN
+                        ? PF_HIDDEN_SCORE
+                        : x->scores[block * LANES + lane];
+}
+
 float *pf_pooled_scores(pf_pooled *x, int64_t tile, float factor) {
   const pf_call *call = x->head->call;
-  const pf_batch *batch = x->head->batch;
   if (x->first != tile / LANES * LANES) {
     x->first = tile / LANES * LANES;
     memset(x->q_mean, 0, (size_t)(LANES * call->d) * sizeof(float));
@@ -83,32 +101,47 @@ float *pf_pooled_scores(pf_pooled *x, int64_t tile, float factor) {
       if (row < call->s)
         pool_rows(x, row, pf_min(call->bq, call->s - row), factor, lane);
     }
-    call->hot->score(x->scores, x->q_mean, LANES, call->d, x->k_mean, call->d,
-                     call->blocks, PREFILL_F32);
+    score(x);
   }
   const pf_span span = pf_visible_span(call, x->head->b, tile);
-  for (int64_t block = span.begin; block < span.end; ++block)
-    x->row[block] = batch->state && batch->state[block] == PF_BLOCK_HIDDEN
-                        ? PF_HIDDEN_SCORE
-                        : x->scores[block * LANES + tile - x->first];
+  copy_scores(x, tile - x->first, span.begin, span.end);
   return x->row;
+}
+
+/* Softmax of row[begin .. end), not divided by its sum. */
+static float *exponentials(pf_pooled *x, int64_t begin, int64_t end) {
+  const pf_call *call = x->head->call;
+  const float cap = call->desc->softcap;
+  float most = PF_HIDDEN_SCORE;
+  for (int64_t block = begin; block < end; ++block) {
+    float *value = x->row + block;
+    if (call->desc->features & PREFILL_TILE_SOFTCAP && cap > 0 &&
+        *value != PF_HIDDEN_SCORE)
+      call->hot->softcap(value, cap, 1);
+    most = *value > most ? *value : most;
+  }
+  for (int64_t block = begin; block < end; ++block)
+    x->most[block] = most;
+  if (begin < end)
+    call->hot->block_sums(x->mass + begin, x->most + begin, x->row + begin,
+                          end - begin, 1);
+  return x->mass;
 }
 
 float *pf_pooled_mass(pf_pooled *x, int64_t tile) {
   const pf_call *call = x->head->call;
-  float *row = pf_pooled_scores(x, tile, call->scale);
   const pf_span span = pf_visible_span(call, x->head->b, tile);
-  const int64_t n = span.end - span.begin;
-  row += span.begin;
-  if (call->desc->features & PREFILL_TILE_SOFTCAP && call->desc->softcap > 0)
-    for (int64_t i = 0; i < n; ++i)
-      if (row[i] > PF_HIDDEN_SCORE)
-        call->hot->softcap(row + i, call->desc->softcap, 1);
-  float most = PF_HIDDEN_SCORE;
-  for (int64_t i = 0; i < n; ++i)
-    most = row[i] > most ? row[i] : most;
-  for (int64_t i = 0; i < n; ++i)
-    x->most[i] = most;
-  call->hot->block_sums(x->mass + span.begin, x->most, row, n, 1);
-  return x->mass;
+  pf_pooled_scores(x, tile, call->scale);
+  return exponentials(x, span.begin, span.end);
+}
+
+const float *pf_pooled_rows(pf_pooled *x, int64_t row, int64_t rows,
+                            int64_t begin, int64_t end) {
+  memset(x->q_mean, 0, (size_t)(LANES * x->head->call->d) * sizeof(float));
+  if (rows > 0)
+    pool_rows(x, row, rows, x->head->call->scale, 0);
+  x->first = -1;
+  score(x);
+  copy_scores(x, 0, begin, end);
+  return exponentials(x, begin, end);
 }

@@ -75,6 +75,43 @@ std::vector<bool> visibleBlocks(P &p, int64_t b, int64_t tile) {
   return seen;
 }
 
+/// The softmax of the mean of query rows [row, end) over the mean keys of
+/// visible blocks.
+template <class P>
+std::vector<double> pooledMass(P &p, int64_t b, int64_t h, int64_t row,
+                               int64_t end, const std::vector<bool> &visible) {
+  using Of = BlocksOf<P>;
+  std::vector<double> mass(visible.size());
+  double total = 0, most = MinusInf;
+  for (size_t block = 0; block < visible.size(); ++block) {
+    if (!visible[block])
+      continue;
+    const int64_t first = static_cast<int64_t>(block) * Of::keys;
+    double product = 0, count = 0;
+    for (int64_t j = first; j < std::min(p.t, first + Of::keys); ++j)
+      count += unmasked(p, b, j);
+    for (int64_t c = 0; c < Of::dim; ++c) {
+      double q = 0, k = 0;
+      for (int64_t i = row; i < end; ++i)
+        q += p.element(true, b, h, i, c) / static_cast<double>(end - row);
+      for (int64_t j = first; j < std::min(p.t, first + Of::keys); ++j)
+        if (unmasked(p, b, j))
+          k += p.element(false, b, h / (p.hq / p.hk), j, c) / count;
+      product += q * k;
+    }
+    product /= std::sqrt(static_cast<double>(Of::dim));
+    if (Of::features & PREFILL_TILE_SOFTCAP)
+      product = p.softcap * std::tanh(product / p.softcap);
+    mass[block] = product;
+    most = std::max(most, product);
+  }
+  for (size_t block = 0; block < visible.size(); ++block)
+    total += mass[block] = visible[block] ? std::exp(mass[block] - most) : 0;
+  for (double &x : mass)
+    x /= total;
+  return mass;
+}
+
 /// The blocks that a call with wantStatistics() kept of a tile.
 template <class P>
 std::vector<bool> keptBlocks(P &p, int64_t b, int64_t h, int64_t tile) {
