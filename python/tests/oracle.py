@@ -268,6 +268,23 @@ def block_sparse(q: np.ndarray, k: np.ndarray, count: int, block: int = 64) -> l
     return result
 
 
+def keep_top_p(mass: np.ndarray, first_own: int, tau: float, near: int = 0) -> list[int]:
+    """The kept blocks of a tile, by the mass of every visible block (the last one is its own).
+
+    Block 0, the tile's own blocks (`first_own` on) and `near` before them come first; then
+    those of greatest mass while those before hold less than tau of it; ties: the lower block.
+    """
+    kept = {0, *range(max(first_own - near, 0), len(mass))}
+    total, used = mass.sum(), mass[sorted(kept)].sum()
+    for block in np.argsort(-mass, kind="stable"):
+        if used >= tau * total:
+            break
+        if block not in kept:
+            kept.add(int(block))
+            used += mass[block]
+    return sorted(kept)
+
+
 def xattention(q: np.ndarray, k: np.ndarray, stride: int, tau: float, block: int = 64) -> list[list[int]]:
     """The blocks that XAttention keeps (arXiv:2503.16428), for one head; scale 1/sqrt(d).
 
@@ -293,16 +310,66 @@ def xattention(q: np.ndarray, k: np.ndarray, stride: int, tau: float, block: int
         own = (offset + first) // block
         part = p[first // stride : -(-end // stride)].sum(0)
         mass = np.array([part[b * block // stride : (b + 1) * block // stride].sum() for b in range(seen)])
-        kept = {0, *range(own, seen)}
-        total, used = mass.sum(), mass[sorted(kept)].sum()
-        for b in np.argsort(-mass, kind="stable"):
-            if b in kept:
-                continue
-            if used >= tau * total:
-                break
-            kept.add(int(b))
-            used += mass[b]
-        result.append(sorted(kept))
+        result.append(keep_top_p(mass, own, tau))
+    return result
+
+
+def pooled_probabilities(q: np.ndarray, k: np.ndarray, block: int = 64) -> list[np.ndarray]:
+    """Softmax of every query block's mean over the mean keys of the blocks it sees, for one head."""
+    offset = len(k) - len(q)
+
+    def pool(x):
+        return np.stack([x[i : i + block].mean(0) for i in range(0, len(x), block)])
+
+    scores = pool(np.asarray(q, np.float64)) @ pool(np.asarray(k, np.float64)).T * q.shape[1] ** -0.5
+    result = []
+    for i, row in enumerate(scores):
+        seen = (offset + min((i + 1) * block, len(q)) - 1) // block + 1
+        weights = np.exp(row[:seen] - row[:seen].max())
+        result.append(weights / weights.sum())
+    return result
+
+
+def block_top_p(q: np.ndarray, k: np.ndarray, tau: float, block: int = 64) -> list[list[int]]:
+    """The blocks with tau of the softmax of pooled products, for one head."""
+    offset = len(k) - len(q)
+    return [
+        keep_top_p(mass, (offset + i * block) // block, tau)
+        for i, mass in enumerate(pooled_probabilities(q, k, block))
+    ]
+
+
+def block_sums(values: np.ndarray, block: int) -> np.ndarray:
+    """Sums of a vector over runs of `block` elements; the last may be shorter."""
+    return np.add.reduceat(values, np.arange(0, len(values), block))
+
+
+def causal_probabilities(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Softmax [s, t] of one head's causal attention; query row i stands at t - s + i."""
+    q, k = np.asarray(q, np.float64), np.asarray(k, np.float64)
+    scores = np.where(visibility(len(q), len(k), causal=True), q @ k.T * q.shape[1] ** -0.5, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def sampled(
+    q: np.ndarray, k: np.ndarray, stride: int, tau: float, local: int = 0, block: int = 64
+) -> list[list[int]]:
+    """The blocks with tau of the attention of every stride-th query row, for one head.
+
+    The last row of every run of `stride` rows is looked at, and the last of all.
+    """
+    s, t = len(q), len(k)
+    offset = t - s
+    p = causal_probabilities(q, k)
+    looked_at = np.arange(s) % stride == stride - 1
+    looked_at[-1] = True
+    result = []
+    for first in range(0, s, block):
+        end = min(first + block, s)
+        seen = (offset + end - 1) // block + 1
+        mass = block_sums(p[first:end][looked_at[first:end]].sum(0), block)[:seen]
+        result.append(keep_top_p(mass, (offset + first) // block, tau, -(-local // block)))
     return result
 
 

@@ -339,6 +339,23 @@ def test_block_sparse(count, tokens, build):
         assert row_error(out[0, head], expected[0, 0]) < LIMIT["float32"]
 
 
+def check_blocks(build, pattern, arrays, select):
+    """`select` of every head's q and k gives the visited blocks; the output is over just those."""
+    heads = arrays[0].shape[1]
+    s, t = arrays[0].shape[2], arrays[1].shape[2]
+    out, _, _, block_map = sparse(build, pattern, arrays)
+    for head in range(heads):
+        group = head * arrays[1].shape[1] // heads
+        q, k, v = arrays[0][0, head], arrays[1][0, group], arrays[2][0, group]
+        rows = select(q, k)
+        assert rows_of(block_map[0, head]) == rows, f"head {head}"
+        allowed = oracle.allowed_from(rows, [[]] * len(rows), s, t)
+        expected, _ = oracle.attention(
+            q[None, None], k[None, None], v[None, None], causal=True, allowed=allowed
+        )
+        assert row_error(out[0, head], expected[0, 0]) < LIMIT["float32"]
+
+
 @pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333)], ids=str)
 @pytest.mark.parametrize("stride,tau", [(8, 0.9), (16, 0.7), (2, 0.5), (64, 0.95), (4, 1.0)])
 def test_xattention(stride, tau, sizes, build):
@@ -346,16 +363,29 @@ def test_xattention(stride, tau, sizes, build):
     arrays = tensors(4, 2, s, t, 32)
     arrays[0] *= 2  # so that blocks differ
     pattern = f"xattention:stride={stride},threshold={tau}"
-    out, _, _, block_map = sparse(build, pattern, arrays)
-    for head in range(4):
-        q, k, v = arrays[0][0, head], arrays[1][0, head // 2], arrays[2][0, head // 2]
-        rows = oracle.xattention(q, k, stride, tau)
-        assert rows_of(block_map[0, head]) == rows, f"head {head}"
-        allowed = oracle.allowed_from(rows, [[]] * len(rows), s, t)
-        expected, _ = oracle.attention(
-            q[None, None], k[None, None], v[None, None], causal=True, allowed=allowed
-        )
-        assert row_error(out[0, head], expected[0, 0]) < LIMIT["float32"]
+    check_blocks(build, pattern, arrays, lambda q, k: oracle.xattention(q, k, stride, tau))
+
+
+@pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333)], ids=str)
+@pytest.mark.parametrize("stride,tau", [(8, 0.9), (16, 0.7), (2, 0.5), (64, 0.95), (1, 0.8)])
+def test_sampled(stride, tau, sizes, build):
+    s, t = sizes
+    arrays = tensors(4, 2, s, t, 32)
+    arrays[0] *= 3  # so that blocks differ
+    pattern = f"sampled:stride={stride},threshold={tau}"
+    check_blocks(build, pattern, arrays, lambda q, k: oracle.sampled(q, k, stride, tau))
+
+
+@pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333)], ids=str)
+@pytest.mark.parametrize("tau", [0.3, 0.9, 1.0])
+def test_block_top_p(tau, sizes, build):
+    s, t = sizes
+    arrays = tensors(4, 2, s, t, 32)
+    arrays[0] += 2 * np.sign(arrays[0][:, :, :1])  # so that means differ
+    arrays[1] *= 2
+    check_blocks(
+        build, f"block-topp:threshold={tau}", arrays, lambda q, k: oracle.block_top_p(q, k, tau)
+    )
 
 
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 1.0])
