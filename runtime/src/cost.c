@@ -39,6 +39,16 @@
 /* Share of the blocks that a top-p keeps, beside a tile's own. */
 #define TOP_P_DENSITY 0.35
 
+/* SALE's integer scores of one tile against one block, with a compare per row,
+ * or with exponentials; by VNNI, and by AVX2. */
+#define QUANTIZED_PAIR 0.12
+#define QUANTIZED_MASS_PAIR 0.19
+#define QUANTIZED_WITHOUT_VNNI 2.5
+/* Quantising bk keys or bq queries. */
+#define QUANTIZE_BLOCK 0.15
+/* Share of the blocks that it keeps, beside a tile's own. */
+#define SALE_DENSITY 0.3
+
 /* Sparse must be cheaper by this much: the model is not exact. */
 #define MARGIN 0.95
 /* An estimate may be in vain if it costs no more than this share of the dense
@@ -77,6 +87,16 @@ double pf_cost_estimate_strided(const prefill_head_plan *plan,
 double pf_cost_estimate_sampled(const prefill_head_plan *plan,
                                 const pf_work *dense) {
   return FIXED + SAMPLED_PAIR / plan->stride * (double)dense->blocks;
+}
+
+double pf_cost_estimate_quantized(const pf_call *call,
+                                  const prefill_head_plan *plan,
+                                  const pf_work *dense) {
+  const bool vnni = call->hot->isa >= PREFILL_ISA_X86_64_V4 && pf_cpu_vnni();
+  const double pair = plan->top_p > 0 ? QUANTIZED_MASS_PAIR : QUANTIZED_PAIR;
+  const double pairs = (double)dense->blocks / (double)pf_max(1, plan->stride);
+  return FIXED + QUANTIZE_BLOCK * (double)(call->blocks + call->tiles) +
+         (vnni ? 1.0 : QUANTIZED_WITHOUT_VNNI) * pair * pairs;
 }
 
 pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
@@ -121,6 +141,9 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
   case PREFILL_PATTERN_FLEXPREFILL:
     /* Measured on attention of real models; it may be all. */
     per_tile = worst ? mean : TOP_P_DENSITY * mean + (double)own;
+    break;
+  case PREFILL_PATTERN_SALE:
+    per_tile = worst ? mean : SALE_DENSITY * mean + (double)own;
     break;
   default:
     return *dense;
@@ -168,6 +191,9 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
     estimate = pf_cost_estimate_sums(
                    call, pf_min(call->s, pf_max(plan->last, 1)), keys) +
                pf_cost_estimate_blocks(call, keys) - FIXED;
+    exact = true;
+  } else if (plan->pattern == PREFILL_PATTERN_SALE) {
+    estimate = pf_cost_estimate_quantized(call, plan, dense);
     exact = true;
   } else {
     estimate = FIXED / 2;

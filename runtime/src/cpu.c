@@ -16,6 +16,9 @@ static uint64_t extended_control_register(void) {
   return (uint64_t)high << 32 | low;
 }
 
+/* Beside the level in what detect gives. */
+enum { KNOWN = 0x100, HAS_VNNI = 0x200 };
+
 static uint32_t detect(void) {
   enum {
     /* Leaf 1, ecx. */
@@ -36,6 +39,8 @@ static uint32_t detect(void) {
     BMI1 = 1 << 3,
     AVX2 = 1 << 5,
     BMI2 = 1 << 8,
+    /* Leaf 7, ecx. */
+    VNNI_LEAF7 = 1 << 11,
     V3_LEAF7 = BMI1 | AVX2 | BMI2,
     /* Leaf 0x80000001, ecx. */
     LZCNT = 1 << 5,
@@ -50,29 +55,32 @@ static uint32_t detect(void) {
   uint64_t saved = extended_control_register();
   if ((saved & 0x6) != 0x6) /* xmm, ymm */
     return PREFILL_ISA_X86_64_V2;
-  uint32_t b7, c1;
-  if (!__get_cpuid_count(7, 0, &a, &b7, &c, &d) ||
+  uint32_t b7, c7, c1;
+  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d) ||
       !__get_cpuid(0x80000001, &a, &b, &c1, &d))
     return PREFILL_ISA_X86_64_V2;
   if ((b7 & V3_LEAF7) != V3_LEAF7 || !(c1 & LZCNT))
     return PREFILL_ISA_X86_64_V2;
   if ((b7 & v4) != v4 || (saved & 0xe6) != 0xe6) /* opmask, zmm */
     return PREFILL_ISA_X86_64_V3;
-  return PREFILL_ISA_X86_64_V4;
+  return PREFILL_ISA_X86_64_V4 | (c7 & VNNI_LEAF7 ? HAS_VNNI : 0);
 }
 
-uint32_t pf_cpu_isa(void) {
+static uint32_t known_features(void) {
   /* cpuid leaves the guest in a virtual machine (tens of microseconds for all
    * leaves), so the answer is kept. Every thread computes the same value:
    * this is a cache, not state. */
   static _Atomic uint32_t cache;
   uint32_t known = atomic_load_explicit(&cache, memory_order_relaxed);
   if (!known) {
-    known = detect() | 0x100;
+    known = detect() | KNOWN;
     atomic_store_explicit(&cache, known, memory_order_relaxed);
   }
-  return known & 0xff;
+  return known;
 }
+
+uint32_t pf_cpu_isa(void) { return known_features() & 0xff; }
+bool pf_cpu_vnni(void) { return known_features() & HAS_VNNI; }
 
 const pf_hot *pf_hot_for(uint32_t isa) {
   if (isa >= PREFILL_ISA_X86_64_V4)

@@ -74,6 +74,8 @@ static const pf_pattern *pattern_of(const prefill_head_plan *plan) {
     return &pf_pattern_sampled;
   case PREFILL_PATTERN_FLEXPREFILL:
     return &pf_pattern_flexprefill;
+  case PREFILL_PATTERN_SALE:
+    return &pf_pattern_sale;
   default:
     return NULL;
   }
@@ -213,6 +215,31 @@ static bool wants_sparse(const pf_call *call, const prefill_head_plan *plan,
   return pf_worth_estimating(call, plan, &work->dense, work->keys);
 }
 
+/* Calls the `prepare` of every pattern in use, once. */
+static prefill_status prepare_patterns(pf_call *call, const estimation *e) {
+  int64_t *heads = pf_alloc(call, e->count, sizeof(int64_t));
+  if (!heads)
+    return PREFILL_OUT_OF_MEMORY;
+  for (int64_t first = 0; first < e->count; ++first) {
+    const pf_pattern *pattern = pattern_of(plan_of(call, e->heads[first]));
+    if (!pattern->prepare)
+      continue;
+    bool done = false;
+    int64_t count = 0;
+    for (int64_t i = 0; i < e->count; ++i)
+      if (pattern_of(plan_of(call, e->heads[i])) == pattern) {
+        done |= i < first;
+        heads[count++] = e->heads[i];
+      }
+    if (done)
+      continue;
+    const prefill_status status = pattern->prepare(call, heads, count);
+    if (status)
+      return status;
+  }
+  return PREFILL_OK;
+}
+
 prefill_status pf_build_index(pf_call *call) {
   const prefill_plan *plan = call->desc->plan;
   if (!plan || call->s <= 1 || !call->t || call->blocks >= PF_MAX_INDEX_BLOCKS)
@@ -265,8 +292,10 @@ prefill_status pf_build_index(pf_call *call) {
   call->estimation = &e;
   const double work = (double)e.count * (double)call->t * (double)call->d *
                       2.0 * (double)call->bq;
-  prefill_status status =
-      pf_parallel(call, e.count, work, worker_bytes(call), estimate_body);
+  prefill_status status = prepare_patterns(call, &e);
+  if (!status)
+    status =
+        pf_parallel(call, e.count, work, worker_bytes(call), estimate_body);
   if (status)
     return status;
 

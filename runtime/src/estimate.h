@@ -10,6 +10,7 @@ and
 |*   estimate_strided.c    xattention
 |*   estimate_sampled.c    sampled
 |*   estimate_flex.c       flexprefill
+|*   estimate_quantized.c  sale
 |*
 |*   estimate_scores.c     scores of single query rows
 |*   estimate_pool.c       scores of mean queries and mean keys
@@ -166,6 +167,9 @@ typedef struct pf_pattern {
   /* Bytes of scratch; limit: distances of the longest batch entry. NULL: 0. */
   int64_t (*scratch)(const pf_call *call, const prefill_head_plan *plan,
                      int64_t limit);
+  /* What heads[0 .. count) (b * hq + h, ascending) share, before any of them is
+   * estimated; on the calling thread. NULL: nothing. */
+  prefill_status (*prepare)(pf_call *call, const int64_t *heads, int64_t count);
   void (*estimate)(const pf_estimate *head);
 } pf_pattern;
 
@@ -175,6 +179,7 @@ extern const pf_pattern pf_pattern_block_sparse;   /* estimate_blocks.c */
 extern const pf_pattern pf_pattern_xattention;     /* estimate_strided.c */
 extern const pf_pattern pf_pattern_sampled;        /* estimate_sampled.c */
 extern const pf_pattern pf_pattern_flexprefill;    /* estimate_flex.c */
+extern const pf_pattern pf_pattern_sale;           /* estimate_quantized.c */
 
 /* ids of a pattern that may keep everything. */
 int64_t pf_all_ids(const pf_call *call, const pf_grid *grid,

@@ -42,6 +42,8 @@ extern "C" {
 /* The highest PREFILL_ISA_* level that processor and operating system support
  * (0 below x86-64-v2). */
 uint32_t pf_cpu_isa(void);
+/* AVX-512 VNNI, on top of PREFILL_ISA_X86_64_V4. */
+bool pf_cpu_vnni(void);
 
 /*===-- hot.c: loops compiled once per instruction set -------------------===*/
 
@@ -169,6 +171,14 @@ typedef struct pf_call {
   struct pf_head_index *index; /* [b][hq], or NULL: all dense */
   int64_t most_columns;        /* longest column list of any head */
   const struct estimation *estimation; /* while the index is built */
+  struct pf_quantized_keys {           /* quantized.h; 8 and 4 bits */
+    uint8_t *bytes; /* [b][hk][blocks * bk][width], hidden keys are zeros */
+    float *scale;   /* [b][hk][blocks]; NaN: a key is not finite, as it is or
+                       without the mean */
+    int64_t width;  /* d rounded up to 4 */
+  } quantized[2];
+  const struct pf_quantized_hot *quantized_hot;
+  const struct pf_quantization *quantization; /* while keys are quantised */
   int32_t *visited; /* [b][hq][tiles][2]: visited, visible blocks */
 
   /* Workspace to release at the end of the call. */

@@ -51,6 +51,9 @@ double pf_cost_estimate_strided(const prefill_head_plan *plan,
                                 const pf_work *dense);
 double pf_cost_estimate_sampled(const prefill_head_plan *plan,
                                 const pf_work *dense);
+double pf_cost_estimate_quantized(const pf_call *call,
+                                  const prefill_head_plan *plan,
+                                  const pf_work *dense);
 /* What a plan is expected to visit, and the most it can visit, of a head whose
  * dense work is given. */
 pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,

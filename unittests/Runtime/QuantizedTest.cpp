@@ -1,0 +1,592 @@
+//===- QuantizedTest.cpp - Byte products, and SALE's choice of blocks -----===//
+//
+// The loops of quantized_hot.c against int64 and float64, for every instruction
+// set; whole calls against an estimate that quantises the same numbers and then
+// goes key by key in int64 and float64.
+//
+//===----------------------------------------------------------------------===//
+#include "quantized.h"
+#include "Reference.h"
+#include "estimate.h"
+#include "gtest/gtest.h"
+
+using namespace ref;
+
+namespace {
+
+constexpr int64_t Lanes = PF_QUANTIZED_LANES;
+constexpr unsigned Causal = PREFILL_TILE_CAUSAL;
+
+// --- Loops ------------------------------------------------------------------
+
+struct Table {
+  const char *name;
+  const pf_quantized_hot *hot;
+  bool available;
+};
+std::vector<Table> tables() {
+  return {{"v2", &pf_quantized_v2, pf_cpu_isa() >= PREFILL_ISA_X86_64_V2},
+          {"v3", &pf_quantized_v3, pf_cpu_isa() >= PREFILL_ISA_X86_64_V3},
+          {"vnni", &pf_quantized_vnni,
+           pf_cpu_isa() >= PREFILL_ISA_X86_64_V4 && pf_cpu_vnni()}};
+}
+
+class Quantized : public testing::TestWithParam<Table> {
+protected:
+  void SetUp() override {
+    if (!GetParam().available)
+      GTEST_SKIP();
+  }
+  const pf_quantized_hot &hot() { return *GetParam().hot; }
+};
+INSTANTIATE_TEST_SUITE_P(AllLevels, Quantized, testing::ValuesIn(tables()),
+                         [](const auto &info) { return info.param.name; });
+
+TEST_P(Quantized, DotsAreExact) {
+  Random random(1);
+  for (int64_t groups : {1, 2, 16, 20, 32})
+    for (int64_t n : {0, 1, 3, 6, 16, 63, 64})
+      for (bool extreme : {false, true}) {
+        std::vector<int8_t> q(size_t(groups * 4 * Lanes));
+        std::vector<int8_t> k(size_t(groups * 4 * n));
+        auto element = [&] {
+          return static_cast<int8_t>(extreme ? (random.below(8) ? 127 : -127)
+                                             : random.below(255) - 127);
+        };
+        for (int8_t &x : q)
+          x = element();
+        for (int8_t &x : k)
+          x = element();
+        std::vector<uint8_t> flipped(k.size());
+        for (size_t i = 0; i < k.size(); ++i)
+          flipped[i] = static_cast<uint8_t>(k[i]) ^ hot().key_flip;
+        std::vector<int32_t> sums(Lanes), most(Lanes, -5), again(Lanes, -5);
+        std::vector<int32_t> out(size_t(n * Lanes));
+        for (int64_t g = 0; g < groups; ++g)
+          for (int64_t i = 0; i < Lanes * 4; ++i)
+            sums[size_t(i / 4)] += q[size_t(g * Lanes * 4 + i)];
+        hot().dots(out.data(), most.data(), q.data(), sums.data(),
+                   flipped.data(), groups, n);
+        hot().dots(nullptr, again.data(), q.data(), sums.data(), flipped.data(),
+                   groups, n);
+        EXPECT_EQ(most, again);
+        for (int64_t lane = 0; lane < Lanes; ++lane) {
+          int64_t greatest = -5;
+          for (int64_t j = 0; j < n; ++j) {
+            int64_t sum = 0;
+            for (int64_t c = 0; c < groups * 4; ++c)
+              sum += int64_t{q[size_t((c / 4 * Lanes + lane) * 4 + c % 4)]} *
+                     k[size_t(j * groups * 4 + c)];
+            ASSERT_EQ(out[size_t(j * Lanes + lane)], sum);
+            greatest = std::max(greatest, sum);
+          }
+          ASSERT_EQ(most[size_t(lane)], greatest);
+        }
+      }
+}
+
+TEST_P(Quantized, SumsOfExponentials) {
+  Random random(2);
+  for (int64_t n : {1, 7, 64}) {
+    std::vector<int32_t> dot(size_t(n * Lanes)), most(Lanes, INT32_MIN);
+    std::vector<float> factor(Lanes), sum(Lanes, -1);
+    for (int64_t i = 0; i < n * Lanes; ++i) {
+      dot[size_t(i)] = static_cast<int32_t>(random.below(200000) - 100000);
+      int32_t &top = most[size_t(i % Lanes)];
+      top = std::max(top, dot[size_t(i)]);
+    }
+    for (int64_t lane = 0; lane < Lanes; ++lane)
+      factor[size_t(lane)] = static_cast<float>(lane) * 1e-5f;
+    factor[1] = 1e20f; // nothing but the largest counts
+    hot().exp_sum(sum.data(), dot.data(), most.data(), factor.data(), n);
+    for (int64_t lane = 0; lane < Lanes; ++lane) {
+      double want = 0;
+      for (int64_t j = 0; j < n; ++j)
+        want += std::exp((dot[size_t(j * Lanes + lane)] - most[size_t(lane)]) *
+                         static_cast<double>(factor[size_t(lane)]));
+      ASSERT_NEAR(sum[size_t(lane)] / want, 1, 2e-4) << lane;
+    }
+  }
+}
+
+TEST_P(Quantized, Above) {
+  std::vector<int32_t> most(Lanes);
+  std::vector<float> factor(Lanes), bound(Lanes);
+  for (int64_t lane = 0; lane < Lanes; ++lane) {
+    most[size_t(lane)] = static_cast<int32_t>(lane);
+    factor[size_t(lane)] = lane == 5 ? NAN : 2;
+    bound[size_t(lane)] = lane == 60 ? NAN : lane == 61 ? INFINITY : 20;
+  }
+  const uint64_t got =
+      hot().above(most.data(), factor.data(), 0.5f, bound.data());
+  for (int64_t lane = 0; lane < Lanes; ++lane)
+    EXPECT_EQ(got >> lane & 1, lane == 5 || (lane > 20 && lane != 61)) << lane;
+}
+
+TEST_P(Quantized, Rounding) {
+  for (int64_t n : {1, 5, 16, 33}) {
+    std::vector<float> x, mean;
+    for (int64_t i = 0; i < n; ++i) {
+      x.push_back(static_cast<float>(i) * 0.5f - 3);
+      mean.push_back(i % 3 ? 0.25f : 0);
+    }
+    std::vector<uint8_t> out(size_t(n + 1), 77);
+    hot().round(out.data(), x.data(), mean.data(), 3.0f, n, 0x80);
+    float most = 0;
+    for (size_t i = 0; i < size_t(n); ++i) {
+      most = std::max(most, std::fabs(x[i] - mean[i]));
+      EXPECT_EQ(static_cast<int8_t>(out[i] ^ 0x80),
+                std::nearbyint((x[i] - mean[i]) * 3.0f));
+    }
+    EXPECT_EQ(out[size_t(n)], 77);
+    EXPECT_EQ(hot().largest(x.data(), mean.data(), n), most);
+    x[size_t(n - 1)] = NAN;
+    EXPECT_TRUE(std::isnan(hot().largest(x.data(), mean.data(), n)));
+    x[size_t(n - 1)] = -INFINITY;
+    EXPECT_TRUE(std::isinf(hot().largest(x.data(), mean.data(), n)));
+  }
+}
+
+// --- Blocks -----------------------------------------------------------------
+
+prefill_head_plan sale(float threshold, int32_t bits = 8, int32_t init = 8,
+                       int32_t local = 24, int32_t stride = 0) {
+  prefill_head_plan plan{};
+  plan.pattern = PREFILL_PATTERN_SALE;
+  plan.threshold = threshold;
+  plan.bits = bits;
+  plan.init = init;
+  plan.local = local;
+  plan.stride = stride;
+  return plan;
+}
+prefill_head_plan saleMass(float topP, int32_t bits = 8, int32_t stride = 0,
+                           int32_t init = 8, int32_t local = 24) {
+  prefill_head_plan plan = sale(0, bits, init, local, stride);
+  plan.top_p = topP;
+  return plan;
+}
+
+/// What SALE keeps of one head, [tile][block]. `doubt` blocks are too near to
+/// the bound to say.
+template <class P>
+struct Expected {
+  P &p;
+  int64_t b, h, bq, bk;
+  const prefill_head_plan &plan;
+  int limit, d;
+  std::vector<std::vector<int64_t>> keys;
+  std::vector<double> scale; // of blocks
+  enum Verdict { Hidden, Dropped, Kept, Doubt };
+
+  Expected(P &problem, int64_t batch, int64_t head)
+      : p(problem), b(batch), h(head), bq(p.desc.block_q), bk(p.desc.block_k),
+        plan(p.heads[size_t(head)]), limit(plan.bits == 4 ? 7 : 127),
+        d(p.desc.head_dim) {
+    const int64_t kh = h / (p.hq / p.hk), n = p.kvLen(b);
+    std::vector<float> mean(size_t(d), 0.0f);
+    float count = 0;
+    auto seen = [&](int64_t j) {
+      return j < n && (p.in[PREFILL_IN_KEY_MASK].absent ||
+                       p.integer(PREFILL_IN_KEY_MASK, {b, j}));
+    };
+    if (!(p.softcap > 0))
+      for (int64_t j = 0; j < n; ++j)
+        if (seen(j)) {
+          ++count;
+          for (int c = 0; c < d; ++c)
+            mean[size_t(c)] += static_cast<float>(widen(p.k(b, kh, j, c)));
+        }
+    for (float &x : mean)
+      x *= count > 0 ? 1 / count : 0;
+    keys.assign(size_t(p.t), std::vector<int64_t>(size_t(d)));
+    for (int64_t begin = 0; begin < p.t; begin += bk) {
+      auto value = [&](int64_t j, int c) {
+        return static_cast<float>(widen(p.k(b, kh, j, c))) - mean[size_t(c)];
+      };
+      float most = 0;
+      const int64_t end = std::min(begin + bk, p.t);
+      for (int64_t j = begin; j < end; ++j)
+        for (int c = 0; c < d; ++c)
+          if (seen(j))
+            most = std::max(most, std::fabs(value(j, c)));
+      scale.push_back(most / static_cast<float>(limit));
+      for (int64_t j = begin; j < end; ++j)
+        for (int c = 0; c < d; ++c)
+          keys[size_t(j)][size_t(c)] = std::llrint(
+              value(j, c) * (most > 0 ? static_cast<float>(limit) / most : 0));
+    }
+  }
+
+  /// Scores of query row i, -inf where it does not see the key.
+  std::vector<double> scores(int64_t i) {
+    float most = 0;
+    for (int c = 0; c < d; ++c)
+      most =
+          std::max(most, std::fabs(static_cast<float>(widen(p.q(b, h, i, c)))));
+    std::vector<double> out;
+    for (int64_t j = 0; j < p.t; ++j) {
+      int64_t dot = 0;
+      for (int c = 0; c < d; ++c)
+        dot += keys[size_t(j)][size_t(c)] *
+               std::llrint(static_cast<float>(widen(p.q(b, h, i, c))) *
+                           (static_cast<float>(limit) / most));
+      double s = static_cast<double>(dot) * most / limit *
+                 scale[size_t(j / bk)] / std::sqrt(double(d));
+      if (p.softcap > 0)
+        s = p.softcap * std::tanh(s / p.softcap);
+      out.push_back(p.visible(b, i, j) ? s : MinusInf);
+    }
+    return out;
+  }
+
+  std::vector<Verdict> tile(int64_t tile) {
+    const int64_t blocks = (p.t + bk - 1) / bk,
+                  stride = std::max(plan.stride, 1);
+    const int64_t begin = tile * bq, end = std::min(begin + bq, p.s);
+    std::vector<Verdict> result(size_t(blocks), Hidden);
+    std::vector<double> mass(size_t(blocks), 0.0);
+    const int64_t first = p.position(b, begin);
+    auto forced = [&](int64_t block) {
+      return block * bk < plan.init ||
+             (block + 1) * bk > first - std::max(plan.local - 1, 0);
+    };
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = 0; j < p.t; ++j)
+        if (p.visible(b, i, j))
+          result[size_t(j / bk)] = forced(j / bk) ? Kept : Dropped;
+    for (int64_t run = begin; run < end; run += stride) {
+      const int64_t i = std::min(run + stride, end) - 1;
+      const std::vector<double> s = scores(i);
+      double m = MinusInf, l = 0;
+      auto counts = [&](int64_t j) {
+        return plan.top_p > 0 || j < plan.init ||
+               j > p.position(b, i) - plan.local;
+      };
+      for (int64_t j = 0; j < p.t; ++j)
+        if (counts(j))
+          m = std::max(m, s[size_t(j)]);
+      if (m > MinusInf)
+        for (int64_t j = 0; j < p.t; ++j)
+          if (counts(j))
+            l += std::exp(s[size_t(j)] - m);
+      for (int64_t j = 0; j < p.t; ++j) {
+        if (s[size_t(j)] == MinusInf)
+          continue;
+        if (plan.top_p > 0) {
+          mass[size_t(j / bk)] += std::exp(s[size_t(j)] - m) / l;
+          continue;
+        }
+        Verdict &verdict = result[size_t(j / bk)];
+        const double over =
+            l > 0 ? s[size_t(j)] - m - std::log(double(plan.threshold) * l)
+                  : INFINITY;
+        if (verdict == Dropped && over > -1e-4)
+          verdict = Doubt;
+        if (verdict == Doubt && over > 1e-4)
+          verdict = Kept;
+      }
+    }
+    if (plan.top_p > 0) {
+      double total = 0, used = 0;
+      for (int64_t block = 0; block < blocks; ++block) {
+        total += mass[size_t(block)];
+        used += result[size_t(block)] == Kept ? mass[size_t(block)] : 0;
+      }
+      for (;;) {
+        int64_t next = -1;
+        for (int64_t block = 0; block < blocks; ++block)
+          if (result[size_t(block)] == Dropped &&
+              (next < 0 || mass[size_t(block)] > mass[size_t(next)]))
+            next = block;
+        if (next < 0 || used >= (double(plan.top_p) + 3e-4) * total)
+          break;
+        result[size_t(next)] =
+            used < (double(plan.top_p) - 3e-4) * total ? Kept : Doubt;
+        used += mass[size_t(next)];
+      }
+    }
+    return result;
+  }
+};
+
+template <class P>
+void checkBlocks(P &p, double tolerance = 2e-6) {
+  p.wantStatistics();
+  p.plan.dense_below = 0;
+  ASSERT_EQ(p.run(), PREFILL_OK) << p.context.message;
+  const int64_t bq = p.desc.block_q, bk = p.desc.block_k;
+  auto map = [&](int64_t b, int64_t h, int64_t tile, int64_t block) {
+    return p.out[PREFILL_OUT_BLOCK_MAP].template at<uint8_t>(
+               {b, h, tile, block}) == 1;
+  };
+  int64_t doubts = 0, total = 0;
+  for (int64_t b = 0; b < p.b; ++b)
+    for (int64_t h = 0; h < p.hq; ++h) {
+      Expected<P> expected(p, b, h);
+      for (int64_t tile = 0; tile * bq < p.s; ++tile) {
+        const auto verdicts = expected.tile(tile);
+        for (size_t block = 0; block < verdicts.size(); ++block) {
+          ++total;
+          if (verdicts[block] == Expected<P>::Doubt)
+            ++doubts;
+          else
+            ASSERT_EQ(map(b, h, tile, int64_t(block)),
+                      verdicts[block] == Expected<P>::Kept)
+                << "batch " << b << " head " << h << " tile " << tile
+                << " block " << block;
+        }
+      }
+    }
+  EXPECT_LE(doubts, total / 100 + 1);
+  EXPECT_LT(p.error([&](int64_t b, int64_t h, int64_t i, int64_t j) {
+    return map(b, h, i / bq, j / bk);
+  }),
+            tolerance);
+}
+
+TEST(Sale, KeepsTheBlocksItShould) {
+  for (int64_t s : {16, 100, 333})
+    for (int64_t past : {0, 5, 64, 100}) {
+      Problem<8, 4, 16, 16, float, Causal> p;
+      p.b = 3;
+      p.hq = 8;
+      p.s = s;
+      p.t = s + past;
+      p.spread = 3;
+      p.heads = {sale(0.05f),          sale(0.02f, 4),
+                 saleMass(0.8f),       saleMass(0.9f, 4),
+                 sale(0.05f, 0, 0, 0), sale(0.03f, 8, 20, 40, 4),
+                 saleMass(0.9f, 8, 4), saleMass(0.5f, 4, 16, 0, 0)};
+      p.build(static_cast<uint64_t>(s + past));
+      SCOPED_TRACE(testing::Message() << "s " << s << " past " << past);
+      checkBlocks(p);
+    }
+}
+
+template <class P>
+void checkMasked(P &p, double tolerance = 2e-6) {
+  p.b = 3;
+  p.s = 250;
+  p.t = 287;
+  p.spread = 3;
+  p.heads = {sale(0.05f), saleMass(0.8f, 4), sale(0.03f, 4, 20, 40, 4),
+             saleMass(0.9f, 8, 8)};
+  p.build();
+  if (p.desc.features & PREFILL_TILE_KEY_MASK) {
+    Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
+    mask.make({p.b, p.t}, kDLUInt, 8);
+    for (int64_t j = 0; j < p.t; ++j) {
+      mask.at<uint8_t>({0, j}) = j % 7 != 3;
+      mask.at<uint8_t>({1, j}) = j >= 100;
+      mask.at<uint8_t>({2, j}) = j < 251;
+    }
+    // Hidden keys may be anything.
+    for (int64_t kh = 0; kh < p.hk; ++kh)
+      narrow(1e4, p.k(1, kh, 50, 2));
+    p.in[PREFILL_IN_KV_LENGTHS].make({p.b}, kDLInt, 32);
+    for (int64_t b = 0; b < p.b; ++b)
+      p.in[PREFILL_IN_KV_LENGTHS].template at<int32_t>({b}) =
+          static_cast<int32_t>(p.t - 41 * b);
+  }
+  checkBlocks(p, tolerance);
+}
+
+TEST(Sale, OtherTilesTypesAndMasks) {
+  Problem<8, 4, 32, 16, float, Causal> wide;
+  checkMasked(wide);
+  Problem<8, 4, 16, 32, float, Causal> tall;
+  checkMasked(tall);
+  Problem<6, 4, 24, 16, float, Causal> odd; // rows end within four bytes
+  checkMasked(odd);
+  Problem<8, 4, 128, 16, float, Causal> large; // a tile is two groups of rows
+  checkMasked(large);
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_KEY_MASK> masked;
+  checkMasked(masked);
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_WINDOW> window;
+  window.windowLeft = 150;
+  checkMasked(window);
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_SOFTCAP> softcap;
+  checkMasked(softcap);
+  Problem<8, 4, 16, 16, _Float16, Causal> half;
+  checkMasked(half, 4e-3);
+  Problem<8, 4, 16, 16, bf16, Causal> brain;
+  checkMasked(brain, 3e-2);
+}
+
+TEST(Sale, InstructionSetsAgree) {
+  std::vector<char> first;
+  for (uint32_t limit : {0, 3, 2}) {
+    Problem<8, 4, 16, 16, float, Causal> p;
+    p.s = p.t = 400;
+    p.spread = 3;
+    p.heads = {sale(0.05f), sale(0.03f, 4), saleMass(0.8f), saleMass(0.9f, 4)};
+    p.build();
+    p.context.isa_limit = limit;
+    checkBlocks(p);
+    const auto &map = p.out[PREFILL_OUT_BLOCK_MAP].bytes;
+    if (first.empty())
+      first = map;
+    EXPECT_EQ(map, first) << limit;
+  }
+}
+
+TEST(Sale, ASharedConstantOfTheKeysChangesNothing) {
+  // What smoothing is for: large, and the same for all keys.
+  Problem<8, 4, 16, 16, float, Causal> p, shifted;
+  for (auto *x : {&p, &shifted}) {
+    x->s = x->t = 400;
+    x->spread = 3;
+    x->heads = {sale(0.05f), saleMass(0.9f), sale(0.05f, 8, 8, 24, 4),
+                saleMass(0.8f, 8, 4)};
+    x->build();
+    x->wantStatistics();
+    x->plan.dense_below = 0;
+  }
+  for (int64_t h = 0; h < 2; ++h)
+    for (int64_t j = 0; j < 400; ++j)
+      shifted.k(0, h, j, 3) += 64;
+  ASSERT_EQ(p.run(), PREFILL_OK);
+  ASSERT_EQ(shifted.run(), PREFILL_OK);
+  int64_t differences = 0;
+  for (int64_t i = 0; i < 4 * 25 * 25; ++i)
+    differences += p.out[PREFILL_OUT_BLOCK_MAP].data<uint8_t>()[i] !=
+                   shifted.out[PREFILL_OUT_BLOCK_MAP].data<uint8_t>()[i];
+  EXPECT_LT(differences, 4 * 25 * 25 / 200);
+}
+
+TEST(Sale, WhatIsNotFiniteKeepsEverything) {
+  for (double value : {double(NAN), double(INFINITY), 1e38, 1e30})
+    for (bool inKeys : {false, true}) {
+      Problem<8, 4, 16, 16, float, Causal> p;
+      p.hq = 2;
+      p.hk = 1;
+      p.s = p.t = 200;
+      p.heads = {sale(0.3f), saleMass(0.2f)};
+      p.build();
+      p.plan.dense_below = 0;
+      p.wantStatistics();
+      // Query row 70 is in tile 4; keys matter to all rows.
+      for (int64_t h = 0; h < (inKeys ? 1 : 2); ++h)
+        (inKeys ? p.k(0, h, 70, 1) : p.q(0, h, 70, 1)) =
+            static_cast<float>(value);
+      ASSERT_EQ(p.run(), PREFILL_OK);
+      for (int64_t h = 0; h < 2; ++h)
+        for (int64_t tile = inKeys ? 0 : 4; tile < (inKeys ? 13 : 5); ++tile)
+          for (int64_t block = 0; block <= tile; ++block)
+            ASSERT_EQ(
+                p.out[PREFILL_OUT_BLOCK_MAP].at<uint8_t>({0, h, tile, block}),
+                1)
+                << value << inKeys << h << tile << " " << block;
+      if (!inKeys)
+        EXPECT_LT(p.out[PREFILL_OUT_DENSITY].at<float>({0, 0}), 0.9f);
+    }
+}
+
+TEST(Sale, TinyScoresAreAllAlike) {
+  Problem<8, 4, 16, 16, float, Causal> p;
+  p.s = p.t = 320;
+  p.heads.assign(4, saleMass(0.5f, 8, 0, 0, 0));
+  p.build();
+  p.plan.dense_below = 0;
+  p.wantStatistics();
+  for (int64_t h = 0; h < 4; ++h)
+    for (int64_t i = 0; i < 320; ++i)
+      for (int64_t c = 0; c < 8; ++c)
+        p.q(0, h, i, c) *= 1e-35f;
+  ASSERT_EQ(p.run(), PREFILL_OK);
+  // Every block but the last has the same mass: the lower ones go first.
+  for (int64_t block = 0; block < 20; ++block)
+    EXPECT_EQ(p.out[PREFILL_OUT_BLOCK_MAP].at<uint8_t>({0, 0, 19, block}),
+              block < 10 || block == 19)
+        << block;
+}
+
+TEST(Sale, LowThresholdsAreDense) {
+  Problem<8, 4, 16, 16, float, Causal> p;
+  p.s = p.t = 320;
+  p.heads = {sale(1e-5f), sale(0), sale(0.5f), sale(0.5f, 5)};
+  p.build();
+  p.plan.dense_below = 0;
+  p.wantStatistics();
+  ASSERT_EQ(p.run(), PREFILL_OK);
+  for (int64_t h : {0, 1, 3}) // five bits: no such estimate
+    EXPECT_EQ(p.out[PREFILL_OUT_DENSITY].at<float>({0, h}), 1.0f);
+  EXPECT_LT(p.out[PREFILL_OUT_DENSITY].at<float>({0, 2}), 0.9f);
+}
+
+TEST(Sale, DegenerateSizes) {
+  for (int64_t s : {0, 1, 2, 5, 40})
+    for (int64_t t : {0, 1, 3, 30, 40}) {
+      Problem<8, 4, 16, 16, float, Causal> p;
+      p.s = s;
+      p.t = t;
+      p.heads = {sale(0.1f), saleMass(0.5f), sale(0.1f, 4, 0, 0, 16),
+                 saleMass(0.5f, 4, 16, 0, 0)};
+      p.build();
+      p.plan.dense_below = 0;
+      p.wantStatistics();
+      ASSERT_EQ(p.run(), PREFILL_OK) << p.context.message;
+    }
+}
+
+TEST(Sale, ThreadsGiveTheSameBits) {
+  Problem<8, 4, 16, 16, float, Causal> p;
+  p.b = 2;
+  p.s = p.t = 500;
+  p.heads = {sale(0.05f), sale(0.05f, 4), saleMass(0.8f), saleMass(0.8f, 4, 4)};
+  p.build();
+  p.plan.dense_below = 0;
+  ASSERT_EQ(p.run(), PREFILL_OK);
+  const auto o = p.out[PREFILL_OUT_O].bytes;
+  for (size_t threads : {2, 5}) {
+    prefill_pool *pool = prefill_pool_create(threads);
+    p.context.host = pool;
+    p.context.parallel_for = prefill_pool_parallel_for;
+    ASSERT_EQ(p.run(), PREFILL_OK);
+    EXPECT_EQ(o, p.out[PREFILL_OUT_O].bytes);
+    prefill_pool_destroy(pool);
+  }
+}
+
+TEST(Sale, Rotary) {
+  // The estimate sees rotated rows: the same call on rows rotated before.
+  Problem<8, 4, 16, 16, float, Causal> p, r;
+  for (auto *x : {&p, &r}) {
+    x->s = x->t = 200;
+    x->heads = {sale(0.05f), saleMass(0.8f), sale(0.05f, 4),
+                saleMass(0.8f, 4, 4)};
+    x->spread = 3;
+  }
+  r.rotary = 1;
+  r.rotaryDim = 8;
+  p.build();
+  r.build();
+  p.plan.dense_below = r.plan.dense_below = 0;
+  r.in[PREFILL_IN_COS].make({200, 4}, kDLFloat, 32);
+  r.in[PREFILL_IN_SIN].make({200, 4}, kDLFloat, 32);
+  for (int64_t i = 0; i < 200; ++i)
+    for (int64_t c = 0; c < 4; ++c) {
+      // A quarter turn every row: exact.
+      const float cosine[] = {1, 0, -1, 0}, sine[] = {0, 1, 0, -1};
+      r.in[PREFILL_IN_COS].at<float>({i, c}) = cosine[(i * (c + 1)) % 4];
+      r.in[PREFILL_IN_SIN].at<float>({i, c}) = sine[(i * (c + 1)) % 4];
+      auto turn = [&](float &a, float &b) {
+        const float x = a, y = b;
+        a = x * cosine[(i * (c + 1)) % 4] - y * sine[(i * (c + 1)) % 4];
+        b = y * cosine[(i * (c + 1)) % 4] + x * sine[(i * (c + 1)) % 4];
+      };
+      for (int64_t h = 0; h < 4; ++h)
+        turn(p.q(0, h, i, c), p.q(0, h, i, c + 4));
+      for (int64_t h = 0; h < 2; ++h)
+        turn(p.k(0, h, i, c), p.k(0, h, i, c + 4));
+    }
+  p.wantStatistics();
+  r.wantStatistics();
+  ASSERT_EQ(p.run(), PREFILL_OK);
+  ASSERT_EQ(r.run(), PREFILL_OK) << r.context.message;
+  EXPECT_EQ(p.out[PREFILL_OUT_BLOCK_MAP].bytes,
+            r.out[PREFILL_OUT_BLOCK_MAP].bytes);
+}
+
+} // namespace
