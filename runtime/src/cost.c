@@ -36,7 +36,8 @@
 /* The attention of sampled rows against one block, times the stride: half of a
  * block's products and its exponentials. */
 #define SAMPLED_PAIR 0.62
-/* Share of the blocks that a top-p keeps, beside a tile's own. */
+/* Share of the blocks that a top-p, or SALE's threshold, keeps, beside a tile's
+ * own. */
 #define TOP_P_DENSITY 0.35
 
 /* SALE's integer scores of one tile against one block, with a compare per row,
@@ -46,8 +47,6 @@
 #define QUANTIZED_WITHOUT_VNNI 2.5
 /* Quantising bk keys or bq queries. */
 #define QUANTIZE_BLOCK 0.15
-/* Share of the blocks that it keeps, beside a tile's own. */
-#define SALE_DENSITY 0.3
 
 /* Sparse must be cheaper by this much: the model is not exact. */
 #define MARGIN 0.95
@@ -139,11 +138,9 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
   case PREFILL_PATTERN_XATTENTION:
   case PREFILL_PATTERN_SAMPLED:
   case PREFILL_PATTERN_FLEXPREFILL:
+  case PREFILL_PATTERN_SALE:
     /* Measured on attention of real models; it may be all. */
     per_tile = worst ? mean : TOP_P_DENSITY * mean + (double)own;
-    break;
-  case PREFILL_PATTERN_SALE:
-    per_tile = worst ? mean : SALE_DENSITY * mean + (double)own;
     break;
   default:
     return *dense;

@@ -4,6 +4,7 @@
 //   prefill-runtime-bench [--d=64] [--q-heads=9] [--kv-heads=3]
 //                         [--length=128,512,...] [--threads=1] [--seconds=1]
 //                         [--level=4] [--dtype=f32] [--portable-score]
+//                         [--pattern=TEXT: only those whose names hold it]
 //
 // Per length, the best of interleaved repeats, processor time with one thread
 // and wall time with more:
@@ -13,10 +14,13 @@
 //   sparse      time of whole sparse calls as a share of dense, with the
 //               density reached; `auto` leaves the decision to the cost
 //               function
+// Then the products of bytes that SALE's estimate is made of: billions of
+// multiply-adds a second, and what they are of the instruction's own peak.
 // The constants of cost.c come from here.
 //
 //===----------------------------------------------------------------------===//
 #include "../Codegen/KernelHarness.h"
+#include "quantized.h"
 #include "sparse.h"
 #include <algorithm>
 #include <array>
@@ -26,6 +30,7 @@
 #include <cstring>
 #include <ctime>
 #include <functional>
+#include <immintrin.h>
 #include <random>
 #include <string>
 #include <vector>
@@ -46,6 +51,7 @@ double now() {
 struct Options {
   int d = 64, qHeads = 9, kvHeads = 3, threads = 1, level = 0, dtype = 0;
   bool portable = false;
+  std::string pattern;
   double seconds = 1;
   std::vector<int64_t> lengths{128, 256, 512, 1024, 2048, 4096, 8192};
 };
@@ -195,7 +201,7 @@ void run(const Options &options, int64_t s,
     float density;
   };
   prefill_head_plan tokens{}, share{}, little{}, blocks{}, shape{}, strided{},
-      sampled{};
+      sampled{}, sale{}, mass{}, few{};
   tokens.pattern = share.pattern = little.pattern =
       PREFILL_PATTERN_VERTICAL_SLASH;
   tokens.last = share.last = little.last = 64;
@@ -212,6 +218,14 @@ void run(const Options &options, int64_t s,
   sampled.pattern = PREFILL_PATTERN_SAMPLED;
   strided.stride = sampled.stride = 8;
   strided.top_p = sampled.top_p = 0.95f;
+  sale.pattern = mass.pattern = PREFILL_PATTERN_SALE;
+  sale.bits = mass.bits = 8;
+  sale.init = mass.init = 32;
+  sale.local = mass.local = 128;
+  sale.threshold = 0.004f;
+  mass.top_p = 0.95f;
+  few = mass;
+  few.stride = 4;
   std::vector<Pattern> patterns = {
       {"vs(1000,6096) auto", tokens, -1, {}, {}, {}, 0},
       {"vs 25% auto", share, -1, {}, {}, {}, 0},
@@ -220,7 +234,13 @@ void run(const Options &options, int64_t s,
       {"blocks 25%", blocks, 0, {}, {}, {}, 0},
       {"a-shape(128,512)", shape, 0, {}, {}, {}, 0},
       {"xattention 8 95%", strided, 0, {}, {}, {}, 0},
-      {"sampled 8 95%", sampled, 0, {}, {}, {}, 0}};
+      {"sampled 8 95%", sampled, 0, {}, {}, {}, 0},
+      {"sale 0.004", sale, 0, {}, {}, {}, 0},
+      {"sale 95%", mass, 0, {}, {}, {}, 0},
+      {"sale 4 95%", few, 0, {}, {}, {}, 0}};
+  for (size_t i = patterns.size(); i-- > 0;)
+    if (!std::strstr(patterns[i].name, options.pattern.c_str()))
+      patterns.erase(patterns.begin() + long(i));
   for (Pattern &p : patterns) {
     p.heads.assign(size_t(options.qHeads), p.head);
     p.plan = {p.denseBelow, options.qHeads, p.heads.data()};
@@ -273,6 +293,70 @@ void run(const Options &options, int64_t s,
   prefill_pool_destroy(pool);
 }
 
+/// Multiply-adds a second of dpbusd alone, on registers.
+__attribute__((target("avx512f,avx512vnni"))) double vnniPeak(double seconds) {
+  __m512i sums[12], a = _mm512_set1_epi32(0x01020304), b = a;
+  for (__m512i &sum : sums)
+    sum = _mm512_setzero_si512();
+  constexpr int Repeats = 100000;
+  double best = 0;
+  for (const double end = now() + seconds; now() < end;) {
+    const double start = now();
+    for (int i = 0; i < Repeats; ++i) {
+      for (__m512i &sum : sums)
+        sum = _mm512_dpbusd_epi32(sum, a, b);
+      asm volatile("" : "+v"(a), "+v"(b)); // not to be left out
+    }
+    best = std::max(best, 64.0 * 12 * Repeats / (now() - start));
+  }
+  for (__m512i &sum : sums)
+    asm volatile("" : : "v"(sum));
+  return best;
+}
+
+/// The products of 64 rows with 8192 keys.
+void runBytes(const Options &options) {
+  constexpr int64_t Keys = 8192, Block = 64;
+  const int64_t groups = (options.d + 3) / 4;
+  const uint32_t isa =
+      std::min(pf_cpu_isa(), options.level ? uint32_t(options.level) : 9u);
+  const pf_quantized_hot *hot = pf_quantized_for(isa);
+  std::vector<int8_t> q(size_t(groups * 4 * PF_QUANTIZED_LANES), 3);
+  std::vector<uint8_t> k(size_t(groups * 4 * Keys), 5);
+  std::vector<int32_t> sums(PF_QUANTIZED_LANES), most(sums), out(Block * 64);
+  std::vector<float> factor(PF_QUANTIZED_LANES, 1e-6f), sum(factor);
+  Race race;
+  auto each = [&](auto body) {
+    return [=, &k] {
+      for (int64_t block = 0; block < Keys / Block; ++block)
+        body(k.data() + block * Block * groups * 4);
+    };
+  };
+  race.add("largest", each([&](const uint8_t *keys) {
+             hot->dots(nullptr, most.data(), q.data(), sums.data(), keys,
+                       groups, Block);
+           }));
+  race.add("all", each([&](const uint8_t *keys) {
+             hot->dots(out.data(), most.data(), q.data(), sums.data(), keys,
+                       groups, Block);
+           }));
+  race.add("exponentials", each([&](const uint8_t *keys) {
+             hot->dots(out.data(), most.data(), q.data(), sums.data(), keys,
+                       groups, Block);
+             hot->exp_sum(sum.data(), out.data(), most.data(), factor.data(),
+                          Block);
+           }));
+  race.run(options.seconds);
+  const double peak = hot == &pf_quantized_vnni ? vnniPeak(0.2) : 0;
+  for (const Race::Entry &entry : race.entries) {
+    const double rate = double(Keys) * 64 * double(groups * 4) / entry.best;
+    std::printf("bytes, %-12s %7.1f G/s", entry.name.c_str(), rate * 1e-9);
+    if (peak > 0)
+      std::printf(", %5.1f %% of VNNI's %.1f", rate / peak * 100, peak * 1e-9);
+    std::printf("\n");
+  }
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -292,6 +376,8 @@ int main(int argc, char **argv) {
       options.threads = std::atoi(value);
     else if (name == "--level")
       options.level = std::atoi(value);
+    else if (name == "--pattern")
+      options.pattern = value;
     else if (name == "--portable-score")
       options.portable = true;
     else if (name == "--seconds")
@@ -333,5 +419,6 @@ int main(int argc, char **argv) {
     usedClock = CLOCK_PROCESS_CPUTIME_ID;
   for (int64_t s : options.lengths)
     run(options, s, variant);
+  runBytes(options);
   return 0;
 }
