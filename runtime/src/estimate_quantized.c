@@ -54,7 +54,8 @@ typedef struct quantized {
   float bound[LANES];
 
   int32_t *dots;     /* [bk][LANES] */
-  float *scores;     /* [bk][LANES] */
+  float *scores;     /* [bk][LANES], for softcaps */
+  uint64_t *visible; /* [bk]: rows that see the key */
   float *most, *sum; /* [blocks][LANES]: maxima, sums of exponentials */
   uint64_t *hits;    /* [blocks]: rows that want the block */
   float *mass;       /* [blocks] of the tile under way */
@@ -75,6 +76,7 @@ static quantized lay_out(const pf_call *call, const prefill_head_plan *plan,
   x.rows.q = pf_take(at, x.width * LANES, 1);
   x.dots = pf_take(at, call->bk * LANES, sizeof(int32_t));
   x.scores = pf_take(at, call->bk * LANES, f);
+  x.visible = pf_take(at, call->bk, sizeof(uint64_t));
   x.most = pf_take(at, mass ? call->blocks * LANES : 0, f);
   x.sum = pf_take(at, mass ? call->blocks * LANES : 0, f);
   x.hits = pf_take(at, mass ? 0 : call->blocks, sizeof(uint64_t));
@@ -137,17 +139,10 @@ static int64_t pack_rows(quantized *x, int64_t begin, float largest_scale) {
   return begin;
 }
 
-/* The number of rows at positions up to `position`. */
-static int64_t rows_until(const quantized *x, int64_t position) {
-  int64_t low = 0, high = x->live;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (x->position[middle] <= position)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+/* Bits [begin, end), of 64. */
+static uint64_t rows_between(int64_t begin, int64_t end) {
+  const uint64_t below = end == LANES ? ~(uint64_t)0 : ((uint64_t)1 << end) - 1;
+  return begin == LANES ? 0 : below >> begin << begin;
 }
 
 /* Blocks that some row sees. */
@@ -203,38 +198,65 @@ static bool all_visible(const quantized *x, int64_t block, bool causal) {
           begin >= x->position[x->live - 1] - call->window_left);
 }
 
-/* Scores of a block into x->scores, HIDDEN where a row does not see the key.
- * near: also but for the first `init` keys and a row's `local` ones. */
-static void masked_scores(quantized *x, int64_t block, bool near,
-                          bool softcap) {
+/* x->visible: which rows see the keys of a block. near: only the first `init`
+ * keys and a row's `local` ones. */
+static void find_visible(quantized *x, int64_t block, bool near) {
   const pf_call *call = x->head->call;
   const pf_batch *batch = x->head->batch;
-  int32_t most[LANES];
+  int64_t first = 0, end = 0, reach = -1;
+  for (int64_t i = 0; i < call->bk; ++i) {
+    const int64_t key = block * call->bk + i;
+    x->visible[i] = 0;
+    if (key >= batch->kv_len || (batch->key_mask && !batch->key_mask[key]))
+      continue;
+    int64_t wanted = call->window ? call->window_left : PF_UNBOUNDED;
+    if (near && key >= x->init)
+      wanted = pf_min(wanted, x->local - 1);
+    if (wanted != reach) {
+      reach = wanted;
+      end = 0;
+    }
+    while (first < x->live && x->position[first] < key)
+      ++first;
+    while (end < x->live && x->position[end] - reach <= key)
+      ++end;
+    x->visible[i] = rows_between(pf_min(first, end), end);
+  }
+}
+
+/* The maximum of a block's scores that x->visible leaves, HIDDEN if there is
+ * none, and unless sum is NULL the sum of exponentials relative to it. */
+static void visible_scores(quantized *x, int64_t block, bool softcap,
+                           float *most, float *sum) {
+  const pf_call *call = x->head->call;
+  int32_t dot[LANES];
   float factor[LANES];
-  dot_block(x, block, x->dots, most);
+  dot_block(x, block, x->dots, dot);
   factors_of(x, block, factor);
+  if (!softcap) {
+    call->quantized_hot->masked_exp_sum(sum, dot, x->dots, factor, x->visible,
+                                        call->bk);
+    for (int64_t lane = 0; lane < LANES; ++lane)
+      most[lane] =
+          dot[lane] == INT32_MIN ? HIDDEN : (float)dot[lane] * factor[lane];
+    return;
+  }
   for (int64_t j = 0; j < call->bk; ++j)
     for (int64_t lane = 0; lane < LANES; ++lane)
       x->scores[j * LANES + lane] =
           (float)x->dots[j * LANES + lane] * factor[lane];
-  if (softcap)
-    call->hot->softcap(x->scores, call->desc->softcap, call->bk * LANES);
-  for (int64_t i = 0; i < call->bk; ++i) {
-    const int64_t key = block * call->bk + i;
-    int64_t first = LANES, end = LANES; /* rows that see it */
-    if (key < batch->kv_len && (!batch->key_mask || batch->key_mask[key])) {
-      int64_t reach = call->window ? call->window_left : PF_UNBOUNDED;
-      if (near && key >= x->init)
-        reach = pf_min(reach, x->local - 1);
-      first = rows_until(x, key - 1);
-      end = reach < PF_UNBOUNDED ? rows_until(x, key + reach) : LANES;
-    }
-    float *row = x->scores + i * LANES;
-    for (int64_t lane = 0; lane < pf_min(first, LANES); ++lane)
-      row[lane] = HIDDEN;
-    for (int64_t lane = pf_max(first, end); lane < LANES; ++lane)
-      row[lane] = HIDDEN;
-  }
+  call->hot->softcap(x->scores, call->desc->softcap, call->bk * LANES);
+  for (int64_t j = 0; j < call->bk; ++j)
+    for (int64_t lane = 0; lane < LANES; ++lane)
+      if (!(x->visible[j] >> lane & 1))
+        x->scores[j * LANES + lane] = HIDDEN;
+  for (int64_t lane = 0; lane < LANES; ++lane)
+    most[lane] = HIDDEN;
+  call->hot->row_max(most, x->scores, LANES, call->bk);
+  memset(sum, 0, LANES * sizeof(float));
+  call->hot->exp_sum(sum, x->scores, most, LANES, call->bk);
+  for (int64_t lane = 0; lane < LANES; ++lane)
+    sum[lane] = most[lane] > HIDDEN ? sum[lane] : 0;
 }
 
 /*===-- by threshold -----------------------------------------------------===*/
@@ -261,7 +283,8 @@ static double logarithm(double x) {
 /* x->bound: what a score has to exceed, before the softcap. */
 static void find_bounds(quantized *x, const pf_span *span) {
   const pf_call *call = x->head->call;
-  float most[LANES], fresh[LANES], sum[LANES] = {0}, factor[LANES];
+  float most[LANES], highest[LANES], fresh[LANES];
+  float sum[LANES] = {0}, part[LANES], weight[2][LANES];
   for (int64_t lane = 0; lane < LANES; ++lane)
     most[lane] = HIDDEN;
   const int64_t from = forced_from(x, x->tile[0]), until = forced_until(x);
@@ -270,19 +293,17 @@ static void find_bounds(quantized *x, const pf_span *span) {
       block = pf_min(from, span->end) - 1;
       continue;
     }
-    masked_scores(x, block, true, x->softcap);
+    find_visible(x, block, true);
+    visible_scores(x, block, x->softcap, highest, part);
+    /* Both sums relative to the greater maximum. */
     memcpy(fresh, most, sizeof most);
-    call->hot->row_max(fresh, x->scores, LANES, call->bk);
-    memset(factor, 0, sizeof factor);
-    call->hot->exp_sum(factor, most, fresh, LANES, 1);
+    call->hot->row_max(fresh, highest, LANES, 1);
+    memset(weight, 0, sizeof weight);
+    call->hot->exp_sum(weight[0], most, fresh, LANES, 1);
+    call->hot->exp_sum(weight[1], highest, fresh, LANES, 1);
+    for (int64_t lane = 0; lane < LANES; ++lane)
+      sum[lane] = sum[lane] * weight[0][lane] + part[lane] * weight[1][lane];
     memcpy(most, fresh, sizeof most);
-    for (int64_t lane = 0; lane < LANES; ++lane)
-      sum[lane] = most[lane] > HIDDEN ? sum[lane] * factor[lane] : 0;
-    memset(fresh, 0, sizeof fresh);
-    call->hot->exp_sum(fresh, x->scores, most, LANES, call->bk);
-    for (int64_t lane = 0; lane < LANES; ++lane)
-      if (most[lane] > HIDDEN)
-        sum[lane] += fresh[lane];
   }
   for (int64_t lane = 0; lane < LANES; ++lane) {
     x->bound[lane] = PF_MINUS_INF;
@@ -320,10 +341,8 @@ static void find_hits(quantized *x, const pf_span *span) {
     if (x->head->batch->state &&
         x->head->batch->state[block] == PF_BLOCK_HIDDEN)
       continue;
-    masked_scores(x, block, false, false);
-    for (int64_t lane = 0; lane < LANES; ++lane)
-      highest[lane] = HIDDEN;
-    call->hot->row_max(highest, x->scores, LANES, call->bk);
+    find_visible(x, block, false);
+    visible_scores(x, block, false, highest, NULL);
     x->hits[block] = 0;
     for (int64_t lane = 0; lane < LANES; ++lane)
       if (highest[lane] > HIDDEN && !(highest[lane] <= x->bound[lane]))
@@ -349,14 +368,8 @@ static void find_shares(quantized *x, const pf_span *span) {
       for (int64_t lane = 0; lane < LANES; ++lane)
         most[lane] = (float)dot[lane] * factor[lane];
     } else {
-      for (int64_t lane = 0; lane < LANES; ++lane)
-        most[lane] = HIDDEN;
-      masked_scores(x, block, false, x->softcap);
-      call->hot->row_max(most, x->scores, LANES, call->bk);
-      memset(sum, 0, LANES * sizeof(float));
-      call->hot->exp_sum(sum, x->scores, most, LANES, call->bk);
-      for (int64_t lane = 0; lane < LANES; ++lane)
-        sum[lane] = most[lane] > HIDDEN ? sum[lane] : 0;
+      find_visible(x, block, false);
+      visible_scores(x, block, x->softcap, most, sum);
     }
     call->hot->row_max(top, most, LANES, 1);
   }
@@ -459,10 +472,7 @@ static void estimate(const pf_estimate *head) {
       const int64_t tile = x.tile[begin];
       for (end = begin + 1; end < x.live && x.tile[end] == tile;)
         ++end;
-      const uint64_t lanes =
-          (end - begin == LANES ? ~(uint64_t)0
-                                : ((uint64_t)1 << (end - begin)) - 1)
-          << begin;
+      const uint64_t lanes = rows_between(begin, end);
       if (x.unsound & lanes) /* not finite: all is kept */
         for (int64_t block = 0; block < call->blocks; ++block)
           x.mass[block] = __builtin_inff();

@@ -40,6 +40,12 @@ typedef struct pf_quantized_hot {
    * 1.1e-4; factors are not negative. */
   void (*exp_sum)(float *sum, const int32_t *dot, const int32_t *most,
                   const float *factor, int64_t n);
+  /* The same of the keys that a row sees, bit `lane` of visible[j]; also finds
+   * their maxima: INT32_MIN, and a sum of 0, where there is none. sum may be
+   * NULL. */
+  void (*masked_exp_sum)(float *sum, int32_t *most, const int32_t *dot,
+                         const float *factor, const uint64_t *visible,
+                         int64_t n);
   /* Bit `lane` unless most[lane] * factor[lane] * scale <= bound[lane]; set
    * where one of them is NaN. */
   uint64_t (*above)(const int32_t *most, const float *factor, float scale,

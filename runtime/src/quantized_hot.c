@@ -147,6 +147,7 @@ static void dots(int32_t *out, int32_t *most, const int8_t *q,
 /*===-- softmax ----------------------------------------------------------===*/
 
 typedef float fvector __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t bits __attribute__((vector_size(4 * WIDTH)));
 
 /* 2^y for y <= 0, exact at 0, relative error 1e-4; below -125 about 2e-38 or
  * less. */
@@ -158,7 +159,6 @@ static inline fvector exp2_of(fvector y) {
   p = p * f + 1.0f;
   return (fvector)_mm512_scalef_ps((vector)p, (vector)y);
 #else
-  typedef int32_t bits __attribute__((vector_size(4 * WIDTH)));
   const fvector least = (fvector){0} - 125.0f;
   const bits high = y > least;
   y = (fvector)(((bits)y & high) | ((bits)least & ~high));
@@ -171,9 +171,24 @@ static inline fvector exp2_of(fvector y) {
 #endif
 }
 
-static void exp_sum(float *sum, const int32_t *dot, const int32_t *most,
-                    const float *factor, int64_t n) {
-  enum { ACROSS = 2 };
+/* Vectors of rows that are worked on together. */
+enum { ACROSS = 2 };
+
+/* Which rows of a vector see a key: all bits, or none. */
+static inline bits rows_of(uint64_t visible, int64_t lane) {
+  bits bit;
+  for (int i = 0; i < WIDTH; ++i)
+    bit[i] = 1 << i;
+  return (((bits){0} + (int32_t)(uint32_t)(visible >> lane & 0xffff)) & bit) !=
+         0;
+}
+static inline ivector choose(bits mask, ivector a, ivector b) {
+  return (ivector)(((bits)a & mask) | ((bits)b & ~mask));
+}
+
+static inline __attribute__((always_inline)) void
+exp_sum_of(float *sum, const int32_t *dot, const int32_t *most,
+           const float *factor, const uint64_t *visible, int64_t n) {
   for (int64_t lane = 0; lane < LANES; lane += ACROSS * WIDTH) {
     ivector top[ACROSS];
     fvector scale[ACROSS], total[ACROSS] = {{0}};
@@ -186,11 +201,33 @@ static void exp_sum(float *sum, const int32_t *dot, const int32_t *most,
       for (int64_t x = 0; x < ACROSS; ++x) {
         const ivector below =
             SUBTRACT(LOAD(dot + j * LANES + lane + x * WIDTH), top[x]);
-        total[x] += exp2_of((fvector)TO_FLOAT(below) * scale[x]);
+        fvector p = exp2_of((fvector)TO_FLOAT(below) * scale[x]);
+        if (visible)
+          p = (fvector)((bits)p & rows_of(visible[j], lane + x * WIDTH));
+        total[x] += p;
       }
     for (int64_t x = 0; x < ACROSS; ++x)
       memcpy(sum + lane + x * WIDTH, &total[x], sizeof(fvector));
   }
+}
+
+static void exp_sum(float *sum, const int32_t *dot, const int32_t *most,
+                    const float *factor, int64_t n) {
+  exp_sum_of(sum, dot, most, factor, NULL, n);
+}
+
+static void masked_exp_sum(float *sum, int32_t *most, const int32_t *dot,
+                           const float *factor, const uint64_t *visible,
+                           int64_t n) {
+  for (int64_t lane = 0; lane < LANES; lane += WIDTH) {
+    ivector top = SPLAT(INT32_MIN);
+    for (int64_t j = 0; j < n; ++j)
+      top = MAX(top, choose(rows_of(visible[j], lane),
+                            LOAD(dot + j * LANES + lane), SPLAT(INT32_MIN)));
+    STORE(most + lane, top);
+  }
+  if (sum)
+    exp_sum_of(sum, dot, most, factor, visible, n);
 }
 
 static uint64_t above(const int32_t *most, const float *factor, float scale,
@@ -254,6 +291,7 @@ static void round_bytes(uint8_t *out, const float *x, const float *mean,
 const pf_quantized_hot PF_QUANTIZED = {.key_flip = FLIP,
                                        .dots = dots,
                                        .exp_sum = exp_sum,
+                                       .masked_exp_sum = masked_exp_sum,
                                        .above = above,
                                        .largest = largest,
                                        .round = round_bytes};
