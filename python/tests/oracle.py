@@ -373,6 +373,69 @@ def sampled(
     return result
 
 
+def quantised_scores(q: np.ndarray, k: np.ndarray, bits: int, block: int = 64) -> np.ndarray:
+    """Causal scores [s, t] of one head in signed bytes, scale 1/sqrt(d), -inf where hidden.
+
+    float32 as the runtime's, so that the integers are the same: the keys' mean is subtracted,
+    every query row and every `block` of keys has a scale of its own.
+    """
+    limit = np.float32(7 if bits == 4 else 127)
+    q, k = np.asarray(q, np.float32), np.asarray(k, np.float32)
+    mean = np.add.accumulate(k, axis=0, dtype=np.float32)[-1] * (np.float32(1) / np.float32(len(k)))
+    k = k - mean
+    most_k = np.array([np.abs(k[i : i + block]).max() for i in range(0, len(k), block)], np.float32)
+    most_q = np.abs(q).max(1, keepdims=True)
+    of_key = np.repeat(most_k, block)[: len(k), None]
+    dots = np.rint(q * (limit / most_q)).astype(np.int64) @ np.rint(k * (limit / of_key)).astype(np.int64).T
+    step = (most_q / limit).astype(np.float64) * (of_key / limit).astype(np.float64).T
+    scores = dots * step * q.shape[1] ** -0.5
+    return np.where(visibility(len(q), len(k), causal=True), scores, -np.inf)
+
+
+def sale(
+    q: np.ndarray,
+    k: np.ndarray,
+    threshold: float = 0.0,
+    top_p: float = 0.0,
+    bits: int = 8,
+    init: int = 32,
+    local: int = 128,
+    block: int = 64,
+) -> list[list[int]]:
+    """The blocks that SALE keeps (arXiv:2505.24179), for one head.
+
+    A block stays if for one row exp(score - m) / l > threshold, where m and l are the maximum
+    and the sum of exponentials of the row's first `init` and last `local` keys. With top_p: the
+    blocks with that share of the softmax of all scores. Blocks with one of the `init` or `local`
+    keys, and a tile's own, are always kept.
+    """
+    s, t = len(q), len(k)
+    offset = t - s
+    scores = quantised_scores(q, k, bits, block)
+    row, key = np.arange(s)[:, None] + offset, np.arange(t)[None]
+    if top_p:
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+    else:
+        near = np.where((key < init) | (key > row - local), scores, -np.inf)
+        m = near.max(-1, keepdims=True)
+        wanted = scores > m + np.log(threshold * np.exp(near - m).sum(-1, keepdims=True))
+    result = []
+    for first in range(0, s, block):
+        end = min(first + block, s)
+        seen = (offset + end - 1) // block + 1
+        from_block = max(0, (offset + first - local + 1) // block)
+        if top_p:
+            own = (offset + first) // block
+            mass = block_sums(weights[first:end].sum(0), block)[:seen]
+            result.append(keep_top_p(mass, own, top_p, own - from_block))
+        else:
+            hit = {int(j) // block for j in np.flatnonzero(wanted[first:end].any(0))}
+            forced = {*range(-(-init // block)), *range(from_block, seen)}
+            result.append(sorted(b for b in hit | forced if b < seen))
+    return result
+
+
 def minference_rows(columns, slashes, s: int, block: int = 64) -> list[tuple[list[int], list[int]]]:
     """MInference's conversion of columns and diagonals (reference only; q_len = kv_len).
 

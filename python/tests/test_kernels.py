@@ -388,6 +388,25 @@ def test_block_top_p(tau, sizes, build):
     )
 
 
+@pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333)], ids=str)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "share", [{"threshold": 0.4}, {"threshold": 0.8}, {"top-p": 0.6}, {"top-p": 0.9}], ids=str
+)
+def test_sale(share, bits, sizes, build):
+    s, t = sizes
+    arrays = tensors(4, 2, s, t, 32)
+    arrays[0] *= 2  # so that blocks differ
+    arrays[1][:, :, :, 3] += 5  # the same for all keys: no row should care
+    (name, value), *_ = share.items()
+    check_blocks(
+        build,
+        f"sale:{name}={value},bits={bits}",
+        arrays,
+        lambda q, k: oracle.sale(q, k, **{name.replace("-", "_"): value}, bits=bits),
+    )
+
+
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 1.0])
 def test_density_budget(density, build):
     """What is kept is near the budget, the output is the attention over what is kept."""
