@@ -55,6 +55,7 @@ static constexpr PatternOption xattention[] = {
 static constexpr PatternOption sampled[] = {
     {"stride", "", &HeadPlan::stride, nullptr, Unit::PowerOfTwo, 8, 0, 1},
     {"threshold", "tau", nullptr, &HeadPlan::topP, Unit::Share, 0.95, 1},
+    {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 0},
     similarity};
 // SALE's regions; its threshold is calibrated per head from 0.008 down.
 static constexpr PatternOption sale[] = {

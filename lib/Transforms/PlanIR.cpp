@@ -154,6 +154,7 @@ Value IndexBuilder::build(const HeadPlan &plan) {
                   how, plan);
   case SparsePattern::Sampled:
     how.forced = 1;
+    how.near = plan.local;
     return blocks(ScoreSampledOp::create(builder, loc, scores(ScoreAxis::Block),
                                          q, k, plan.stride),
                   how, plan);
@@ -278,7 +279,7 @@ static std::optional<HeadPlan> readBlocks(IndexBlocksOp index) {
   if (auto op = dyn_cast_or_null<ScoreSampledOp>(score)) {
     plan.pattern = SparsePattern::Sampled;
     plan.stride = op.getStride();
-    return share && !regions ? std::optional(plan) : std::nullopt;
+    return share && !plan.init ? std::optional(plan) : std::nullopt;
   }
   if (isa_and_nonnull<ScorePooledOp>(score)) {
     plan.pattern = SparsePattern::BlockSparse;

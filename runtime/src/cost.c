@@ -109,6 +109,7 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
   switch (plan->pattern) {
   case PREFILL_PATTERN_A_SHAPE:
   case PREFILL_PATTERN_TRI_SHAPE:
+  case PREFILL_PATTERN_STRIDED:
     per_tile = (double)(pf_ceil_div(plan->init, call->bk) +
                         pf_ceil_div(plan->local, call->bk) + own);
     break;
@@ -156,6 +157,8 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
     if (call->s < keys / 2) /* a chunk: all of its tiles see much */
       kept = per_tile;
   }
+  if (plan->pattern == PREFILL_PATTERN_STRIDED) /* of all that a tile sees */
+    kept += mean / (double)plan->stride;
   if (kept > mean)
     kept = mean;
   work.blocks = (int64_t)(kept * (double)tiles);

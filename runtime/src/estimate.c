@@ -63,6 +63,7 @@ static const pf_pattern *pattern_of(const prefill_head_plan *plan) {
   switch (plan->pattern) {
   case PREFILL_PATTERN_A_SHAPE:
   case PREFILL_PATTERN_TRI_SHAPE:
+  case PREFILL_PATTERN_STRIDED:
     return &pf_pattern_static;
   case PREFILL_PATTERN_VERTICAL_SLASH:
     return &pf_pattern_vertical_slash;

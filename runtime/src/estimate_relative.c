@@ -2,6 +2,9 @@
 |*
 |*   a-shape, tri-shape   no estimate (MInference, arXiv 2407.02490; the last
 |*                        rows of tri-shape: TriangleMix).
+|*   strided              a-shape and the blocks whose distance from a tile's
+|*                        top block is a multiple of the stride (LongGen,
+|*                        arXiv 2410.01485).
 |*   vertical-slash       column sums of the last rows' attention choose single
 |*                        keys, diagonal sums choose diagonals (MInference,
 |*                        Algorithm 2).
@@ -15,19 +18,21 @@
 #include "estimate.h"
 #include <string.h>
 
-/* The first keys and the nearest, from parameters. */
+/* The first keys and the nearest, and the blocks at every stride-th distance,
+ * from parameters. */
 static void estimate_static(const pf_estimate *head) {
   const pf_call *call = head->call;
   const prefill_head_plan *plan = head->plan;
   pf_head_index *index = head->index;
   uint64_t *diagonals = head->chosen;
   pf_relative_init(index, &head->grid, 0, head->storage);
+  const bool strided = plan->pattern == PREFILL_PATTERN_STRIDED;
   const int64_t local = pf_max(1, pf_min(plan->local, call->t));
   memset(diagonals, 0, (size_t)pf_words(call->t) * 8);
   for (int64_t delta = 0; delta < local; ++delta)
     pf_set_bit(diagonals, delta);
   pf_relative_from_diagonals(index, &head->grid, diagonals, local,
-                             head->distances);
+                             strided ? plan->stride : 0, head->distances);
   /* The first keys that there are: left padding moves them. */
   const int64_t init = plan->init > 0 ? head->batch->first_key + plan->init : 0;
   pf_relative_set_columns(index, &head->grid, NULL, 0, INT64_MAX,
@@ -53,7 +58,7 @@ static void select_tokens(const pf_estimate *head, const pf_sums *sums) {
   for (int64_t delta = 0; delta < pf_min(PF_FORCED_DIAGONALS, n); ++delta)
     sums->diagonal[delta] = __builtin_inff();
   pf_select(sums->diagonal, NULL, n, (double)slash, chosen);
-  pf_relative_from_diagonals(head->index, &head->grid, chosen, n,
+  pf_relative_from_diagonals(head->index, &head->grid, chosen, n, 0,
                              head->distances);
   pf_select(sums->column, NULL, n, (double)vertical, chosen);
   int64_t count = 0;
@@ -188,7 +193,13 @@ static int64_t scratch_of(const pf_call *call, const prefill_head_plan *plan,
          pf_round_up((call->t + 1) * 8, 64);
 }
 
-const pf_pattern pf_pattern_static = {.estimate = estimate_static};
+static bool static_fits(const pf_call *call, const prefill_head_plan *plan) {
+  (void)call;
+  return plan->pattern != PREFILL_PATTERN_STRIDED || plan->stride > 0;
+}
+
+const pf_pattern pf_pattern_static = {.fits = static_fits,
+                                      .estimate = estimate_static};
 
 const pf_pattern pf_pattern_vertical_slash = {.columns = columns_of,
                                               .scratch = scratch_of,

@@ -127,7 +127,7 @@ static int64_t next_bit(const uint64_t *bits, int64_t from, int64_t count,
 
 void pf_relative_from_diagonals(pf_head_index *index, const pf_grid *grid,
                                 const uint64_t *diagonals, int64_t count,
-                                uint64_t *distances) {
+                                int64_t stride, uint64_t *distances) {
   const int64_t limit = pf_max_distance(grid) + 1;
   int64_t total = 0;
   for (int64_t phase = 0; phase < pf_phases(grid); ++phase) {
@@ -147,6 +147,8 @@ void pf_relative_from_diagonals(pf_head_index *index, const pf_grid *grid,
         set_bit(distances, t);
       begin = next_bit(diagonals, end, count, true);
     }
+    for (int64_t t = 0; stride > 0 && t < limit; t += stride)
+      set_bit(distances, t);
     index->distance_begin[phase] = total;
     total += list_bits(distances, limit, index->distance + total);
   }

@@ -4,8 +4,9 @@
 |*
 |*   dense     every visible block;
 |*   relative  a set of block distances, a set of blocks that all rows visit, a
-|*             sorted list of single columns: vertical-slash, A-shape and
-|*             tri-shape, in a few KB a head however long the prompt;
+|*             sorted list of single columns: vertical-slash, A-shape,
+|*             tri-shape and strided, in a few KB a head however long the
+prompt;
 |*   blocks    a list of block ids per tile of query rows (CSR).
 |*
 |* Distances. Let tile i hold the rows at positions p0 = offset + i * bq up to
@@ -90,12 +91,13 @@ void pf_relative_init(pf_head_index *index, const pf_grid *grid,
 void pf_blocks_init(pf_head_index *index, const pf_grid *grid, int64_t ids,
                     void *storage);
 
-/* Fills the distances from diagonals: bit delta of `diagonals` (count bits).
- * Distances that hold the tile's own positions are always there. distances:
- * bitmap scratch of pf_max_distance(grid) + 1 bits. */
+/* Fills the distances from diagonals: bit delta of `diagonals` (count bits),
+ * and with stride > 0 all multiples of it. Distances that hold the tile's own
+ * positions are always there. distances: bitmap scratch of
+ * pf_max_distance(grid) + 1 bits. */
 void pf_relative_from_diagonals(pf_head_index *index, const pf_grid *grid,
                                 const uint64_t *diagonals, int64_t count,
-                                uint64_t *distances);
+                                int64_t stride, uint64_t *distances);
 /* The same from a set of block distances: distance t of `chosen` stands for the
  * diagonals [t * bk, (t + 1) * bk) seen from the tile's last row; own positions
  * are added. */

@@ -30,7 +30,7 @@ struct Relative {
     for (int64_t delta : diagonals)
       set[static_cast<size_t>(delta / 64)] |= uint64_t(1) << (delta % 64);
     scratch.resize(static_cast<size_t>(pf_max_distance(&grid) / 64 + 2));
-    pf_relative_from_diagonals(&index, &grid, set.data(), bits, scratch.data());
+    pf_relative_from_diagonals(&index, &grid, set.data(), bits, 0, scratch.data());
     pf_relative_set_columns(&index, &grid, keys.data(), keyCount, promote,
                             init);
   }

@@ -29,6 +29,12 @@ prefill_head_plan triShape(int32_t init, int32_t local, int32_t last) {
   plan.last = last;
   return plan;
 }
+prefill_head_plan strided(int32_t init, int32_t local, int32_t stride) {
+  prefill_head_plan plan = aShape(init, local);
+  plan.pattern = PREFILL_PATTERN_STRIDED;
+  plan.stride = stride;
+  return plan;
+}
 prefill_head_plan verticalSlash(int32_t vertical, int32_t slash,
                                 int32_t last = 16, float density = 0) {
   prefill_head_plan plan{};
@@ -116,7 +122,7 @@ TEST(Sparse, EveryPatternIsAttentionOverWhatItVisits) {
       p.heads = {aShape(20, 40),        triShape(8, 24, 20),
                  verticalSlash(10, 60), verticalSlash(60, 110, 40),
                  blockSparse(3),        verticalSlash(0, 0, 16, 0.3f),
-                 blockSparse(0, 0.3f),  prefill_head_plan{}};
+                 blockSparse(0, 0.3f),  strided(20, 24, 3)};
       p.build(static_cast<uint64_t>(s + past));
       p.plan.dense_below = 0;
       SCOPED_TRACE(testing::Message() << "s " << s << " past " << past);
@@ -129,7 +135,7 @@ TEST(Sparse, BlocksOfOtherShapes) {
     p.s = 300;
     p.t = 337;
     p.heads = {verticalSlash(20, 60, 40), verticalSlash(0, 0, 16, 0.4f),
-               aShape(8, 50), blockSparse(4)};
+               strided(8, 30, 4), blockSparse(4)};
     p.build();
     p.plan.dense_below = 0;
     checkSparse(p);
@@ -262,7 +268,7 @@ TEST(Sparse, MasksWindowsAndLengths) {
   p.s = p.t = 250;
   p.windowLeft = 150;
   p.maskedRow = PREFILL_MASKED_MEAN;
-  p.heads = {verticalSlash(20, 60), aShape(8, 50), blockSparse(4),
+  p.heads = {verticalSlash(20, 60), strided(8, 30, 4), blockSparse(4),
              verticalSlash(0, 0, 16, 0.4f)};
   p.build();
   p.plan.dense_below = 0;
@@ -747,7 +753,8 @@ TEST(Crossover, PredictionsAreBounded) {
   for (const prefill_head_plan &plan :
        {aShape(128, 1024), triShape(8, 512, 128), verticalSlash(1000, 6096),
         verticalSlash(30, 100), verticalSlash(0, 0, 64, 0.1f), blockSparse(10),
-        blockSparse(0, 0.1f), xAttention(8, 0.9f), sampled(8, 0.9f)}) {
+        blockSparse(0, 0.1f), strided(64, 512, 8), strided(0, 0, 1),
+        xAttention(8, 0.9f), sampled(8, 0.9f)}) {
     const pf_work likely =
         pf_predict_work(&checked.call, &plan, &dense, 4096, false);
     const pf_work worst =
