@@ -104,6 +104,22 @@ llvm::ArrayRef<PatternInfo> prefill::patternTable() {
   return table;
 }
 
+// Its authors' script: prompts attend densely in the first 16 layers.
+static constexpr PatternOption triangleMix[] = {
+    {"init", "", &HeadPlan::init, nullptr, Unit::Tokens, 8},
+    {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 512},
+    {"last", "", &HeadPlan::last, nullptr, Unit::Tokens, 128}};
+
+llvm::ArrayRef<PatternInfo> prefill::layeredPatternTable() {
+  using P = SparsePattern;
+  static const PatternInfo table[] = {
+      {"duo", "", "", P::AShape, streaming},
+      {"trianglemix", "", "", P::TriShape, triangleMix},
+      {"longgen", "", "", P::Strided, strided},
+  };
+  return table;
+}
+
 /// Equal, '-' and '_' being the same.
 static bool sameName(StringRef a, StringRef b) {
   return a.size() == b.size() && llvm::all_of(llvm::zip(a, b), [](auto pair) {
@@ -112,21 +128,34 @@ static bool sameName(StringRef a, StringRef b) {
          });
 }
 
-const PatternInfo *prefill::findPattern(StringRef name) {
-  if (name.empty())
-    return nullptr;
-  for (const PatternInfo &info : patternTable())
-    if (sameName(name, info.name) || sameName(name, info.alias) ||
-        sameName(name, info.type))
+static const PatternInfo *find(llvm::ArrayRef<PatternInfo> table,
+                               StringRef name) {
+  for (const PatternInfo &info : table)
+    if (!name.empty() &&
+        (sameName(name, info.name) || sameName(name, info.alias) ||
+         sameName(name, info.type)))
       return &info;
   return nullptr;
 }
 
-std::string prefill::patternNames() {
-  return llvm::join(
-      llvm::map_range(patternTable(),
-                      [](const PatternInfo &info) { return info.name.str(); }),
-      ", ");
+const PatternInfo *prefill::findPattern(StringRef name) {
+  return find(patternTable(), name);
+}
+
+const PatternInfo *prefill::findLayeredPattern(StringRef name) {
+  return find(layeredPatternTable(), name);
+}
+
+std::string prefill::patternNames(bool layered) {
+  std::string names;
+  auto add = [&](llvm::ArrayRef<PatternInfo> table) {
+    for (const PatternInfo &info : table)
+      names += (names.empty() ? "" : ", ") + info.name.str();
+  };
+  add(patternTable());
+  if (layered)
+    add(layeredPatternTable());
+  return names;
 }
 
 //===----------------------------------------------------------------------===//

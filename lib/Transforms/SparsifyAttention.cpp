@@ -55,28 +55,22 @@ struct SparsifyAttentionPass final
     }
     SmallVector<AttentionOp> attentions;
     getOperation()->walk([&](AttentionOp op) { attentions.push_back(op); });
-    if (!config->layers.empty() && config->layers.size() != attentions.size()) {
+    SmallVector<LayerShape> shapes;
+    for (AttentionOp op : attentions)
+      shapes.push_back({static_cast<int64_t>(op.getQHeads()),
+                        static_cast<int64_t>(op.getKvHeads())});
+    if (!config->fit(shapes, error)) {
       emitError(UnknownLoc::get(&getContext()))
-          << "-sparsify=" << pattern << ": the file describes "
-          << config->layers.size() << " layers, the model has "
-          << attentions.size() << " raised attentions";
+          << "-sparsify=" << pattern << ": " << error;
       return signalPassFailure();
     }
     for (auto [layer, op] : llvm::enumerate(attentions))
-      if (failed(rewrite(op, layer, *config)))
-        return signalPassFailure();
+      rewrite(op, layer, *config);
   }
 
 private:
-  LogicalResult rewrite(AttentionOp op, int64_t layer,
-                        const SparsityConfig &config) {
+  void rewrite(AttentionOp op, int64_t layer, const SparsityConfig &config) {
     int64_t heads = op.getQHeads();
-    if (layer < static_cast<int64_t>(config.layers.size()))
-      for (const auto &[head, plan] : config.layers[layer].heads)
-        if (head >= heads)
-          return emitError(op.getLoc())
-                 << "-sparsify=" << pattern << ": layer " << layer
-                 << " names query head " << head << ", the model has " << heads;
     SmallVector<HeadPlan> plans;
     bool sparse = false;
     for (int64_t head = 0; head < heads; ++head) {
@@ -85,7 +79,7 @@ private:
     }
     if (!sparse) {
       ++numDense;
-      return success();
+      return;
     }
     if (StringRef why = refusal(op); !why.empty()) {
       ++numDense;
@@ -93,7 +87,7 @@ private:
           op.getLoc(),
           remark::RemarkOpts::name("StaysDense").category("sparsify-attention"))
           << ("attention stays dense: " + why).str();
-      return success();
+      return;
     }
     OpBuilder builder(op);
     SmallVector<HeadPlan> distinct;
@@ -133,7 +127,6 @@ private:
     op->replaceAllUsesWith(sparseOp->getResults());
     op->erase();
     ++numSparse;
-    return success();
   }
 };
 } // namespace

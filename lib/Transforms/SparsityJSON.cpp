@@ -1,7 +1,7 @@
 //===- SparsityJSON.cpp - Configuration files -----------------------------===//
 
+#include "SparsityFiles.h"
 #include "prefill/Transforms/Patterns.h"
-#include "prefill/Transforms/SparsityConfig.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/Support/JSON.h"
 
@@ -9,6 +9,13 @@
 
 using namespace prefill;
 using llvm::StringRef;
+
+HeadPlan prefill::minferenceFallback() {
+  PlanReader reader(*findPattern("vertical-slash"));
+  std::string none;
+  reader.set("vertical", 1000, none);
+  return reader.plan();
+}
 
 /// MInference: `["vertical_and_slash", vertical, slash, score]`.
 static std::optional<HeadPlan> parseListHead(const llvm::json::Array &list,
@@ -69,9 +76,8 @@ static std::optional<HeadPlan> parseObjectHead(const llvm::json::Object &object,
   return reader.plan();
 }
 
-/// One layer's `{"0": head, "1": head, ...}`.
-static bool parseHeads(const llvm::json::Object &heads,
-                       SparsityConfig::Layer &layer, std::string &error) {
+bool prefill::parseHeads(const llvm::json::Object &heads,
+                         SparsityConfig::Layer &layer, std::string &error) {
   for (const auto &[key, value] : heads) {
     int64_t head;
     if (StringRef(key).getAsInteger(10, head) || head < 0) {
@@ -106,11 +112,13 @@ prefill::parseSparsityJSON(StringRef text, StringRef name, std::string &error) {
     return fail("not JSON: " + StringRef(message).rtrim());
   }
   SparsityConfig config;
-  // What MInference does for a head that its list does not name.
-  PlanReader minference(*findPattern("vertical-slash"));
-  std::string none;
-  minference.set("vertical", 1000, none);
-  config.fallback = minference.plan();
+  config.fallback = minferenceFallback();
+  std::string problem;
+  if (std::optional<bool> known = parseForeign(*root, config, problem)) {
+    if (*known)
+      return config;
+    return fail(problem);
+  }
 
   const llvm::json::Array *layers = root->getAsArray();
   bool extended = false;

@@ -36,7 +36,7 @@ namespace cl = llvm::cl;
 /// What -help says of -sparsify; the patterns are those of the table.
 static const char *sparsifyHelp() {
   static const std::string text = "auto (also without a value), " +
-                                  patternNames() +
+                                  patternNames(/*layered=*/true) +
                                   ", or config:FILE; dense is the default";
   return text.c_str();
 }
@@ -203,7 +203,7 @@ int main(int argc, char **argv) {
   options.input = input;
   options.output = output;
   options.emit = emit;
-  options.sparsify = sparsify;
+  options.sparsify = sparsify.empty() ? "auto" : sparsify.getValue();
   if (!target.empty())
     options.targets.assign(target.begin(), target.end());
   options.externalData = externalData;

@@ -61,11 +61,16 @@ struct PatternInfo {
 /// Every pattern that one head can have, in the order of the manual.
 llvm::ArrayRef<PatternInfo> patternTable();
 
+/// The patterns that differ from layer to layer or head to head: only on the
+/// command line. Their options are those of the heads that they make sparse.
+llvm::ArrayRef<PatternInfo> layeredPatternTable();
+
 /// The pattern called `name`, with '-' or '_', by any of its names; or null.
 const PatternInfo *findPattern(llvm::StringRef name);
+const PatternInfo *findLayeredPattern(llvm::StringRef name);
 
-/// "dense, a-shape, ...".
-std::string patternNames();
+/// "dense, a-shape, ..."; with those of layeredPatternTable() if asked for.
+std::string patternNames(bool layered = false);
 
 /// Reads options of one head's pattern, one after another.
 class PlanReader {
