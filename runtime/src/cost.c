@@ -36,6 +36,9 @@
 /* The attention of sampled rows against one block, times the stride: half of a
  * block's products and its exponentials. */
 #define SAMPLED_PAIR 0.62
+/* A tile's probabilities over the means of a block's keys, and those means per
+ * tile of the head. */
+#define COMPRESSED_PAIR 0.05
 /* Share of the blocks that a top-p, or SALE's threshold, keeps, beside a tile's
  * own. */
 #define TOP_P_DENSITY 0.35
@@ -98,6 +101,10 @@ double pf_cost_estimate_quantized(const pf_call *call,
          (vnni ? 1.0 : QUANTIZED_WITHOUT_VNNI) * pair * pairs;
 }
 
+double pf_cost_estimate_compressed(const pf_work *dense) {
+  return FIXED + COMPRESSED_PAIR * (double)dense->blocks;
+}
+
 pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
                         const pf_work *dense, int64_t keys, bool worst) {
   const int64_t tiles = dense->tiles, blocks = pf_ceil_div(keys, call->bk);
@@ -142,6 +149,11 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
   case PREFILL_PATTERN_SALE:
     /* Measured on attention of real models; it may be all. */
     per_tile = worst ? mean : TOP_P_DENSITY * mean + (double)own;
+    break;
+  case PREFILL_PATTERN_INFLLM_V2:
+    per_tile = (double)pf_max(plan->top_k,
+                              pf_ceil_div(plan->init, call->bk) +
+                                  pf_ceil_div(plan->local, call->bk) + own);
     break;
   default:
     return *dense;
@@ -195,6 +207,8 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
   } else if (plan->pattern == PREFILL_PATTERN_SALE) {
     estimate = pf_cost_estimate_quantized(call, plan, dense);
     exact = true;
+  } else if (plan->pattern == PREFILL_PATTERN_INFLLM_V2) {
+    estimate = pf_cost_estimate_compressed(dense);
   } else {
     estimate = FIXED / 2;
   }

@@ -77,6 +77,8 @@ static const pf_pattern *pattern_of(const prefill_head_plan *plan) {
     return &pf_pattern_flexprefill;
   case PREFILL_PATTERN_SALE:
     return &pf_pattern_sale;
+  case PREFILL_PATTERN_INFLLM_V2:
+    return &pf_pattern_infllm;
   default:
     return NULL;
   }
@@ -96,8 +98,22 @@ static const prefill_head_plan *plan_of(const pf_call *call, int64_t head) {
 typedef struct worker_memory {
   uint64_t *chosen, *distances, *kept;
   int32_t *keys;
-  char *scratch;
+  char *guard, *scratch;
 } worker_memory;
+
+/* Does a guard go with the plan? Only lists of blocks have room for what it
+ * keeps. */
+static bool has_guard(const prefill_head_plan *plan) {
+  const pf_pattern *pattern = pattern_of(plan);
+  return pattern && pattern->ids && plan->similarity > 0;
+}
+
+static bool any_guard(const pf_call *call) {
+  for (int64_t h = 0; h < call->hq; ++h)
+    if (has_guard(&call->desc->plan->heads[h]))
+      return true;
+  return false;
+}
 
 static worker_memory lay_out(const pf_call *call, char *base) {
   const int64_t bits = call->estimation->most_distances + call->t;
@@ -107,6 +123,7 @@ static worker_memory lay_out(const pf_call *call, char *base) {
   m.distances = pf_take(&at, pf_words(bits), sizeof(uint64_t));
   m.kept = pf_take(&at, pf_words(bits), sizeof(uint64_t));
   m.keys = pf_take(&at, call->t + call->bk, sizeof(int32_t));
+  m.guard = pf_take(&at, any_guard(call) ? pf_guard_bytes(call) : 0, 1);
   m.scratch = at;
   return m;
 }
@@ -131,26 +148,42 @@ static void estimate_body(pf_call *call, void *worker, int64_t item) {
   const estimation *e = call->estimation;
   const int64_t head = e->heads[item], b = head / call->hq;
   const worker_memory m = lay_out(call, worker);
-  const pf_estimate estimate = {.call = call,
-                                .b = b,
-                                .h = head % call->hq,
-                                .batch = &call->batch[b],
-                                .plan = plan_of(call, head),
-                                .dense = &e->batch[b].dense,
-                                .grid = pf_grid_of(call, b),
-                                .index = &call->index[head],
-                                .storage = e->storage + item * e->storage_bytes,
-                                .columns = e->column_room,
-                                .chosen = m.chosen,
-                                .distances = m.distances,
-                                .keys = m.keys,
-                                .scratch = m.scratch};
+  pf_estimate estimate = {.call = call,
+                          .b = b,
+                          .h = head % call->hq,
+                          .batch = &call->batch[b],
+                          .plan = plan_of(call, head),
+                          .dense = &e->batch[b].dense,
+                          .grid = pf_grid_of(call, b),
+                          .index = &call->index[head],
+                          .storage = e->storage + item * e->storage_bytes,
+                          .columns = e->column_room,
+                          .chosen = m.chosen,
+                          .distances = m.distances,
+                          .keys = m.keys,
+                          .scratch = m.scratch};
+  if (has_guard(estimate.plan))
+    estimate.guard =
+        pf_guard_of(call, b, estimate.h, estimate.plan->similarity, m.guard);
   pattern_of(estimate.plan)->estimate(&estimate);
   if (call->desc->plan->dense_below >= 0)
     return;
   const pf_work sparse = count_work(call, b, estimate.index, m.kept, m.keys);
   if (!pf_worth_running(estimate.dense, &sparse))
     estimate.index->mode = PF_HEAD_DENSE;
+}
+
+/* The head whose index head h of the call has: itself, or an earlier one of its
+ * KV head. */
+static int64_t leader_of(const pf_call *call, int64_t h) {
+  const prefill_head_plan *plans = call->desc->plan->heads;
+  const pf_pattern *pattern = pattern_of(&plans[h]);
+  if (!pattern || !pattern->per_kv_head)
+    return h;
+  int64_t leader = h - h % call->group;
+  while (memcmp(&plans[leader], &plans[h], sizeof(plans[h])) != 0)
+    ++leader;
+  return leader;
 }
 
 /* Gathers the columns of one head, padded with zeros to a multiple of bk. */
@@ -259,7 +292,7 @@ prefill_status pf_build_index(pf_call *call) {
     e.most_distances = pf_max(e.most_distances, pf_max_distance(&grid) + 1);
     for (int64_t h = 0; h < call->hq; ++h) {
       const prefill_head_plan *head = &plan->heads[h];
-      if (!wants_sparse(call, head, &e.batch[b]))
+      if (leader_of(call, h) != h || !wants_sparse(call, head, &e.batch[b]))
         continue;
       e.heads[e.count++] = b * call->hq + h;
       const pf_pattern *pattern = pattern_of(head);
@@ -299,6 +332,11 @@ prefill_status pf_build_index(pf_call *call) {
         pf_parallel(call, e.count, work, worker_bytes(call), estimate_body);
   if (status)
     return status;
+
+  for (int64_t b = 0; b < call->b; ++b)
+    for (int64_t h = 0; h < call->hq; ++h)
+      call->index[b * call->hq + h] =
+          call->index[b * call->hq + leader_of(call, h)];
 
   /* Now the numbers of columns are known. */
   int64_t rows = 0;

@@ -11,10 +11,12 @@ and
 |*   estimate_sampled.c    sampled
 |*   estimate_flex.c       flexprefill
 |*   estimate_quantized.c  sale
+|*   estimate_compressed.c infllm-v2
 |*
 |*   estimate_scores.c     scores of single query rows
 |*   estimate_pool.c       scores of mean queries and mean keys
 |*   estimate_keep.c       which blocks stay, for those that give them a mass
+|*   estimate_guard.c      which blocks stay whatever they are given
 |*
 |* A new pattern adds a file with a pf_pattern, a line in estimate.c's table and
 |* its cost in cost.c. Heads share nothing; everything is float32 and
@@ -30,6 +32,12 @@ and
 extern "C" {
 #endif
 
+/* What SpargeAttn's guard keeps; NULL: nothing. */
+typedef struct pf_guard {
+  const uint64_t *keys;  /* bitmap of blocks that every tile visits */
+  const uint64_t *tiles; /* of tiles that visit every block */
+} pf_guard;
+
 /* One head to estimate, and memory for it. */
 typedef struct pf_estimate {
   const pf_call *call;
@@ -38,6 +46,7 @@ typedef struct pf_estimate {
   const prefill_head_plan *plan;
   const pf_work *dense; /* of the head */
   pf_grid grid;
+  pf_guard guard;
   pf_head_index *index; /* to fill */
   void *storage;        /* of the index */
   int64_t columns;      /* that a relative index in storage has room for */
@@ -79,12 +88,15 @@ typedef struct pf_lanes {
   int64_t *position;  /* [rows] key positions, ascending */
   int64_t begin, end; /* keys that any of them may see; begin >= end: none */
   char *q;            /* [rows][d], type of q, rotated */
-  float *transposed; /* [d][bq], scaled: where no score function is generated */
+  bool transpose;     /* fill `transposed`; so it is without a score function */
+  float *transposed;  /* [d][bq], scaled; 0 in lanes that are not in use */
   float *row, *rotary;
   void *workspace;
 } pf_lanes;
-/* Takes memory for the lanes of a head from *at. */
-pf_lanes pf_take_lanes(const pf_call *call, int64_t b, int64_t h, char **at);
+/* Takes memory for the lanes of a head from *at. transpose: wants `transposed`
+ * in any case. */
+pf_lanes pf_take_lanes(const pf_call *call, int64_t b, int64_t h,
+                       bool transpose, char **at);
 /* Loads query rows row, row + step, ..., none past the last one of the call,
  * which stands in for those. 0 < rows <= bq. */
 void pf_load_lanes(pf_lanes *x, int64_t row, int64_t step, int64_t rows);
@@ -153,6 +165,19 @@ typedef struct pf_keep {
 int64_t pf_keep_blocks(const pf_estimate *head, const pf_keep *keep,
                        int64_t tile, float *mass, int64_t total);
 
+/* Appends the blocks of a tile whose bits are set in head->chosen, counted from
+ * the first that the tile may see, or all of them, less hidden ones, and what
+ * the guard keeps. Returns the number of ids there are now. */
+int64_t pf_list_chosen(const pf_estimate *head, int64_t tile, bool all,
+                       int64_t total);
+
+/*===-- estimate_guard.c -------------------------------------------------===*/
+
+/* The guard of a head with plan->similarity > 0. memory: pf_guard_bytes. */
+int64_t pf_guard_bytes(const pf_call *call);
+pf_guard pf_guard_of(const pf_call *call, int64_t b, int64_t h,
+                     float similarity, char *memory);
+
 /*===-- the patterns -----------------------------------------------------===*/
 
 /* What the driver asks of a pattern; one constant a pattern, in its file. */
@@ -170,6 +195,8 @@ typedef struct pf_pattern {
   /* What heads[0 .. count) (b * hq + h, ascending) share, before any of them is
    * estimated; on the calling thread. NULL: nothing. */
   prefill_status (*prepare)(pf_call *call, const int64_t *heads, int64_t count);
+  /* Query heads of a KV head with equal plans share the index of the first. */
+  bool per_kv_head;
   void (*estimate)(const pf_estimate *head);
 } pf_pattern;
 
@@ -180,6 +207,7 @@ extern const pf_pattern pf_pattern_xattention;     /* estimate_strided.c */
 extern const pf_pattern pf_pattern_sampled;        /* estimate_sampled.c */
 extern const pf_pattern pf_pattern_flexprefill;    /* estimate_flex.c */
 extern const pf_pattern pf_pattern_sale;           /* estimate_quantized.c */
+extern const pf_pattern pf_pattern_infllm;         /* estimate_compressed.c */
 
 /* ids of a pattern that may keep everything. */
 int64_t pf_all_ids(const pf_call *call, const pf_grid *grid,

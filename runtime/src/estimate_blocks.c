@@ -43,7 +43,7 @@ static int64_t blocks_for_share(const pf_call *call, int64_t b, double share,
 static int64_t ids_of(const pf_call *call, const pf_grid *grid,
                       const prefill_head_plan *plan, const pf_work *dense) {
   const int64_t own = call->bq / call->bk + 2;
-  if (plan->top_p > 0)
+  if (plan->top_p > 0 || plan->similarity > 0)
     return dense->blocks;
   int64_t per_row = pf_min(pf_max(plan->top_k, own), grid->blocks);
   if (plan->density > 0) {
@@ -90,10 +90,7 @@ static void estimate(const pf_estimate *head) {
     const int64_t forced = pf_max(0, span.end - pf_max(own, span.begin));
     pf_select(score + span.begin, NULL, n, (double)pf_max(per_row, forced),
               head->chosen);
-    for (int64_t i = 0; i < n && total < id_room; ++i)
-      if (pf_get_bit(head->chosen, i))
-        index->id[total++] = (uint16_t)(span.begin + i);
-    index->row_begin[tile + 1] = total;
+    total = pf_list_chosen(head, tile, false, total);
   }
 }
 

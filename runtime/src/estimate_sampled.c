@@ -41,7 +41,7 @@ typedef struct sampled {
 
 static sampled lay_out(const pf_call *call, int64_t b, int64_t h, char **at) {
   const int64_t lanes = call->bq, f = sizeof(float);
-  sampled x = {.lanes = pf_take_lanes(call, b, h, at)};
+  sampled x = {.lanes = pf_take_lanes(call, b, h, false, at)};
   x.scores = pf_take(at, chunk_of(call) * lanes, f);
   x.sums = pf_take(at, call->blocks * lanes, f);
   x.most = pf_take(at, call->blocks * lanes, f);

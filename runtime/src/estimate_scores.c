@@ -8,13 +8,15 @@
 #include "estimate.h"
 #include <string.h>
 
-pf_lanes pf_take_lanes(const pf_call *call, int64_t b, int64_t h, char **at) {
+pf_lanes pf_take_lanes(const pf_call *call, int64_t b, int64_t h,
+                       bool transpose, char **at) {
   const int64_t lanes = call->bq, d = call->d, f = sizeof(float);
   pf_lanes x = {.call = call, .batch = &call->batch[b], .b = b, .h = h};
+  x.transpose = transpose || !call->variant->score;
   x.position = pf_take(at, lanes, sizeof(int64_t));
   x.q = pf_take(at, lanes * d, call->element);
-  x.transposed = pf_take(at, call->variant->score ? 0 : lanes * d, f);
-  x.row = pf_take(at, call->variant->score ? 0 : d, f);
+  x.transposed = pf_take(at, x.transpose ? lanes * d : 0, f);
+  x.row = pf_take(at, x.transpose ? d : 0, f);
   x.rotary = pf_take(at, call->rotary ? 2 * (d + call->rotary_width) : 0, f);
   x.workspace = pf_take(at, (int64_t)call->variant->workspace_bytes, 1);
   return x;
@@ -40,7 +42,7 @@ void pf_load_lanes(pf_lanes *x, int64_t row, int64_t step, int64_t rows) {
   if (call->window)
     x->begin = pf_max(x->begin, x->position[0] - call->window_left);
   x->end = pf_min(batch->last_key, x->position[rows - 1] + 1);
-  if (call->variant->score)
+  if (!x->transpose)
     return;
   if (rows < lanes)
     memset(x->transposed, 0, (size_t)(lanes * d) * sizeof(float));

@@ -26,7 +26,7 @@ static bool scores_resident(const pf_call *call) {
 static sums_memory lay_out_sums(const pf_call *call, int64_t b, int64_t h,
                                 char *base, int64_t *bytes) {
   char *at = base;
-  sums_memory m = {.lanes = pf_take_lanes(call, b, h, &at)};
+  sums_memory m = {.lanes = pf_take_lanes(call, b, h, false, &at)};
   const int64_t lanes = call->bq, f = sizeof(float);
   m.column = pf_take(&at, call->t, f);
   /* Rows past the end and keys in the future write below 0 and past t. */

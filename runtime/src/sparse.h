@@ -54,6 +54,7 @@ double pf_cost_estimate_sampled(const prefill_head_plan *plan,
 double pf_cost_estimate_quantized(const pf_call *call,
                                   const prefill_head_plan *plan,
                                   const pf_work *dense);
+double pf_cost_estimate_compressed(const pf_work *dense);
 /* What a plan is expected to visit, and the most it can visit, of a head whose
  * dense work is given. */
 pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,

@@ -201,7 +201,8 @@ void run(const Options &options, int64_t s,
     float density;
   };
   prefill_head_plan tokens{}, share{}, little{}, blocks{}, shape{}, strided{},
-      sampled{}, sale{}, mass{}, few{};
+      sampled{}, sale{}, mass{}, few{}, share90{}, flex{}, flexAware{}, group{},
+      guard{};
   tokens.pattern = share.pattern = little.pattern =
       PREFILL_PATTERN_VERTICAL_SLASH;
   tokens.last = share.last = little.last = 64;
@@ -226,6 +227,18 @@ void run(const Options &options, int64_t s,
   mass.top_p = 0.95f;
   few = mass;
   few.stride = 4;
+  share90.pattern = guard.pattern = PREFILL_PATTERN_BLOCK_SPARSE;
+  share90.top_p = guard.top_p = 0.9f;
+  guard.similarity = 0.1f;
+  flex.pattern = flexAware.pattern = PREFILL_PATTERN_FLEXPREFILL;
+  flex.top_p = flexAware.top_p = 0.9f;
+  flex.last = flexAware.last = 64;
+  flex.min_budget = flexAware.min_budget = 512;
+  flexAware.threshold = 1; // every head is query-aware
+  group.pattern = PREFILL_PATTERN_INFLLM_V2;
+  group.init = 64;
+  group.local = 2048;
+  group.top_k = 64;
   std::vector<Pattern> patterns = {
       {"vs(1000,6096) auto", tokens, -1, {}, {}, {}, 0},
       {"vs 25% auto", share, -1, {}, {}, {}, 0},
@@ -237,7 +250,12 @@ void run(const Options &options, int64_t s,
       {"sampled 8 95%", sampled, 0, {}, {}, {}, 0},
       {"sale 0.004", sale, 0, {}, {}, {}, 0},
       {"sale 95%", mass, 0, {}, {}, {}, 0},
-      {"sale 4 95%", few, 0, {}, {}, {}, 0}};
+      {"sale 4 95%", few, 0, {}, {}, {}, 0},
+      {"block-topp 90%", share90, 0, {}, {}, {}, 0},
+      {"block-topp guard", guard, 0, {}, {}, {}, 0},
+      {"flexprefill", flex, 0, {}, {}, {}, 0},
+      {"flexprefill aware", flexAware, 0, {}, {}, {}, 0},
+      {"infllm-v2", group, 0, {}, {}, {}, 0}};
   for (size_t i = patterns.size(); i-- > 0;)
     if (!std::strstr(patterns[i].name, options.pattern.c_str()))
       patterns.erase(patterns.begin() + long(i));

@@ -67,6 +67,32 @@ prefill_head_plan sampled(int32_t stride, float topP) {
   return plan;
 }
 
+prefill_head_plan flexPrefill(float gamma, float tau) {
+  prefill_head_plan plan{};
+  plan.pattern = PREFILL_PATTERN_FLEXPREFILL;
+  plan.top_p = gamma;
+  plan.threshold = tau;
+  plan.min_budget = 20;
+  return plan;
+}
+
+prefill_head_plan infLLM(int32_t topK) {
+  prefill_head_plan plan{};
+  plan.pattern = PREFILL_PATTERN_INFLLM_V2;
+  plan.top_k = topK;
+  plan.init = 8;
+  plan.local = 20;
+  return plan;
+}
+
+prefill_head_plan blockTopP(float topP, float similarity) {
+  prefill_head_plan plan{};
+  plan.pattern = PREFILL_PATTERN_BLOCK_SPARSE;
+  plan.top_p = topP;
+  plan.similarity = similarity;
+  return plan;
+}
+
 /// Turns spying on for a test.
 struct Spying {
   Spying() { spy().reset(true); }
@@ -203,6 +229,30 @@ TEST(Sparse, XAttentionOnOtherTilesAndMasks) {
   check(window);
   Problem<8, 4, 16, 16, _Float16, Causal> half;
   check(half, 4e-3);
+}
+
+TEST(Sparse, FlexPrefillInfLLMAndGuards) {
+  for (int64_t s : {16, 100, 333})
+    for (int64_t past : {0, 5, 100}) {
+      Problem<8, 4, 16, 16, float, Causal> p;
+      p.b = 2;
+      p.hq = 8;
+      p.s = s;
+      p.t = s + past;
+      p.spread = 3;
+      p.heads = {infLLM(3),
+                 infLLM(3),
+                 infLLM(3),
+                 infLLM(3),
+                 flexPrefill(0.5f, 0),
+                 flexPrefill(0.5f, 1),
+                 blockTopP(0.3f, 0),
+                 blockTopP(0.3f, 0.1f)};
+      p.build(static_cast<uint64_t>(s + past));
+      p.plan.dense_below = 0;
+      SCOPED_TRACE(testing::Message() << "s " << s << " past " << past);
+      checkSparse(p);
+    }
 }
 
 TEST(Sparse, Sampled) {
@@ -467,10 +517,19 @@ TEST(Sparse, ThreadsGiveTheSameBits) {
   Problem<8, 4, 16, 16, float, Causal> p;
   p.b = 2;
   p.s = p.t = 500;
-  p.heads = {verticalSlash(20, 60), verticalSlash(0, 0, 16, 0.3f),
-             blockSparse(3),        xAttention(4, 0.8f),
-             sampled(4, 0.8f),      sampled(16, 0.5f)};
-  p.hq = 6;
+  p.heads = {verticalSlash(20, 60),
+             verticalSlash(0, 0, 16, 0.3f),
+             blockSparse(3),
+             xAttention(4, 0.8f),
+             sampled(4, 0.8f),
+             sampled(16, 0.5f),
+             flexPrefill(0.5f, 0),
+             flexPrefill(0.5f, 1),
+             infLLM(3),
+             infLLM(4),
+             infLLM(4),
+             blockTopP(0.3f, 0.1f)};
+  p.hq = 12;
   p.build();
   p.plan.dense_below = 0;
   ASSERT_EQ(p.run(), PREFILL_OK);
@@ -521,8 +580,15 @@ TEST(Sparse, DegenerateSizesWithPlans) {
       Problem<8, 4, 16, 16, float, Causal> p;
       p.s = s;
       p.t = t;
-      p.heads = {xAttention(8, 0.9f), verticalSlash(1, 1), sampled(8, 0.9f),
-                 verticalSlash(0, 0, 16, 0.01f)};
+      p.hq = 8;
+      p.heads = {xAttention(8, 0.9f),
+                 verticalSlash(1, 1),
+                 sampled(8, 0.9f),
+                 verticalSlash(0, 0, 16, 0.01f),
+                 flexPrefill(0.5f, 0),
+                 flexPrefill(0.9f, 1),
+                 infLLM(1),
+                 blockTopP(0.5f, 0.5f)};
       p.build();
       p.plan.dense_below = 0;
       p.wantStatistics();
@@ -754,7 +820,8 @@ TEST(Crossover, PredictionsAreBounded) {
        {aShape(128, 1024), triShape(8, 512, 128), verticalSlash(1000, 6096),
         verticalSlash(30, 100), verticalSlash(0, 0, 64, 0.1f), blockSparse(10),
         blockSparse(0, 0.1f), strided(64, 512, 8), strided(0, 0, 1),
-        xAttention(8, 0.9f), sampled(8, 0.9f)}) {
+        xAttention(8, 0.9f), sampled(8, 0.9f), flexPrefill(0.9f, 0.1f),
+        infLLM(8), blockTopP(0.9f, 0)}) {
     const pf_work likely =
         pf_predict_work(&checked.call, &plan, &dense, 4096, false);
     const pf_work worst =
