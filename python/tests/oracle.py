@@ -268,13 +268,15 @@ def block_sparse(q: np.ndarray, k: np.ndarray, count: int, block: int = 64) -> l
     return result
 
 
-def keep_top_p(mass: np.ndarray, first_own: int, tau: float, near: int = 0) -> list[int]:
+def keep_top_p(
+    mass: np.ndarray, first_own: int, tau: float, near: int = 0, forced: list[int] | None = None
+) -> list[int]:
     """The kept blocks of a tile, by the mass of every visible block (the last one is its own).
 
-    Block 0, the tile's own blocks (`first_own` on) and `near` before them come first; then
-    those of greatest mass while those before hold less than tau of it; ties: the lower block.
+    Block 0, `forced`, the tile's own blocks (`first_own` on) and `near` before them come
+    first; then those of greatest mass while those before hold less than tau of it; ties: the lower block.
     """
-    kept = {0, *range(max(first_own - near, 0), len(mass))}
+    kept = {0, *range(max(first_own - near, 0), len(mass)), *(forced or [])}
     total, used = mass.sum(), mass[sorted(kept)].sum()
     for block in np.argsort(-mass, kind="stable"):
         if used >= tau * total:
@@ -434,6 +436,93 @@ def sale(
             forced = {*range(-(-init // block)), *range(from_block, seen)}
             result.append(sorted(b for b in hit | forced if b < seen))
     return result
+
+
+def count_to(values: np.ndarray, share: float) -> int:
+    """How many of the greatest values hold no more than `share` of the sum, and one."""
+    running = np.cumsum(np.sort(values)[::-1])
+    return min(int((running <= share * values.sum()).sum()) + 1, len(values))
+
+
+def flexprefill(
+    q: np.ndarray,
+    k: np.ndarray,
+    gamma: float,
+    tau: float,
+    min_budget: int,
+    last: int = 64,
+    block: int = 64,
+) -> tuple[list[list[int]], float]:
+    """FlexPrefill's blocks (arXiv:2502.20766) for one head, and its Jensen-Shannon distance.
+
+    t - s is a multiple of `block`. Below tau the head is query-aware: gamma of every query
+    block's pooled softmax, else as many blocks of columns and diagonals as reach gamma.
+    """
+    t, offset = len(k), (len(k) - len(q)) // block
+    columns, diagonals = vertical_slash_scores(q, k, last)
+    vertical, slash = block_sums(columns, block), block_sums(diagonals, block)
+    recent = np.asarray(q, np.float64)[-last:].mean(0)
+    means = np.stack([k[i : i + block].astype(np.float64).mean(0) for i in range(0, t, block)])
+    pooled = np.exp(means @ recent * q.shape[1] ** -0.5)
+    a, b = pooled / pooled.sum(), vertical / vertical.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = [np.where(x > 0, x * np.log(2 * x / (a + b)), 0).sum() / 2 for x in (a, b)]
+    distance = float(np.sqrt(sum(terms)))
+    aware = distance < tau
+    n_vertical = n_slash = -(-max(min_budget, 1) // block)
+    if not aware:
+        n_vertical = max(n_vertical, count_to(columns, gamma) // block + 1)
+        n_slash = max(n_slash, count_to(diagonals, gamma) // block + 1)
+    vertical[0] = slash[0] = np.inf
+    chosen, distances = set(top_k(vertical, n_vertical)), set(top_k(slash, n_slash))
+    result = []
+    for i, mass in enumerate(pooled_probabilities(q, k, block)):
+        top = offset + i
+        forced = {top} | chosen | {top - x for x in distances}
+        forced = sorted(int(x) for x in forced if 0 <= x <= top)
+        result.append(keep_top_p(mass, top, gamma if aware else 0.0, forced=forced))
+    return result, distance
+
+
+def infllm(
+    q: np.ndarray, k: np.ndarray, count: int, init: int, local: int, block: int = 64
+) -> list[list[int]]:
+    """InfLLM v2's blocks (arXiv:2506.07900) for the query heads q [g, s, d] of a KV head k [t, d].
+
+    Probabilities over means of 32 keys, one every 16, summed over heads and the rows of a
+    query block; t - s is a multiple of `block`.
+    """
+    (heads, s, d), t = q.shape, len(k)
+    starts = np.arange(0, t - 31, 16)
+    mass = np.zeros((s, len(starts)))
+    if len(starts):
+        means = np.stack([k[i : i + 32].astype(np.float64).mean(0) for i in starts])
+        seen = starts + 31 <= np.arange(t - s, t)[:, None]
+        for head in np.asarray(q, np.float64):
+            scores = np.where(seen, head @ means.T * d**-0.5, -np.inf)
+            peak = np.maximum(scores.max(-1, keepdims=True), -1e30)
+            weights = np.exp(scores - peak)
+            mass += weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    result = []
+    for i, first in enumerate(range(0, s, block)):
+        top = (t - s) // block + i
+        column = mass[first : first + block].sum(0)
+        score = np.zeros(top + 1)
+        for b in range(top + 1):
+            touching = (starts < (b + 1) * block) & (starts + 32 > b * block)
+            score[b] = column[touching].max(initial=0)
+        forced = (np.arange(top + 1) * block < init) | (np.arange(top + 1) >= top - -(-local // block))
+        score[forced] = np.inf
+        result.append(top_k(score, max(count, int(forced.sum()))).tolist())
+    return result
+
+
+def dissimilar(x: np.ndarray, below: float, block: int = 64) -> np.ndarray:
+    """bool: runs of `block` rows of x [n, d] whose mean cosine, of all pairs, is less than `below`."""
+    unit = np.asarray(x, np.float64)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    parts = [unit[i : i + block] for i in range(0, len(x), block)]
+    return np.array([(part @ part.T).mean() < below for part in parts])
 
 
 def minference_rows(columns, slashes, s: int, block: int = 64) -> list[tuple[list[int], list[int]]]:

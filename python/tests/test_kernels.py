@@ -407,6 +407,61 @@ def test_sale(share, bits, sizes, build):
     )
 
 
+@pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1024, 1024), (1001, 1001), (192, 640)], ids=str)
+@pytest.mark.parametrize("gamma,tau,budget", [(0.5, 0.0, 64), (0.9, 0.0, 200), (0.6, 1.0, 64), (0.3, 0.3, 0)])
+def test_flexprefill(gamma, tau, budget, sizes, build):
+    s, t = sizes
+    arrays = tensors(4, 2, s, t, 32)
+    arrays[0][:, 1::2] *= 3  # two heads of each kind
+    arrays[0][:, ::2] += np.sign(arrays[0][:, ::2, :1])
+    distances = []
+
+    def select(q, k):
+        rows, distance = oracle.flexprefill(q, k, gamma, tau, budget)
+        distances.append(distance)
+        return rows
+
+    check_blocks(build, f"flexprefill:gamma={gamma},tau={tau},min-budget={budget}", arrays, select)
+    assert all(abs(x - tau) > 1e-4 for x in distances)
+
+
+@pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (192, 640)], ids=str)
+@pytest.mark.parametrize("count,init,window", [(4, 64, 128), (1, 0, 0), (6, 100, 1)])
+def test_infllm(count, init, window, sizes, build):
+    """All query heads of a KV head visit the same blocks."""
+    s, t = sizes
+    arrays = tensors(4, 2, s, t, 32)
+    arrays[0] *= 3
+    out, _, _, block_map = sparse(
+        build, f"infllm-v2:top-k={count},init={init},window={window}", arrays
+    )
+    for head in range(4):
+        group = head // 2
+        rows = oracle.infllm(arrays[0][0, 2 * group : 2 * group + 2], arrays[1][0, group], count, init, window)
+        assert rows_of(block_map[0, head]) == rows, f"head {head}"
+
+
+@pytest.mark.parametrize("pattern", ["block-topk:top-k=2", "sampled:threshold=0.3", "infllm-v2:top-k=2,window=0"])
+def test_guard(pattern, build):
+    """Blocks of keys or queries that are not alike are visited besides."""
+    arrays = tensors(4, 2, 640, 640, 32)
+    arrays[1][:, :, 128:256] += 2
+    arrays[1][:, :, 384:576] += 2
+    arrays[0][:, :, :448] += 2
+    _, _, _, plain = sparse(build, pattern, arrays)
+    _, _, _, guarded = sparse(build, pattern + ",similarity=0.5", arrays)
+    triangle = np.tri(10, dtype=bool)
+    for head in range(4):
+        keys = oracle.dissimilar(arrays[1][0, head // 2], 0.5)
+        queries = oracle.dissimilar(arrays[0][0, head], 0.5)
+        assert 0 < keys.sum() < 10 and 0 < queries.sum() < 10
+        expected = (keys[None] | queries[:, None]) & triangle
+        got = guarded[0, head] == 1
+        assert (got >= expected).all()
+        if not pattern.startswith("sampled"):  # a top-p leaves guarded blocks out of the sum
+            assert (got == (expected | (plain[0, head] == 1))).all()
+
+
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 1.0])
 def test_density_budget(density, build):
     """What is kept is near the budget, the output is the attention over what is kept."""

@@ -425,13 +425,11 @@ static int64_t keep(quantized *x, int64_t tile, int64_t total) {
   }
   const pf_span span = pf_visible_span(call, head->b, tile);
   const int64_t until = forced_until(x), from = forced_from(x, tile);
-  const uint8_t *state = head->batch->state;
+  memset(head->chosen, 0, (size_t)pf_words(call->blocks) * 8);
   for (int64_t block = span.begin; block < span.end; ++block)
-    if (!(state && state[block] == PF_BLOCK_HIDDEN) &&
-        (block < until || block >= from || x->mass[block] > 0))
-      head->index->id[total++] = (uint16_t)block;
-  head->index->row_begin[tile + 1] = total;
-  return total;
+    if (block < until || block >= from || x->mass[block] > 0)
+      pf_set_bit(head->chosen, block - span.begin);
+  return pf_list_chosen(head, tile, false, total);
 }
 
 static void estimate(const pf_estimate *head) {

@@ -317,8 +317,8 @@ static void exp_sum(float *l, const float *s, const float *m, int64_t lanes,
 
 /* exp(x) for x <= 0, where NaN stays NaN. */
 static inline vector exponential_or_nan(vector x) {
-  const vector y = x * 1.44269504088896341f;
 #if defined(__AVX512DQ__)
+  const vector y = x * 1.44269504088896341f;
   /* 2^(y - floor(y)) by a minimax polynomial (relative error 8e-8). */
   const vector f = (vector)_mm512_reduce_ps((__m512)y, 9);
   vector p = splat(1.877576675178903e-3f);

@@ -201,9 +201,9 @@ def Prefill_ScoreCompressedOp : Prefill_Op<"score.compressed", [Pure]> {
   let description = [{
     Every query row's softmax over the means of `keys` consecutive keys, one mean
     every `every` keys; summed over the query heads that share a KV head, so that
-    they all get the same scores; scores[qb, kb] is the largest over block qb's
-    rows and the means that touch block kb. InfLLM v2 (MiniCPM4,
-    arXiv:2506.07900).
+    they all get the same scores, and over the rows of block qb; scores[qb, kb] is
+    the largest over the means that touch block kb. InfLLM v2 (MiniCPM4,
+    arXiv:2506.07900), which scores every query row by itself.
   }];
   let arguments = (ins AnyType:$q, AnyType:$k,
                    ConfinedAttr<I64Attr, [IntPositive]>:$keys,
