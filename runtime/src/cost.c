@@ -1,22 +1,29 @@
 /*===- cost.c - When is sparse attention worth while? -------------*- C -*-===*\
 |*
 |* One unit is the time of one dense block of the same kernel (block_q x block_k
-|* scores with softmax and the product with V). The constants were measured, see
-|* each; they are ratios of times on one machine, so that clock rates and vector
-|* widths cancel. `prefill_plan::dense_below` >= 0 overrides all of this.
+|* scores with softmax and the product with V). The constants are ratios of
+times
+|* on one machine (Zen 4, AVX-512, float32, d = 64), so that clock rates and
+|* vector widths cancel. They were fitted to prefill-runtime-bench --q-heads=3 --kv-heads=1, one thread, best of
+|* interleaved repeats: `dense` at 64 to 8,192 keys gives the block and TILE,
+|* each pattern's `time`, `density` and `estimate` at 1,024 to 8,192 its own.
+|* `prefill_plan::dense_below` >= 0 overrides all of this.
 |*
 \*===----------------------------------------------------------------------===*/
 #include "sparse.h"
 
-/* Fixed cost of a tile of query rows: transposing Q and O, the call. */
-#define TILE 0.48
+/* A tile of query rows: transposing Q and O and the call cost something, and
+ * the diagonal's block, which every tile visits, is half hidden and costs less.
+ */
+#define TILE (-0.2)
 /* A block that is visited through an index instead of in a row: its K and V are
  * not in the prefetcher's way. */
-#define SPARSE_BLOCK 1.03
-/* A tile of gathered columns: positions are compared for every one. */
-#define COLUMN_TILE 1.12
+#define SPARSE_BLOCK 1.01
+/* A tile of gathered columns: positions are compared for every one (0.98 to
+ * 1.04). */
+#define COLUMN_TILE 1.04
 /* Listing blocks and columns of a sparse tile. */
-#define SPARSE_TILE 0.06
+#define SPARSE_TILE 0.12
 /* Scores of the last rows, softmax, column and diagonal sums of bk keys, per bq
  * rows: half of a block's products, twice its exponentials. */
 #define ESTIMATE_BLOCK 0.7
@@ -27,18 +34,23 @@
 /* Handing work to other threads once more, both sides of it. */
 #define FIXED 3.0
 /* Pooling bk keys or bq queries. */
-#define POOL_BLOCK 0.15
+#define POOL_BLOCK 0.1
 /* Scores of one tile against one block's mean, and selecting among them. */
-#define POOLED_PAIR 0.002
-/* XAttention's scores of one tile against one block, times the stride: half of
- * a block's products, by a loop that is not the generated one. */
-#define STRIDED_PAIR 0.7
-/* The attention of sampled rows against one block, times the stride: half of a
- * block's products and its exponentials. */
-#define SAMPLED_PAIR 0.62
-/* A tile's probabilities over the means of a block's keys, and those means per
- * tile of the head. */
-#define COMPRESSED_PAIR 0.05
+#define POOLED_PAIR 0.0013
+/* SpargeAttn's guard: cosines of bk keys or bq queries. */
+#define GUARD_BLOCK 0.35
+/* XAttention's scores of block_q strided rows against one block's, times the
+ * stride: half of a block's products. And packing a tile's rows. */
+#define STRIDED_PAIR 0.52
+#define STRIDED_TILE 1.0
+/* The attention of block_q sampled rows over one block: half of its products
+ * and its exponentials. And selecting for a tile. */
+#define SAMPLED_PAIR 0.55
+#define SAMPLED_TILE 0.22
+/* A tile's probabilities over the means that begin in one block, and packing
+ * its rows. */
+#define COMPRESSED_PAIR 0.043
+#define COMPRESSED_TILE 0.28
 /* Share of the blocks that a top-p, or SALE's threshold, keeps, beside a tile's
  * own. */
 #define TOP_P_DENSITY 0.35
@@ -81,14 +93,29 @@ double pf_cost_estimate_blocks(const pf_call *call, int64_t keys) {
   return FIXED + POOL_BLOCK * (blocks + tiles) + POOLED_PAIR * blocks * tiles;
 }
 
+/* Blocks that groups of block_q strided or sampled rows are scored against: the
+ * rows of `stride` tiles (or of all, if there are fewer) share every key that
+ * the last of them sees. */
+static double grouped_pairs(const prefill_head_plan *plan,
+                            const pf_work *dense) {
+  if (!dense->tiles)
+    return 0;
+  const double mean = (double)dense->blocks / (double)dense->tiles;
+  const double side = (double)pf_min(plan->stride, dense->tiles);
+  return (double)pf_ceil_div(dense->tiles, plan->stride) *
+         (mean + (side - 1) / 2);
+}
+
 double pf_cost_estimate_strided(const prefill_head_plan *plan,
                                 const pf_work *dense) {
-  return FIXED + STRIDED_PAIR / plan->stride * (double)dense->blocks;
+  return FIXED + STRIDED_PAIR * grouped_pairs(plan, dense) +
+         STRIDED_TILE * (double)dense->tiles;
 }
 
 double pf_cost_estimate_sampled(const prefill_head_plan *plan,
                                 const pf_work *dense) {
-  return FIXED + SAMPLED_PAIR / plan->stride * (double)dense->blocks;
+  return FIXED + SAMPLED_PAIR * grouped_pairs(plan, dense) +
+         SAMPLED_TILE * (double)dense->tiles;
 }
 
 double pf_cost_estimate_quantized(const pf_call *call,
@@ -102,7 +129,8 @@ double pf_cost_estimate_quantized(const pf_call *call,
 }
 
 double pf_cost_estimate_compressed(const pf_work *dense) {
-  return FIXED + COMPRESSED_PAIR * (double)dense->blocks;
+  return FIXED + COMPRESSED_PAIR * (double)dense->blocks +
+         COMPRESSED_TILE * (double)dense->tiles;
 }
 
 pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
@@ -212,6 +240,9 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
   } else {
     estimate = FIXED / 2;
   }
+  if (plan->similarity > 0)
+    estimate +=
+        GUARD_BLOCK * (double)(pf_ceil_div(keys, call->bk) + dense->tiles);
   const pf_work likely = pf_predict_work(call, plan, dense, keys, false);
   if (estimate + pf_cost_sparse(&likely) > MARGIN * full)
     return false;

@@ -200,14 +200,16 @@ void run(const Options &options, int64_t s,
     prefill_attention_desc desc;
     float density;
   };
-  prefill_head_plan tokens{}, share{}, little{}, blocks{}, shape{}, strided{},
-      sampled{}, sale{}, mass{}, few{}, share90{}, flex{}, flexAware{}, group{},
-      guard{};
+  prefill_head_plan tokens{}, share{}, little{}, columns{}, blocks{}, shape{},
+      strided{}, sampled{}, sale{}, mass{}, few{}, share90{}, flex{},
+      flexAware{}, group{}, guard{};
   tokens.pattern = share.pattern = little.pattern =
       PREFILL_PATTERN_VERTICAL_SLASH;
   tokens.last = share.last = little.last = 64;
   tokens.vertical = 1000;
   tokens.slash = 6096;
+  columns = tokens; // 100 diagonals are always kept
+  columns.slash = 0;
   share.density = 0.25f;
   little.density = 0.05f;
   blocks.pattern = PREFILL_PATTERN_BLOCK_SPARSE;
@@ -244,6 +246,7 @@ void run(const Options &options, int64_t s,
       {"vs 25% auto", share, -1, {}, {}, {}, 0},
       {"vs 25%", share, 0, {}, {}, {}, 0},
       {"vs 5%", little, 0, {}, {}, {}, 0},
+      {"vs columns", columns, 0, {}, {}, {}, 0},
       {"blocks 25%", blocks, 0, {}, {}, {}, 0},
       {"a-shape(128,512)", shape, 0, {}, {}, {}, 0},
       {"xattention 8 95%", strided, 0, {}, {}, {}, 0},
