@@ -2,12 +2,12 @@
 |*
 |* One unit is the time of one dense block of the same kernel (block_q x block_k
 |* scores with softmax and the product with V). The constants are ratios of
-times
-|* on one machine (Zen 4, AVX-512, float32, d = 64), so that clock rates and
-|* vector widths cancel. They were fitted to prefill-runtime-bench --q-heads=3 --kv-heads=1, one thread, best of
-|* interleaved repeats: `dense` at 64 to 8,192 keys gives the block and TILE,
-|* each pattern's `time`, `density` and `estimate` at 1,024 to 8,192 its own.
-|* `prefill_plan::dense_below` >= 0 overrides all of this.
+|* times on one machine (Zen 4, AVX-512, float32, d = 64), so that clock rates
+|* and vector widths cancel. They were fitted to prefill-runtime-bench
+|* --q-heads=3 --kv-heads=1, one thread, best of interleaved repeats: `dense` at
+|* 64 to 8,192 keys gives the block and TILE, each pattern's `time`, `density`
+|* and `estimate` at 1,024 to 8,192 its own. `prefill_plan::dense_below` >= 0
+|* overrides all of this.
 |*
 \*===----------------------------------------------------------------------===*/
 #include "sparse.h"

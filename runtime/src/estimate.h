@@ -1,8 +1,7 @@
 /*===- estimate.h - Between the estimators and their driver -------*- C -*-===*\
 |*
 |* estimate.c decides which heads of a call are sparse, gives each one memory
-and
-|* calls the estimator of its pattern, which fills the head's index:
+|* and calls the estimator of its pattern, which fills the head's index:
 |*
 |*   estimate_relative.c   a-shape, tri-shape, vertical-slash
 |*   estimate_sums.c       the attention of the last rows, for vertical-slash
