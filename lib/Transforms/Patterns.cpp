@@ -62,6 +62,7 @@ static constexpr PatternOption sale[] = {
     {"threshold", "tau", nullptr, &HeadPlan::threshold, Unit::Share, 0.004, 1},
     {"top-p", "", nullptr, &HeadPlan::topP, Unit::Share, 0.95, 2},
     {"bits", "", &HeadPlan::bits, nullptr, Unit::Bits, 8},
+    {"stride", "", &HeadPlan::stride, nullptr, Unit::PowerOfTwo, 1, 0, 1},
     {"init", "", &HeadPlan::init, nullptr, Unit::Tokens, 32},
     {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 128},
     similarity};

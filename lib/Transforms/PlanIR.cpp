@@ -27,7 +27,6 @@ struct Selection {
   std::optional<int64_t> topK;
   float density = 0, topP = 0, threshold = 0;
   int64_t forced = 0, init = 0, near = 0, minTokens = 0;
-  bool acrossRows = false;
 };
 
 class IndexBuilder {
@@ -58,8 +57,7 @@ private:
         share(how.threshold), builder.getI64IntegerAttr(how.forced),
         builder.getI64IntegerAttr(how.init),
         builder.getI64IntegerAttr(how.near),
-        builder.getI64IntegerAttr(how.minTokens),
-        how.acrossRows ? builder.getUnitAttr() : UnitAttr());
+        builder.getI64IntegerAttr(how.minTokens));
   }
 
   /// The index of the selected blocks, with SpargeAttn's guard where asked for.
@@ -104,7 +102,6 @@ Value IndexBuilder::flexPrefill(const HeadPlan &plan) {
                                            select(score.getDiagonals(), share));
   Selection pairs;
   pairs.topP = plan.topP;
-  pairs.acrossRows = true;
   Value aware =
       IndexBlocksOp::create(builder, loc, index(), select(coarse, pairs));
   return IndexAgreeingOp::create(
@@ -170,6 +167,7 @@ Value IndexBuilder::build(const HeadPlan &plan) {
     return blocks(
         ScoreQuantizedOp::create(builder, loc, scores(ScoreAxis::Block), q, k,
                                  builder.getI64IntegerAttr(plan.bits),
+                                 builder.getI64IntegerAttr(plan.stride),
                                  region(plan.init), region(plan.local)),
         how, plan);
   }
@@ -245,8 +243,7 @@ static std::optional<HeadPlan> readFlexPrefill(IndexAgreeingOp index) {
   plan.topP = valueOf(columns.getTopP());
   plan.threshold = index.getBelow().convertToFloat();
   plan.minBudget = columns.getMinTokens();
-  if (plan.topP <= 0 || !pairs.getAcrossRows() ||
-      valueOf(diagonals.getTopP()) != plan.topP ||
+  if (plan.topP <= 0 || valueOf(diagonals.getTopP()) != plan.topP ||
       valueOf(pairs.getTopP()) != plan.topP ||
       diagonals.getMinTokens() != columns.getMinTokens())
     return std::nullopt;
@@ -261,7 +258,7 @@ static std::optional<HeadPlan> readBlocks(IndexBlocksOp index) {
     kept = guard.getBlocks();
   }
   auto select = kept.getDefiningOp<SelectOp>();
-  if (!select || select.getAcrossRows() || select.getMinTokens())
+  if (!select || select.getMinTokens())
     return std::nullopt;
   plan.topP = valueOf(select.getTopP());
   plan.threshold = valueOf(select.getThreshold());
@@ -288,6 +285,7 @@ static std::optional<HeadPlan> readBlocks(IndexBlocksOp index) {
   if (auto op = dyn_cast_or_null<ScoreQuantizedOp>(score)) {
     plan.pattern = SparsePattern::SALE;
     plan.bits = op.getBits();
+    plan.stride = op.getStride();
     // The regions that are always kept are those of the reference.
     if (threshold && (static_cast<int64_t>(*op.getInit()) != plan.init ||
                       static_cast<int64_t>(*op.getLocal()) != plan.local))

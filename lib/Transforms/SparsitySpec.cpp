@@ -87,6 +87,10 @@ bool SpecOptions::parse(StringRef text, SparsityConfig &config,
       if (!wholeNumber(value, layers))
         return fail("layers must be a whole number of layers");
     } else if (!reader.set(key, number, error)) {
+      if (StringRef(error).starts_with("unknown option"))
+        error += duo                          ? ", heads, sparsity, rest"
+                 : info.name == "trianglemix" ? ", layers"
+                                              : "";
       return false;
     }
   }

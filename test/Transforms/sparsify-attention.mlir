@@ -64,7 +64,7 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // FLEX-DAG: %[[SC:.*]] = prefill.select %[[C]] {min_tokens = 512 : i64, top_p = 0.899999976 : f32}
   // FLEX-DAG: %[[SD:.*]] = prefill.select %[[D]] {min_tokens = 512 : i64, top_p = 0.899999976 : f32}
   // FLEX: %[[R:.*]] = prefill.index.relative %[[SC]], %[[SD]]
-  // FLEX: %[[SP:.*]] = prefill.select %[[P]] {across_rows, top_p = 0.899999976 : f32}
+  // FLEX: %[[SP:.*]] = prefill.select %[[P]] {top_p = 0.899999976 : f32}
   // FLEX: %[[B:.*]] = prefill.index.blocks %[[SP]]
   // FLEX: prefill.index.agreeing %[[C]], %[[P]] below 1.000000e-01 ? %[[B]] : %[[R]]
 

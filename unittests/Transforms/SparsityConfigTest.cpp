@@ -77,6 +77,7 @@ TEST(SparsityConfig, NewPatterns) {
   EXPECT_EQ(plan.threshold, 0.004f);
   EXPECT_EQ(plan.topP, 0.0f);
   EXPECT_EQ(plan.bits, 8);
+  EXPECT_EQ(plan.stride, 1);
   EXPECT_EQ(plan.init, 32);
   EXPECT_EQ(plan.local, 128);
   EXPECT_EQ(parse("sale:tau=0.01").plan(0, 0).threshold, 0.01f);

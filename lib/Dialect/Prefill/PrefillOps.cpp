@@ -152,16 +152,26 @@ LogicalResult ScoreAntidiagonalOp::verify() {
   return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
 }
 
-LogicalResult ScoreSampledOp::verify() {
-  uint64_t stride = getStride();
+/// Checks the stride of sampled rows: tiles must hold whole numbers of them.
+template <typename OpTy>
+static LogicalResult verifySampling(OpTy op) {
+  uint64_t stride = op.getStride();
   if (stride > 64 || (stride & (stride - 1)))
-    return emitOpError("stride must be 1, 2, 4, 8, 16, 32 or 64");
+    return op.emitOpError("stride must be 1, 2, 4, 8, 16, 32 or 64");
+  return success();
+}
+
+LogicalResult ScoreSampledOp::verify() {
+  if (failed(verifySampling(*this)))
+    return failure();
   return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
 }
 
 LogicalResult ScoreQuantizedOp::verify() {
   if (getBits() != 4 && getBits() != 8)
     return emitOpError("bits must be 4 or 8");
+  if (failed(verifySampling(*this)))
+    return failure();
   if (getInit().has_value() != getLocal().has_value())
     return emitOpError("a reference needs both init and local");
   return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
@@ -206,13 +216,10 @@ LogicalResult SelectOp::verify() {
       return emitOpError(
           "threshold goes with quantised scores that have a reference, other "
           "rules with those that have none");
-  if (!blocks && (getThreshold() || getInit() || getNear() || getAcrossRows()))
-    return emitOpError(
-        "threshold, init, near and across_rows need block scores");
+  if (!blocks && (getThreshold() || getInit() || getNear()))
+    return emitOpError("threshold, init and near need block scores");
   if (blocks && getMinTokens())
     return emitOpError("min_tokens needs column or diagonal scores");
-  if (getAcrossRows() && !getTopP())
-    return emitOpError("across_rows goes with top_p");
   return verifyAxis(*this, "selection", getSelection().getType(),
                     getScores().getType().getAxis());
 }

@@ -136,7 +136,7 @@ func.func @threshold_range(%q: tensor<1x2x?x64xf32>) {
 
 func.func @threshold_axis(%q: tensor<1x2x?x64xf32>) {
   %c, %d = prefill.score.last_rows %q, %q rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <column>, <diagonal>
-  // expected-error @+1 {{threshold, init, near and across_rows need block scores}}
+  // expected-error @+1 {{threshold, init and near need block scores}}
   %b = prefill.select %c {top_k = 4 : i64, near = 64 : i64} : <column> -> <column>
   return
 }
@@ -147,15 +147,6 @@ func.func @min_tokens(%q: tensor<1x2x?x64xf32>) {
   %s = prefill.score.sampled %q, %q stride 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   // expected-error @+1 {{min_tokens needs column or diagonal scores}}
   %b = prefill.select %s {top_p = 0.5 : f32, min_tokens = 5 : i64} : <block> -> <block>
-  return
-}
-
-// -----
-
-func.func @across_rows(%q: tensor<1x2x?x64xf32>) {
-  %s = prefill.score.sampled %q, %q stride 8 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
-  // expected-error @+1 {{across_rows goes with top_p}}
-  %b = prefill.select %s {top_k = 5 : i64, across_rows} : <block> -> <block>
   return
 }
 

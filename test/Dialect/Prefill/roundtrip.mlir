@@ -82,8 +82,8 @@ func.func @estimates(%q: tensor<1x2x?x64xf32>) {
   %r = prefill.score.quantized %q, %q bits 8 reference(32, 128) : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   // CHECK: prefill.select %{{.*}} {init = 32 : i64, near = 128 : i64, threshold = 4.000000e-03 : f32}
   %0 = prefill.select %r {threshold = 0.004 : f32, init = 32 : i64, near = 128 : i64} : <block> -> <block>
-  // CHECK: prefill.score.quantized %{{.*}}, %{{.*}} bits 4 :
-  %m = prefill.score.quantized %q, %q bits 4 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // CHECK: prefill.score.quantized %{{.*}}, %{{.*}} bits 4 {stride = 8 : i64} :
+  %m = prefill.score.quantized %q, %q bits 4 {stride = 8 : i64} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   // CHECK: prefill.score.compressed %{{.*}}, %{{.*}} keys 32 every 16 :
   %c = prefill.score.compressed %q, %q keys 32 every 16 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   // CHECK: prefill.keep_dissimilar %{{.*}}, %{{.*}}, %{{.*}} below 5.000000e-01 :
@@ -93,8 +93,8 @@ func.func @estimates(%q: tensor<1x2x?x64xf32>) {
   %v, %d = prefill.score.last_rows %q, %q rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <column>, <diagonal>
   // CHECK: prefill.select %{{.*}} {min_tokens = 512 : i64, top_p = 5.000000e-01 : f32}
   %w = prefill.select %v {top_p = 0.5 : f32, min_tokens = 512 : i64} : <column> -> <column>
-  // CHECK: prefill.select %{{.*}} {across_rows, top_p = 5.000000e-01 : f32}
-  %x = prefill.select %p {top_p = 0.5 : f32, across_rows} : <block> -> <block>
+  // CHECK: prefill.select %{{.*}} {top_p = 5.000000e-01 : f32}
+  %x = prefill.select %p {top_p = 0.5 : f32} : <block> -> <block>
   // CHECK: prefill.index.agreeing %{{.*}}, %{{.*}} below 1.000000e-01 ? %{{.*}} : %{{.*}} : <column>, <block>
   %j = prefill.index.agreeing %v, %p below 0.1 ? %i : %i : <column>, <block>
   return

@@ -182,13 +182,15 @@ def Prefill_ScoreQuantizedOp : Prefill_Op<"score.quantized", [Pure]> {
   let description = [{
     s[i, j] is the scaled product of query row i and key j, both quantised to
     `bits` bits. Without `reference`, scores[qb, kb] is the mass of the block: its
-    rows' softmax of s over all visible keys, summed over the block. With
+    rows' softmax of s over all visible keys, summed over the block (of every
+    `stride` rows only the last is looked at). With
     `reference(init, local)` it is the largest probability of a pair of the block,
     exp(s[i, j] - m[i]) / l[i], with row maximum m and sum l taken over the exact
     scores of the first `init` keys and the last `local` keys before the row:
     SALE (arXiv:2505.24179).
   }];
   let arguments = (ins AnyType:$q, AnyType:$k, I64Attr:$bits,
+                   DefaultValuedAttr<ConfinedAttr<I64Attr, [IntPositive]>, "1">:$stride,
                    OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$init,
                    OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$local);
   let results = (outs Prefill_ScoresType:$scores);
@@ -226,8 +228,7 @@ def Prefill_SelectOp : Prefill_Op<"select", [Pure]> {
       merging;
     * `top_p`, for scores that are shares of mass: always kept ones, then others
       from the largest on as long as those before hold less than top_p of the sum
-      (of a row of query blocks for block scores; of the whole matrix with
-      `across_rows`);
+      (of a row of query blocks for block scores);
     * `threshold`: every entry above it.
 
     Always kept, whatever their score: `forced` entries with the lowest numbers
@@ -243,8 +244,7 @@ def Prefill_SelectOp : Prefill_Op<"select", [Pure]> {
                    DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$forced,
                    DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$init,
                    DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$near,
-                   DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$min_tokens,
-                   UnitAttr:$across_rows);
+                   DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$min_tokens);
   let results = (outs Prefill_SelectionType:$selection);
   let assemblyFormat = "$scores attr-dict `:` type($scores) `->` type($selection)";
   let hasVerifier = 1;
