@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html.parser
+import io
 import json
 import os
 import shutil
@@ -205,6 +208,21 @@ def test_weights_are_recovered():
     assert np.abs(np.log(found / truth)).mean() < 0.5 * np.abs(np.log(prior / truth)).mean()
 
 
+def test_candidates_get_factors():
+    """One candidate whose errors reach the logits half as much as the others' of that size."""
+    rng = np.random.default_rng(6)
+    heads, of_head = 24, np.arange(6).repeat(4)
+    truth = rng.uniform(0.2, 5, 6).repeat(4)
+    error = np.concatenate([np.zeros((heads, 1)), rng.uniform(0.5, 2, (heads, 2))], 1)
+    reach = truth[:, None] * error * (1, 1, 0.5)
+    plans = [weights.random_half(heads, 2, seed) + 1 for seed in range(20)]
+    losses = np.array([reach[np.arange(heads), plan].sum() for plan in plans])
+    groups = np.bincount(of_head, weights=reach[:, 1])
+    weight, factor = weights.fit_both(error, (groups, of_head, 1), (losses, plans), reach.sum(0))
+    assert abs(factor[2] / factor[1] - 0.5) < 0.05
+    assert np.allclose(weight[:, None] * error * factor, reach, rtol=0.2)
+
+
 def test_reads_every_form_of_data(tmp_path):
     expected = list(range(3, 103))
     np.save(tmp_path / "a.npy", np.array([expected], np.int32))
@@ -359,3 +377,101 @@ def test_malformed_candidates():
         with pytest.raises(CalibrationError, match="not option=number"):
             candidates.parse_spec(spec)
     assert candidates.parse_spec("a-shape:init=64,local=256") == {"type": "a_shape", "n_init": 64, "n_local": 256}
+
+
+def _browser() -> str | None:
+    """Headless Chromium, if there is one: by name on the PATH or as Playwright keeps it."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"):
+        if found := shutil.which(name):
+            return found
+    cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache" / "ms-playwright"))
+    kept = [*cache.glob("chromium*/*/chrome"), *cache.glob("chromium*/*/*headless*shell")]
+    return str(kept[0]) if kept else None
+
+
+@pytest.fixture
+def report(tiny, ids, tmp_path) -> Path:
+    assert main(arguments(tiny, ids, "--max-loss=30%", f"--report={tmp_path / 'report'}")) == 0
+    return tmp_path / "report" / "index.html"
+
+
+class _Page(html.parser.HTMLParser):
+    """Images, SVG shapes and references of a page; complains about tags left open."""
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.references, self.shapes, self.open = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.images += [values["src"]] if tag == "img" else []
+        self.shapes += [tag] if tag in ("svg", "circle", "rect") else []
+        self.references += [v for k, v in attrs if k in ("src", "href") and not (v or "").startswith("data:")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.shapes += [tag] if tag in ("circle", "rect") else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+
+def test_report_is_one_page_with_pictures(report, compiled, tiny):
+    text = report.read_text()
+    page = _Page()
+    page.feed(text)
+    page.close()
+    assert not page.open and not page.references and "url(" not in text, "the page needs something else"
+    plan = json.loads((tiny.parent / "plan.json").read_text())
+    heads = [h for layer in plan["layers"] for h in layer.get("heads", {}).values() if h["type"] != "dense"]
+    assert len(page.images) == min(8, len(heads)) > 0
+    assert page.shapes.count("circle") == 2 * 3 and page.shapes.count("rect") == 3 * LAYERS * HEADS
+    image = pytest.importorskip("PIL.Image")
+    shares = []
+    for source in page.images:
+        kind, encoded = source.split(",", 1)
+        assert kind == "data:image/png;base64"
+        pixels = np.asarray(image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
+        assert pixels.shape[0] == pixels.shape[1] == 512 // 64
+        below = np.tril(np.ones(pixels.shape[:2], bool))
+        # Visited is blue or orange; above the diagonal there is nothing.
+        visited = (pixels == (38, 84, 156)).all(-1) | (pixels == (236, 140, 44)).all(-1)
+        assert not visited[~below].any()
+        shares.append(visited[below].mean())
+    measured = sorted(h["measured_density"] for h in heads)
+    assert abs(min(shares) - measured[0]) < 0.02 and abs(max(shares) - measured[-1]) < 0.02
+
+
+def test_report_in_a_browser(report, tmp_path):
+    browser = _browser()
+    if browser is None:
+        pytest.skip("no headless Chromium on this machine")
+    image = pytest.importorskip("PIL.Image")
+    shot = tmp_path / "shot.png"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,2600"]
+    subprocess.run([*command, f"--screenshot={shot}", report.as_uri()], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(image.open(shot).convert("RGB")).reshape(-1, 3)
+    for colour in ((38, 84, 156), (226, 228, 232), (212, 56, 13)):
+        seen = (np.abs(pixels.astype(int) - colour) < 6).all(-1).sum()
+        assert seen > 50, f"the picture's colour {colour} does not show"
+
+
+def test_report_survives_names_with_markup(tmp_path):
+    from prefill_opt.calibrate import report as pages
+
+    run = {"loss": -0.1, "divergence": 0.0, "density": 0.5, "cost": 0.5, "seconds": 1.0}
+    result = search.Result(
+        [[{"type": "dense"}], [{"type": "<b>", "measured_density": 0.5, "recall": 0.9, "ms": 1.0}]],
+        0,
+        np.array([0, 1]),
+        ["dense", "<script>"],
+        {},
+        np.ones(2),
+        np.ones((2, 2)),
+        {"<script>": run},
+        run,
+        {"perplexity": 7.0, "seconds": 1.0},
+    )
+    text = pages.page(result, "a&b<c>", 128, {(1, 0): np.eye(2, dtype=np.uint8)})
+    assert "<script>" not in text and "<b>:" not in text and "a&amp;b&lt;c&gt;" in text

@@ -124,7 +124,9 @@ def run(options) -> int:
         target=options.target,
     )
     found = _candidates(options, options.model)
-    result, model = search.calibrate(options.model, ids, found, settings, options.state, not options.quiet)
+    result = search.calibrate(
+        options.model, ids, found, settings, options.state, not options.quiet, options.report
+    )
     text = search.plan_text(result, options.model.name, options.format, options.target)
     write_atomically(options.output, text)
     chosen = result.chosen

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..compiler import CompileError, compile, inspect
-from ..hosting import DOMAIN, LIBRARY, MODEL
+from ..hosting import DOMAIN, LIBRARY, MODEL, session
 from .candidates import configuration
 from .errors import CalibrationError
 
@@ -193,6 +193,25 @@ class Model:
         for layer, value in zip(wanted, values[1:], strict=True):
             density[layer, : value.shape[1]] = value[0]
         return Run(np.asarray(logits, np.float32), density, seconds)
+
+    def block_maps(self, heads: list[list[dict]], ids: np.ndarray, wanted: list[tuple[int, int]]) -> dict:
+        """Blocks that a choice visits: {(layer, head): uint8 [query blocks, key blocks]}.
+
+        Values as in `prefill_opt.session`'s statistics.
+        """
+        if not wanted:
+            return {}
+        file = self.work / "maps.json"
+        file.write_text(json.dumps(configuration(heads, dense_below=0)))
+        try:
+            folder = compile(self.path, self.work / "maps", sparsify=f"config:{file}")
+        except CompileError as error:
+            raise CalibrationError(str(error)) from error
+        ready = session(folder, statistics=True, intra_op_num_threads=self.threads, log_severity_level=4)
+        names = {layer: f"prefill.block_map.{layer}" for layer, _ in wanted}
+        feeds = self._feeds(ready, ids, np.array([ids.shape[1] - 1]))
+        maps = dict(zip(names, ready.run(list(names.values()), feeds), strict=True))
+        return {(layer, head): maps[layer][0, head] for layer, head in wanted}
 
     def find_vocabulary(self) -> int:
         """Size of the vocabulary, from the shape of the logits of a few tokens."""

@@ -242,31 +242,30 @@ class Calibration:
         useful.sort(key=lambda i: error[:, i].mean())
         return useful[len(useful) // 2]
 
-    def weigh(self, error: np.ndarray, cost: np.ndarray) -> np.ndarray:
-        """Weights of heads [layers x width], see weights.py."""
+    def weigh(self, error: np.ndarray, cost: np.ndarray, uniform: list[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of heads [layers x width] and factors of candidates, see weights.py.
+
+        `uniform` has the divergence of each candidate used everywhere, dense first.
+        """
         layers, options = self.model.layers, self.options
-        groups = weights.groups_of(layers, options.groups)
         probe = self.probe_candidate(error, cost)
-        losses, sums = [], []
-        of_head = np.zeros(layers * self.width, int)
-        for number, group in enumerate(groups):
+        losses = []
+        of_head = np.zeros((layers, self.width), int)
+        for number, group in enumerate(weights.groups_of(layers, options.groups)):
             plan = np.zeros((layers, self.width), int)
             plan[group] = probe
-            of_head.reshape(layers, self.width)[group] = number
-            run = self.evaluate(plan, f"reach of layers {group[0]}-{group[-1]}")
-            losses.append(run["divergence"])
-            sums.append(error[:, probe].reshape(layers, self.width)[group].sum())
-        run_losses, run_errors = [], []
+            of_head[group] = number
+            losses.append(self.evaluate(plan, f"reach of layers {group[0]}-{group[-1]}")["divergence"])
+        randoms, plans = [], []
         for seed in range(options.random_runs):
             plan = weights.random_half(layers * self.width, len(self.candidates), seed) + 1
-            run_losses.append(self.evaluate(plan, f"random heads {seed + 1}/{options.random_runs}")["divergence"])
-            run_errors.append(error[np.arange(len(plan)), plan])
-        return weights.fit(
-            np.array(losses),
-            np.array(sums),
-            of_head,
-            np.array(run_losses),
-            np.array(run_errors).reshape(len(run_losses), -1),
+            plans.append(plan)
+            randoms.append(self.evaluate(plan, f"random heads {seed + 1}/{options.random_runs}")["divergence"])
+        return weights.fit_both(
+            error,
+            (np.array(losses), of_head.reshape(-1), probe),
+            (np.array(randoms), plans),
+            np.array(uniform),
         )
 
     # -- choice -------------------------------------------------------------------------
@@ -358,8 +357,9 @@ class Calibration:
             plan = np.full(layers * self.width, index)
             found = dict(self.evaluate(plan, f"everywhere {candidate.name}"))
             runs[candidate.name] = {**found, "cost": choose.cost_of(plan, cost)}
-        weight = self.weigh(error, cost)
-        weighted = weight[:, None] * error
+        uniform = [0.0, *(runs[name]["divergence"] for name in self.names[1:])]
+        weight, factor = self.weigh(error, cost, uniform)
+        weighted = weight[:, None] * error * factor
         plan = self.choose(weighted, cost)
         chosen = {**self.evaluate(plan, "the choice"), "cost": choose.cost_of(plan, cost)}
         # No head by head choice is kept that one candidate for all heads beats.
@@ -409,16 +409,20 @@ def calibrate(
     options: Options,
     state: Path | None = None,
     progress: bool = True,
-) -> tuple[Result, Model]:
+    report: Path | None = None,
+) -> Result:
     """Calibrates a model on token ids int64 [1, tokens].
 
     Args:
         path: the ONNX model.
         candidates: what heads may be given besides dense.
         state: where to keep what is measured; None: the user's cache folder.
+        report: folder for a page with pictures.
 
     Raises `CalibrationError`.
     """
+    from . import report as pages  # It needs Result.
+
     state = (state or default_folder()) / state_key(path, ids, candidates, options)
     bar = Progress(progress)
     # Weight files are hard-linked into compiled folders, which needs the model's file system.
@@ -432,7 +436,13 @@ def calibrate(
         model = Model(path, Path(folder), options.threads)
         check_range(ids, model.find_vocabulary())
         try:
-            return Calibration(model, ids, candidates, options, State(state), bar).run(), model
+            calibration = Calibration(model, ids, candidates, options, State(state), bar)
+            result = calibration.run()
+            if report:
+                bar.begin("report")
+                maps = model.block_maps(calibration.heads_of(result.plan), ids, pages.picks(result))
+                pages.write(report, result, path.name, ids.shape[1], maps)
+            return result
         finally:
             bar.close()
 

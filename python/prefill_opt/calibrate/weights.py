@@ -61,3 +61,39 @@ def fit(
     right = np.concatenate([np.ones(len(run_loss)), np.full(heads, np.sqrt(pull / heads))])
     factors = np.linalg.lstsq(left, right, rcond=None)[0]
     return prior * common * np.clip(factors, 0.1, 10.0)
+
+
+def fit_both(
+    error: np.ndarray,
+    groups: tuple[np.ndarray, np.ndarray, int],
+    randoms: tuple[np.ndarray, np.ndarray],
+    uniform: np.ndarray,
+    rounds: int = 5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of heads and a factor of each candidate, in turns.
+
+    A candidate's errors may reach the logits less (evenly spread over rows) or more (gathered
+    in few rows) than another's of the same size; the runs with one candidate everywhere say
+    how much.
+
+    Args:
+        error: [heads, candidates], dense first.
+        groups: (divergence [groups], group of each head, the candidate of these runs).
+        randoms: (divergence [runs], plans int [runs, heads]).
+        uniform: [candidates], divergence with the candidate everywhere; 0 for dense.
+
+    Returns (weights [heads], factors [candidates]).
+    """
+    group_loss, of_head, probe = groups
+    run_loss, plans = randoms
+    heads = np.arange(len(error))
+    factor = np.ones(error.shape[1])
+    for _ in range(rounds):
+        scaled = error * factor
+        sums = np.bincount(of_head, weights=scaled[:, probe], minlength=len(group_loss))
+        rows = np.array([scaled[heads, plan] for plan in plans]).reshape(len(plans), len(heads))
+        weight = fit(group_loss, sums, of_head, run_loss, rows)
+        predicted = weight @ error
+        known = (predicted > 0) & (uniform > 0)
+        factor[known] = np.clip(uniform[known] / predicted[known], 0.05, 20)
+    return weight, factor
