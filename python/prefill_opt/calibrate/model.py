@@ -167,19 +167,20 @@ class Model:
                 return output.name
         raise CalibrationError("the model has no output 'logits' [batch, rows, vocabulary]")
 
-    def run(self, folder: Path, ids: np.ndarray, rows: np.ndarray) -> Run:
+    def open(self, folder: Path):
+        """A session of a compiled folder, for several calls of `run`."""
+        return self._session(str(folder / MODEL), folder)
+
+    def run(self, folder: Path, ids: np.ndarray, rows: np.ndarray, ready=None) -> Run:
         """Runs a compiled folder on ids int64 [1, tokens]; logits of `rows` int64 [n].
 
-        Raises `CalibrationError` if they are not finite.
+        `ready` is a session that `open` made of it; None: a new one. Raises
+        `CalibrationError` if the logits are not finite.
         """
-        import onnx
-
-        session = self._session(str(folder / MODEL), folder)
-        graph = onnx.load(str(folder / MODEL), load_external_data=False).graph
-        known = {output.name for output in graph.output}
+        session = ready or self.open(folder)
+        known = {output.name for output in session.get_outputs()}
         wanted = {}
-        nodes = [n for n in graph.node if n.domain == DOMAIN and n.op_type == "Attention"]
-        for layer, node in enumerate(nodes):
+        for layer, node in enumerate(attention_nodes(folder)):
             if len(node.output) > 2 and node.output[2] in known:
                 wanted[layer] = node.output[2]
         feeds = self._feeds(session, ids, rows)

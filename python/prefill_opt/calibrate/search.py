@@ -107,7 +107,15 @@ def divergence(exact: np.ndarray, mine: np.ndarray) -> float:
 class Calibration:
     """The steps; each keeps its result in the state."""
 
-    def __init__(self, model: Model, ids: np.ndarray, candidates: list[Candidate], options: Options, state, bar):
+    def __init__(
+        self,
+        model: Model,
+        ids: np.ndarray,
+        candidates: list[Candidate],
+        options: Options,
+        state: State,
+        bar: Progress,
+    ):
         self.model, self.ids, self.options, self.state, self.bar = model, ids, options, state, bar
         self.candidates = candidates
         self.names = ["dense", *(c.name for c in candidates)]
@@ -329,9 +337,10 @@ class Calibration:
         ids = self.ids[:, :tokens]
         rows = np.arange(max(0, tokens - 1 - min(self.options.rows, tokens // 2)), tokens - 1)
         seconds, dense_seconds = [], []
-        for _ in range(2):
-            exact = self.model.run(self.model.dense, ids, rows)
-            mine = self.model.run(folder, ids, rows)
+        ready = [self.model.open(each) for each in (self.model.dense, folder)]
+        for _ in range(3):
+            exact = self.model.run(self.model.dense, ids, rows, ready[0])
+            mine = self.model.run(folder, ids, rows, ready[1])
             dense_seconds.append(exact.seconds)
             seconds.append(mine.seconds)
         p, q = log_probabilities(exact.logits), log_probabilities(mine.logits)
