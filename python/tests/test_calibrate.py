@@ -45,9 +45,12 @@ def ids(tmp_path) -> Path:
 
 def arguments(model: Path, ids: Path, *more: str) -> list[str]:
     folder = model.parent
-    fast = ["--tokens=512", "--groups=2", "--random-runs=2", "--repeats=1", "--cost=blocks", "--threads=1", "-q"]
+    fast = ["--tokens=512", "--groups=2", "--random-runs=2", "--repeats=1"]
+    fast += ["--cost=blocks", "--threads=1", "-q"]
+    if not any("--candidates" in word for word in more):
+        fast.append(f"--candidates={SPECS}")
     given = [str(model), f"--data={ids}", "-o", str(folder / "plan.json"), f"--state={folder / 'state'}"]
-    return [*given, *fast, *([] if any("--candidates" in m for m in more) else [f"--candidates={SPECS}"]), *more]
+    return [*given, *fast, *more]
 
 
 def test_plan_is_written_and_compiles(tiny, ids, tmp_path, compiled):
@@ -75,9 +78,12 @@ def test_same_twice_and_from_the_state(tiny, ids, tmp_path, monkeypatch):
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "state")
     assert main(arguments(tiny, ids, "--max-loss=10%")) == 0
-    without_times = [[{**h, "ms": 0} for h in layer.get("heads", {}).values()] for layer in json.loads(first)["layers"]]
-    again = json.loads((tmp_path / "plan.json").read_text())["layers"]
-    assert [[{**h, "ms": 0} for h in layer.get("heads", {}).values()] for layer in again] == without_times
+
+    def without_times(text: str) -> list:
+        layers = json.loads(text)["layers"]
+        return [[{**head, "ms": 0} for head in layer.get("heads", {}).values()] for layer in layers]
+
+    assert without_times((tmp_path / "plan.json").read_text()) == without_times(first)
 
 
 def test_interrupted_goes_on(tiny, ids, tmp_path, monkeypatch, capsys):
@@ -93,7 +99,12 @@ def test_interrupted_goes_on(tiny, ids, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(search, "measure_layer", interrupted)
     assert main(arguments(tiny, ids)) == 130
     assert "goes on" in capsys.readouterr().err and not (tmp_path / "plan.json").exists()
-    monkeypatch.setattr(search, "measure_layer", lambda operands, *r: done.append(operands.layer) or real(operands, *r))
+
+    def counting(operands, *rest):
+        done.append(operands.layer)
+        return real(operands, *rest)
+
+    monkeypatch.setattr(search, "measure_layer", counting)
     assert main(arguments(tiny, ids)) == 0
     assert done == [0, 1], "a layer was measured twice or not at all"
 
@@ -146,7 +157,8 @@ def rotated(operands) -> tuple[np.ndarray, np.ndarray]:
         if array.shape[0] == 512:
             array = array.transpose(1, 0, 2)
         if len(operands.inputs) > 11 and operands.inputs[10] is not None:
-            cos, sin = (t.reshape(-1, t.shape[-1])[:512].astype(np.float64)[:, :8] for t in operands.inputs[10:12])
+            tables = (table.reshape(-1, table.shape[-1]) for table in operands.inputs[10:12])
+            cos, sin = (table[:512, :8].astype(np.float64) for table in tables)
             first, second = array[..., :8], array[..., 8:]
             array = np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
         made.append(array)
@@ -189,7 +201,7 @@ def test_choice_is_the_best_for_its_cost(seed):
 def test_bisection_finds_the_last_good_plan():
     sequence = [np.array([i]) for i in range(50)]
     for last in (0, 7, 33, 49):
-        assert choose.cheapest_within(sequence, lambda p, last=last: p[0] / 100, last / 100, 10, first=20) == last
+        assert choose.cheapest_within(sequence, lambda p: p[0] / 100, last / 100, 10, first=20) == last
     # Without enough steps it stays on the safe side.
     assert choose.cheapest_within(sequence, lambda p: p[0] / 100, 0.33, 2) <= 33
 
@@ -314,8 +326,10 @@ def test_bad_input(case, expected, tiny, ids, tmp_path, capsys):
     elif case == "nothing raised":
         one = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, [1, 4])
         two = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.INT64, [1, 4])
-        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["input_ids"], ["logits"])], "g", [one], [two])
-        onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tiny)
+        node = onnx.helper.make_node("Identity", ["input_ids"], ["logits"])
+        graph = onnx.helper.make_graph([node], "g", [one], [two])
+        opset = onnx.helper.make_opsetid("", 18)
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tiny)
     elif case == "nan":
         model = onnx.load(tiny)
         weight = max(model.graph.initializer, key=lambda t: np.prod(t.dims))
@@ -376,7 +390,8 @@ def test_malformed_candidates():
     for spec in ("xattention:threshold", "xattention:threshold=high"):
         with pytest.raises(CalibrationError, match="not option=number"):
             candidates.parse_spec(spec)
-    assert candidates.parse_spec("a-shape:init=64,local=256") == {"type": "a_shape", "n_init": 64, "n_local": 256}
+    expected = {"type": "a_shape", "n_init": 64, "n_local": 256}
+    assert candidates.parse_spec("a-shape:init=64,local=256") == expected
 
 
 def _browser() -> str | None:
@@ -450,7 +465,8 @@ def test_report_in_a_browser(report, tmp_path):
     image = pytest.importorskip("PIL.Image")
     shot = tmp_path / "shot.png"
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,2600"]
-    subprocess.run([*command, f"--screenshot={shot}", report.as_uri()], check=True, capture_output=True, timeout=120)
+    command += [f"--screenshot={shot}", report.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
     pixels = np.asarray(image.open(shot).convert("RGB")).reshape(-1, 3)
     for colour in ((38, 84, 156), (226, 228, 232), (212, 56, 13)):
         seen = (np.abs(pixels.astype(int) - colour) < 6).all(-1).sum()

@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Chooses a sparse pattern for every attention head, measured on a text of yours.",
     )
     parser.add_argument("model", type=Path, help="the ONNX model")
-    parser.add_argument("--data", type=Path, required=True, help="token ids (text, JSON, .npy), or text with --tokenizer")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="token ids (text, JSON, .npy), or text with --tokenizer"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the configuration file to write")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, for --data that is text")
     parser.add_argument("--tokens", type=int, default=4096, help="length of the prompt (4096)")
@@ -50,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3, help="repetitions of timings")
     parser.add_argument("--groups", type=int, default=15, help="runs with a group of layers sparse")
     parser.add_argument("--random-runs", type=int, default=15, help="runs with random heads sparse")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="where an interrupted calibration goes on from")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="where an interrupted calibration goes on from"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return parser
 
@@ -89,7 +93,8 @@ def _candidates(options, model: Path) -> list:
             sites = [site for site in inspect(model)["attention"] if site["raised"]]
         except CompileError as error:
             raise CalibrationError(str(error)) from error
-        found.append(known.read_configuration(options.start, len(sites), max((s["q_heads"] for s in sites), default=0)))
+        heads = max((site["q_heads"] for site in sites), default=0)
+        found.append(known.read_configuration(options.start, len(sites), heads))
     if not found:
         raise CalibrationError("there is no candidate besides dense")
     return found
@@ -108,12 +113,13 @@ def run(options) -> int:
     if not options.output.resolve().parent.is_dir():
         raise CalibrationError(f"no such folder: {options.output.resolve().parent}")
     if options.tokens <= data.BLOCK:
-        raise CalibrationError(f"--tokens={options.tokens}: calibration needs more than a block of {data.BLOCK}")
+        raise CalibrationError(f"--tokens={options.tokens}: it takes more than a block of {data.BLOCK}")
     ids = data.read_ids(options.data, options.tokens, options.tokenizer)
     if ids.shape[1] < options.tokens and not options.quiet:
         print(f"prefill-opt calibrate: {options.data} has {ids.shape[1]} tokens only", file=sys.stderr)
+    max_loss = 0.01 if options.max_loss is None else options.max_loss
     settings = search.Options(
-        max_loss=None if options.max_time is not None else (0.01 if options.max_loss is None else options.max_loss),
+        max_loss=max_loss if options.max_time is None else None,
         max_time=options.max_time,
         threads=options.threads,
         repeats=options.repeats,

@@ -117,7 +117,9 @@ def read_configuration(path: str | Path, layers: int, heads: int) -> Candidate:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CalibrationError(f"{path}: expected a list over layers or an object with one in \"layers\"")
     if len(rows) != layers:
-        raise CalibrationError(f"{path} describes {len(rows)} layers, the model has {layers} raised attentions")
+        raise CalibrationError(
+            f"{path} describes {len(rows)} layers, the model has {layers} raised attentions"
+        )
     # A head that MInference's list leaves out gets its default, one of ours is dense.
     missing = dict(DENSE) if extended else {"type": "vertical_and_slash", "vertical": 1000, "slash": 6096}
     start = Candidate("start", missing)
@@ -152,4 +154,6 @@ def to_minference(head: dict, score: float) -> list:
         return ["stream_llm", head.get("n_init", 128), head.get("n_local", 3968), score]
     if kind == "block_sparse" and head.get("top_k", 100) == 100 and "density" not in head:
         return [kind, 100, 100, score]
-    raise CalibrationError(f"--format=minference has no words for {json.dumps(head)}: leave that candidate out")
+    raise CalibrationError(
+        f"--format=minference has no words for {json.dumps(head)}: leave that candidate out"
+    )

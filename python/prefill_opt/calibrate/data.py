@@ -64,7 +64,9 @@ def read_ids(path: str | Path, tokens: int, tokenizer: str | None = None) -> np.
     if ids.min() < 0:
         raise CalibrationError(f"{path} holds the negative token id {ids.min()}")
     if len(ids) <= BLOCK:
-        raise CalibrationError(f"{path} has {len(ids)} tokens; calibration needs more than a block of {BLOCK}")
+        raise CalibrationError(
+            f"{path} has {len(ids)} tokens; calibration needs more than a block of {BLOCK}"
+        )
     return ids[:tokens].astype(np.int64)[None]
 
 

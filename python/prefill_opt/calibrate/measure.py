@@ -54,7 +54,8 @@ class Kernels:
     def __init__(self, folder: Path, threads: int):
         self._library = Library(folder, threads=threads)
         self._names = [
-            next(a.s.decode() for a in node.attribute if a.name == "kernel") for node in attention_nodes(folder)
+            next(a.s.decode() for a in node.attribute if a.name == "kernel")
+            for node in attention_nodes(folder)
         ]
 
     def run(self, operands: Operands, heads: int, statistics: bool = True) -> dict[str, np.ndarray]:
@@ -127,7 +128,9 @@ def measure_layer(
     Repeats go through all candidates in turn, so that a busy moment hits all of them.
     """
     exact = dense.run(operands, heads)
-    quality = {name: compare(exact, kernels.run(operands, heads), heads) for name, kernels in candidates.items()}
+    quality = {
+        name: compare(exact, kernels.run(operands, heads), heads) for name, kernels in candidates.items()
+    }
     dense_seconds = float("inf")
     seconds = dict.fromkeys(candidates, float("inf"))
     for _ in range(repeats):

@@ -20,7 +20,8 @@ from .state import write_atomically
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 h1{font-size:1.5em} h2{font-size:1.15em;margin-top:2em} table{border-collapse:collapse;font-size:13px}
-td,th{padding:2px 9px;text-align:right;border-bottom:1px solid #ddd} td:first-child,th:first-child{text-align:left}
+td,th{padding:2px 9px;text-align:right;border-bottom:1px solid #ddd}
+td:first-child,th:first-child{text-align:left}
 figure{display:inline-block;margin:6px 10px 6px 0;vertical-align:top} figcaption{font-size:12px;color:#444}
 .blocks img{width:190px;height:190px;image-rendering:pixelated;border:1px solid #999}
 svg text{font:11px system-ui,sans-serif;fill:#333} .note{color:#555;font-size:13px}
@@ -100,7 +101,8 @@ def _frontier(points: list[tuple[str, float, float]], title: str, x_title: str) 
 
     def place(x: float, loss: float) -> tuple[float, float]:
         share = np.log(max(loss, floor) / floor) / np.log(top / floor)
-        return left + min(x, 1.2) / 1.2 * (width - left - 10), (height - bottom) - share * (height - bottom - 12)
+        right, up = min(x, 1.2) / 1.2 * (width - left - 10), share * (height - bottom - 12)
+        return left + right, height - bottom - up
 
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img">']
     parts.append(f"<title>{html.escape(title)}</title>")
@@ -168,8 +170,9 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
     ]
     counts = [(name, int((result.plan == index).sum())) for index, name in enumerate(result.names)]
     run_rows = [
-        [n, f"{r['cost']:.1%}", f"{r['density']:.1%}", f"{r['loss']:+.2%}", f"{r['divergence']:.4f}", f"{r['seconds']:.2f}"]
-        for n, r in [*runs, ("dense", {"cost": 1, "density": 1, "loss": 0, "divergence": 0, **dense})]
+        [name, *(f"{run[key]:.1%}" for key in ("cost", "density"))]
+        + [f"{run['loss']:+.2%}", f"{run['divergence']:.4f}", f"{run['seconds']:.2f}"]
+        for name, run in [*runs, ("dense", {"cost": 1, "density": 1, "loss": 0, "divergence": 0, **dense})]
     ]
     head_rows = [
         [
@@ -183,7 +186,8 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
         for head, entry in enumerate(row)
     ]
     short_rows = [
-        [str(s["tokens"]), f"{s['density']:.1%}", f"{s['loss']:+.2%}", f"{s['seconds'] / s['dense_seconds']:.2f}"]
+        [str(s["tokens"]), f"{s['density']:.1%}", f"{s['loss']:+.2%}"]
+        + [f"{s['seconds'] / s['dense_seconds']:.2f}"]
         for s in result.short
     ]
     loss_by_time = [(n, r["cost"], r["loss"]) for n, r in runs]
@@ -193,12 +197,16 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
             '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
             f"<title>Calibration of {html.escape(model)}</title><style>{_STYLE}</style>",
             f"<h1>Calibration of {html.escape(model)}</h1>",
-            f"<p>At {tokens} tokens the choice visits <b>{chosen['density']:.1%}</b> of the causal blocks in "
-            f"<b>{chosen['cost']:.1%}</b> of dense attention time; perplexity {chosen['loss']:+.2%} of dense's "
-            f"{dense['perplexity']:.3f}, divergence of the logits {chosen['divergence']:.4f}. "
+            f"<p>At {tokens} tokens the choice visits <b>{chosen['density']:.1%}</b> of the causal blocks "
+            f"in <b>{chosen['cost']:.1%}</b> of dense attention time; perplexity {chosen['loss']:+.2%} of "
+            f"dense's {dense['perplexity']:.3f}, divergence of the logits {chosen['divergence']:.4f}. "
             f"Prompts below {result.dense_below} tokens run dense.</p>",
             "<h2>Frontier</h2>",
-            _frontier(loss_by_time, "Loss of perplexity over attention time, estimate included", "attention time, of dense"),
+            _frontier(
+                loss_by_time,
+                "Loss of perplexity over attention time, estimate included",
+                "attention time, of dense",
+            ),
             _frontier(loss_by_blocks, "Loss of perplexity over visited blocks", "share of causal blocks"),
             _table(["heads", "time", "blocks", "perplexity", "divergence", "model, s"], run_rows),
             "<h2>Heads</h2>",
@@ -216,7 +224,10 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
             "<h2>Choices</h2>",
             _table(["candidate", "heads"], [[name, str(count)] for name, count in counts]),
             *(
-                ["<h2>Shorter prompts</h2>", _table(["tokens", "blocks", "perplexity", "time / dense"], short_rows)]
+                [
+                    "<h2>Shorter prompts</h2>",
+                    _table(["tokens", "blocks", "perplexity", "time / dense"], short_rows),
+                ]
                 if short_rows
                 else []
             ),

@@ -54,7 +54,8 @@ class Options:
 
     def measuring(self) -> dict:
         """The options that measurements depend on; the rest only picks among them."""
-        return {"threads": self.threads, "repeats": self.repeats, "rows": self.rows, "target": self.target}
+        names = ("threads", "repeats", "rows", "target")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -146,7 +147,7 @@ class Calibration:
         plan = np.asarray(plan).reshape(self.model.layers, self.width)
         return [
             [
-                dict(DENSE) if plan[layer, head] == 0 else self.candidates[plan[layer, head] - 1].at(layer, head)
+                self.candidates[plan[layer, head] - 1].at(layer, head) if plan[layer, head] else dict(DENSE)
                 for head in range(self.model.heads[layer])
             ]
             for layer in range(self.model.layers)
@@ -166,7 +167,9 @@ class Calibration:
             found = {
                 "loss": float(np.expm1(self._nll(logs, self.ids, self.rows) - self.dense_run["nll"])),
                 "divergence": divergence(exact, logs),
-                "density": float(np.mean([run.density[i, :n].mean() for i, n in enumerate(self.model.heads)])),
+                "density": float(
+                    np.mean([run.density[i, :count].mean() for i, count in enumerate(self.model.heads)])
+                ),
                 "seconds": run.seconds,
             }
             self.state.put(key, found)
@@ -233,7 +236,8 @@ class Calibration:
                 np.array([rows[i]["dense_seconds"] for i in sparse]),
                 np.array([np.mean(rows[i]["density"]) for i in sparse]),
             )
-            cost[:, index] = density[:, index] if self.options.cost == "blocks" else a + b * density[:, index]
+            blocks = self.options.cost == "blocks"
+            cost[:, index] = density[:, index] if blocks else a + b * density[:, index]
         for layer, causal in enumerate(self.model.causal):
             if not causal:  # Sparse patterns are not for it: never worth choosing.
                 cost[layer * self.width : (layer + 1) * self.width, 1:] = 2
@@ -246,11 +250,14 @@ class Calibration:
 
         The one with the median error among those that are cheaper than dense.
         """
-        useful = [i for i in range(1, len(self.names)) if cost[:, i].mean() < 1] or list(range(1, len(self.names)))
+        everything = range(1, len(self.names))
+        useful = [i for i in everything if cost[:, i].mean() < 1] or list(everything)
         useful.sort(key=lambda i: error[:, i].mean())
         return useful[len(useful) // 2]
 
-    def weigh(self, error: np.ndarray, cost: np.ndarray, uniform: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    def weigh(
+        self, error: np.ndarray, cost: np.ndarray, uniform: list[float]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Weights of heads [layers x width] and factors of candidates, see weights.py.
 
         `uniform` has the divergence of each candidate used everywhere, dense first.
@@ -268,7 +275,8 @@ class Calibration:
         for seed in range(options.random_runs):
             plan = weights.random_half(layers * self.width, len(self.candidates), seed) + 1
             plans.append(plan)
-            randoms.append(self.evaluate(plan, f"random heads {seed + 1}/{options.random_runs}")["divergence"])
+            run = self.evaluate(plan, f"random heads {seed + 1}/{options.random_runs}")
+            randoms.append(run["divergence"])
         return weights.fit_both(
             error,
             (np.array(losses), of_head.reshape(-1), probe),
