@@ -55,13 +55,14 @@
  * own. */
 #define TOP_P_DENSITY 0.35
 
-/* SALE's integer scores of one tile against one block, with a compare per row,
- * or with exponentials; by VNNI, and by AVX2. */
+/* SALE's integer scores of one tile against one block with a compare per row,
+ * and with exponentials, by VNNI; how much slower AVX2 is. */
 #define QUANTIZED_PAIR 0.12
-#define QUANTIZED_MASS_PAIR 0.19
-#define QUANTIZED_WITHOUT_VNNI 2.5
-/* Quantising bk keys or bq queries. */
-#define QUANTIZE_BLOCK 0.15
+#define QUANTIZED_MASS_PAIR 0.18
+#define QUANTIZED_WITHOUT_VNNI 3.0
+/* Quantising bq queries and bk keys, the blocks that are partly visible, and
+ * those that the others are compared with. */
+#define QUANTIZED_TILE 0.95
 
 /* Sparse must be cheaper by this much: the model is not exact. */
 #define MARGIN 0.95
@@ -124,7 +125,7 @@ double pf_cost_estimate_quantized(const pf_call *call,
   const bool vnni = call->hot->isa >= PREFILL_ISA_X86_64_V4 && pf_cpu_vnni();
   const double pair = plan->top_p > 0 ? QUANTIZED_MASS_PAIR : QUANTIZED_PAIR;
   const double pairs = (double)dense->blocks / (double)pf_max(1, plan->stride);
-  return FIXED + QUANTIZE_BLOCK * (double)(call->blocks + call->tiles) +
+  return FIXED + QUANTIZED_TILE * (double)dense->tiles +
          (vnni ? 1.0 : QUANTIZED_WITHOUT_VNNI) * pair * pairs;
 }
 
