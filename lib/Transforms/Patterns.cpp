@@ -57,9 +57,10 @@ static constexpr PatternOption sampled[] = {
     {"threshold", "tau", nullptr, &HeadPlan::topP, Unit::Share, 0.95, 1},
     {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 0},
     similarity};
-// SALE's regions; its threshold is calibrated per head from 0.008 down.
+// SALE's regions. It calibrates a threshold per head from 0.008 down; one for all
+// heads, and blocks of 64 x 64, want a larger one (docs/SparseDefaults.md).
 static constexpr PatternOption sale[] = {
-    {"threshold", "tau", nullptr, &HeadPlan::threshold, Unit::Share, 0.004, 1},
+    {"threshold", "tau", nullptr, &HeadPlan::threshold, Unit::Share, 0.02, 1},
     {"top-p", "", nullptr, &HeadPlan::topP, Unit::Share, 0.95, 2},
     {"bits", "", &HeadPlan::bits, nullptr, Unit::Bits, 8},
     {"stride", "", &HeadPlan::stride, nullptr, Unit::PowerOfTwo, 1, 0, 1},

@@ -53,7 +53,7 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // SAMPLED: prefill.sparse_attention {{.*}}prefill.dense_below = 2048
 
   // SALE: %[[S:.*]] = prefill.score.quantized %arg0, %arg0 bits 8 reference(32, 128)
-  // SALE: %[[K:.*]] = prefill.select %[[S]] {init = 32 : i64, near = 128 : i64, threshold = 4.000000e-03 : f32}
+  // SALE: %[[K:.*]] = prefill.select %[[S]] {init = 32 : i64, near = 128 : i64, threshold = 2.000000e-02 : f32}
   // SALE: prefill.index.blocks %[[K]]
 
   // MASS: %[[S:.*]] = prefill.score.quantized %arg0, %arg0 bits 4 :

@@ -515,6 +515,21 @@ TEST(Sale, LowThresholdsAreDense) {
   EXPECT_LT(p.out[PREFILL_OUT_DENSITY].at<float>({0, 2}), 0.9f);
 }
 
+TEST(Sale, CostsFollowTheMachine) {
+  pf_call call{};
+  call.hot = &pf_hot_v3;
+  const pf_work dense = {128, 128 * 129 / 2, 0};
+  auto cost = [&](const prefill_head_plan &plan) {
+    return pf_cost_estimate_quantized(&call, &plan, &dense);
+  };
+  const double slow = cost(sale(0.02f));
+  EXPECT_LT(slow, 0.5 * pf_cost_dense(&dense));
+  EXPECT_LT(cost(saleMass(0.9f, 8, 4)), 0.5 * cost(saleMass(0.9f)));
+  EXPECT_GT(cost(saleMass(0.9f)), slow);
+  call.hot = &pf_hot_v4;
+  EXPECT_EQ(cost(sale(0.02f)) < 0.5 * slow, pf_cpu_vnni());
+}
+
 TEST(Sale, DegenerateSizes) {
   for (int64_t s : {0, 1, 2, 5, 40})
     for (int64_t t : {0, 1, 3, 30, 40}) {

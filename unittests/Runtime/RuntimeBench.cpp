@@ -225,7 +225,7 @@ void run(const Options &options, int64_t s,
   sale.bits = mass.bits = 8;
   sale.init = mass.init = 32;
   sale.local = mass.local = 128;
-  sale.threshold = 0.004f;
+  sale.threshold = 0.02f;
   mass.top_p = 0.95f;
   few = mass;
   few.stride = 4;
@@ -251,7 +251,7 @@ void run(const Options &options, int64_t s,
       {"a-shape(128,512)", shape, 0, {}, {}, {}, 0},
       {"xattention 8 95%", strided, 0, {}, {}, {}, 0},
       {"sampled 8 95%", sampled, 0, {}, {}, {}, 0},
-      {"sale 0.004", sale, 0, {}, {}, {}, 0},
+      {"sale 0.02", sale, 0, {}, {}, {}, 0},
       {"sale 95%", mass, 0, {}, {}, {}, 0},
       {"sale 4 95%", few, 0, {}, {}, {}, 0},
       {"block-topp 90%", share90, 0, {}, {}, {}, 0},

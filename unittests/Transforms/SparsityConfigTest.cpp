@@ -74,7 +74,7 @@ TEST(SparsityConfig, NewPatterns) {
   EXPECT_EQ(plan.topP, 0.95f);
   plan = parse("sale").plan(0, 0);
   EXPECT_EQ(plan.pattern, SparsePattern::SALE);
-  EXPECT_EQ(plan.threshold, 0.004f);
+  EXPECT_EQ(plan.threshold, 0.02f);
   EXPECT_EQ(plan.topP, 0.0f);
   EXPECT_EQ(plan.bits, 8);
   EXPECT_EQ(plan.stride, 1);
