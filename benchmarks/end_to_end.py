@@ -8,6 +8,7 @@ Contenders, each in a process of its own, with the same number of threads:
     genai           the onnxruntime-genai builder's GroupQueryAttention model in ONNX Runtime
     torch           transformers with PyTorch's scaled_dot_product_attention
     dense           the export through prefill-opt, exact
+    auto            the export through prefill-opt -sparsify
     vertical-slash  the export through prefill-opt -sparsify=vertical-slash
 
 Seconds are wall time of one prefill that returns logits and KV cache, minimum over rounds.
@@ -29,8 +30,8 @@ from prefill_opt import CompileError
 from prefill_opt.demo import smollm2, suite, texts
 from prefill_opt.demo.contender import ContenderError, measure
 
-OURS = {"dense": None, "vertical-slash": "vertical-slash"}
-ALL = ("export", "genai", "torch", "dense", "vertical-slash")
+OURS = {"dense": None, "auto": "auto", "vertical-slash": "vertical-slash"}
+ALL = ("export", "genai", "torch", *OURS)
 
 
 def prepare(names: list[str], work: Path) -> dict[str, suite.Contender]:
@@ -118,7 +119,7 @@ def run_long(
 ) -> dict[str, dict]:
     """Speed and memory past the model's context; random tokens, the last row's logits."""
     results = {}
-    for name in ("dense", "vertical-slash"):
+    for name in OURS:
         contender = contenders.get(name)
         if contender is None:
             continue
@@ -151,7 +152,7 @@ def targets(lengths: dict[int, dict], long: dict[int, dict]) -> list[Target]:
         peers = [n for n in ("genai", "torch") if results.get(n, {}).get("seconds")]
         best = min(peers, key=lambda n: results[n]["seconds"]) if peers else "genai"
         if tokens >= 8192:
-            bounds = {"dense": (5.5, 1.2), "vertical-slash": (8.0, 1.6)}
+            bounds = {"dense": (5.5, 1.2), "auto": (8.0, 1.6), "vertical-slash": (8.0, 1.6)}
             for name, (export, peer) in bounds.items():
                 if name not in results:
                     continue
@@ -162,22 +163,30 @@ def targets(lengths: dict[int, dict], long: dict[int, dict]) -> list[Target]:
                 peak = results[name].get("peak_mb")
                 found.append(Target(f"{tokens}: {name} peak MB", peak, 2000, at_least=False))
         else:
-            for name in ("dense", "vertical-slash"):
+            for name in OURS:
                 if name in results:
                     value = ratio(results, "genai", name)
                     found.append(Target(f"{tokens}: {name} x genai", value, 1 / 1.1))
         dense = results.get("dense", {}).get("passkeys")
-        sparse = results.get("vertical-slash", {}).get("passkeys")
-        if dense is not None and sparse is not None:
+        for name in ("auto", "vertical-slash"):
+            sparse = results.get(name, {}).get("passkeys")
+            if dense is None or sparse is None:
+                continue
             wanted = [depth for depth, good in dense.items() if good]
             kept = sum(sparse[depth] for depth in wanted)
             note = f"dense finds {len(wanted)} of {len(dense)}"
-            found.append(Target(f"{tokens}: passkeys kept", kept, len(wanted), note=note))
+            found.append(Target(f"{tokens}: passkeys {name} keeps", kept, len(wanted), note=note))
+        if tokens >= 4096 and {"auto", "dense"} <= results.keys():
+            quality = [results[name].get("perplexity") for name in ("auto", "dense")]
+            if all(quality):
+                value = quality[0] / quality[1]
+                found.append(Target(f"{tokens}: perplexity, auto / dense", value, 1.01, False))
     for tokens, results in long.items():
         for name, result in results.items():
             found.append(Target(f"{tokens}: {name} peak MB", result.get("peak_mb"), 4000, False))
-        value = ratio(results, "dense", "vertical-slash")
-        found.append(Target(f"{tokens}: vertical-slash x dense", value, 2.5))
+        for name in ("auto", "vertical-slash"):
+            value = ratio(results, "dense", name)
+            found.append(Target(f"{tokens}: {name} x dense", value, 2.5))
     return found
 
 
@@ -223,7 +232,7 @@ def main() -> int:
     log.mkdir(parents=True, exist_ok=True)
     contenders = prepare(options.contenders, work)
     prompts = suite.Prompts(work / "prompts")
-    steps = len(options.tokens) * options.rounds * len(contenders) + 2 * len(options.long)
+    steps = len(options.tokens) * options.rounds * len(contenders) + len(OURS) * len(options.long)
     bar = suite.Progress(steps)
     lengths: dict[int, dict] = {}
     long: dict[int, dict] = {}

@@ -42,6 +42,7 @@ SPECS = {
     "block-topk": "block-topk:top-k=12",
     "block-topp": "block-topp",
     "xattention": "xattention",
+    "auto": "auto",
     "sampled": "sampled",
     "sale": "sale",
     "flexprefill": "flexprefill",

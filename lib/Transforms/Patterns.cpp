@@ -52,16 +52,19 @@ static constexpr PatternOption xattention[] = {
     {"stride", "", &HeadPlan::stride, nullptr, Unit::PowerOfTwo, 8},
     {"threshold", "tau", nullptr, &HeadPlan::topP, Unit::Share, 0.9, 1},
     similarity};
+// Measured (docs/SparseDefaults.md).
 static constexpr PatternOption sampled[] = {
     {"stride", "", &HeadPlan::stride, nullptr, Unit::PowerOfTwo, 8, 0, 1},
-    {"threshold", "tau", nullptr, &HeadPlan::topP, Unit::Share, 0.95, 1},
-    {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 0},
+    {"threshold", "tau", nullptr, &HeadPlan::topP, Unit::Share, 0.9, 1},
+    {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 64},
+    {"values", "", &HeadPlan::values, nullptr, Unit::Switch, 1},
     similarity};
 // SALE's regions. It calibrates a threshold per head from 0.008 down; one for all
 // heads, and blocks of 64 x 64, want a larger one (docs/SparseDefaults.md).
 static constexpr PatternOption sale[] = {
     {"threshold", "tau", nullptr, &HeadPlan::threshold, Unit::Share, 0.02, 1},
-    {"top-p", "", nullptr, &HeadPlan::topP, Unit::Share, 0.95, 2},
+    {"top-p", "", nullptr, &HeadPlan::topP, Unit::Share, 0.9, 2},
+    {"values", "", &HeadPlan::values, nullptr, Unit::Switch, 1, 2},
     {"bits", "", &HeadPlan::bits, nullptr, Unit::Bits, 8},
     {"stride", "", &HeadPlan::stride, nullptr, Unit::PowerOfTwo, 1, 0, 1},
     {"init", "", &HeadPlan::init, nullptr, Unit::Tokens, 32},
@@ -202,6 +205,8 @@ static std::string outOfRange(const PatternOption &option, double value) {
   }
   case Unit::Bits:
     return value == 4 || value == 8 ? "" : "4 or 8";
+  case Unit::Switch:
+    return value == 0 || value == 1 ? "" : "0 or 1";
   case Unit::Share:
     // The plan holds floats: what would be 0 there is no share.
     return static_cast<float>(value) > 0 && value <= 1 ? "" : "in (0, 1]";

@@ -31,8 +31,8 @@ struct Selection {
 
 class IndexBuilder {
 public:
-  IndexBuilder(OpBuilder &builder, Location loc, Value q, Value k)
-      : builder(builder), loc(loc), q(q), k(k) {}
+  IndexBuilder(OpBuilder &builder, Location loc, Value q, Value k, Value v)
+      : builder(builder), loc(loc), q(q), k(k), v(v) {}
 
   Value build(const HeadPlan &plan);
 
@@ -85,7 +85,7 @@ private:
 
   OpBuilder &builder;
   Location loc;
-  Value q, k;
+  Value q, k, v;
 };
 } // namespace
 
@@ -153,7 +153,8 @@ Value IndexBuilder::build(const HeadPlan &plan) {
     how.forced = 1;
     how.near = plan.local;
     return blocks(ScoreSampledOp::create(builder, loc, scores(ScoreAxis::Block),
-                                         q, k, plan.stride),
+                                         q, k, plan.values ? v : Value(),
+                                         plan.stride),
                   how, plan);
   case SparsePattern::SALE: {
     how.threshold = plan.threshold;
@@ -166,6 +167,7 @@ Value IndexBuilder::build(const HeadPlan &plan) {
     };
     return blocks(
         ScoreQuantizedOp::create(builder, loc, scores(ScoreAxis::Block), q, k,
+                                 plan.values ? v : Value(),
                                  builder.getI64IntegerAttr(plan.bits),
                                  builder.getI64IntegerAttr(plan.stride),
                                  region(plan.init), region(plan.local)),
@@ -186,8 +188,8 @@ Value IndexBuilder::build(const HeadPlan &plan) {
 }
 
 Value prefill::buildIndex(OpBuilder &builder, Location loc, Value q, Value k,
-                          const HeadPlan &plan) {
-  return IndexBuilder(builder, loc, q, k).build(plan);
+                          Value v, const HeadPlan &plan) {
+  return IndexBuilder(builder, loc, q, k, v).build(plan);
 }
 
 //===----------------------------------------------------------------------===//
@@ -276,6 +278,7 @@ static std::optional<HeadPlan> readBlocks(IndexBlocksOp index) {
   if (auto op = dyn_cast_or_null<ScoreSampledOp>(score)) {
     plan.pattern = SparsePattern::Sampled;
     plan.stride = op.getStride();
+    plan.values = op.getV() != nullptr;
     return share && !plan.init ? std::optional(plan) : std::nullopt;
   }
   if (isa_and_nonnull<ScorePooledOp>(score)) {
@@ -284,6 +287,7 @@ static std::optional<HeadPlan> readBlocks(IndexBlocksOp index) {
   }
   if (auto op = dyn_cast_or_null<ScoreQuantizedOp>(score)) {
     plan.pattern = SparsePattern::SALE;
+    plan.values = op.getV() != nullptr;
     plan.bits = op.getBits();
     plan.stride = op.getStride();
     // The regions that are always kept are those of the reference.

@@ -97,8 +97,8 @@ private:
       auto *it = llvm::find(distinct, plan);
       choice.push_back(it - distinct.begin());
       if (it == distinct.end()) {
-        choices.push_back(
-            buildIndex(builder, op.getLoc(), op.getQ(), op.getK(), plan));
+        choices.push_back(buildIndex(builder, op.getLoc(), op.getQ(), op.getK(),
+                                     op.getV(), plan));
         distinct.push_back(plan);
       }
     }

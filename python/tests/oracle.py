@@ -354,23 +354,50 @@ def causal_probabilities(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     return weights / weights.sum(-1, keepdims=True)
 
 
+def looked_at(s: int, stride: int, block: int = 64) -> np.ndarray:
+    """Rows that estimates with a stride look at: the last of each run of a block, and of all."""
+    chosen = np.arange(s) % block % stride == min(stride, block) - 1
+    chosen[-1] = True
+    return chosen
+
+
+def weighed_shares(p: np.ndarray, v: np.ndarray | None, block: int = 64) -> np.ndarray:
+    """Each row's share of each block, from probabilities [r, t]; with v [t, e] times |o - u|.
+
+    u is the mean value of the block, o the sum of them all by their shares; at least 1/32 of
+    the length of (o, u).
+    """
+    shares = np.add.reduceat(p, np.arange(0, p.shape[1], block), axis=1)
+    if v is None:
+        return shares
+    means = np.stack([v[j : j + block].mean(0, dtype=np.float64) for j in range(0, len(v), block)])
+    output = shares @ means
+    far = np.linalg.norm(output[:, None] - means[None], axis=2)
+    sizes = np.sqrt((output**2).sum(1)[:, None] + (means**2).sum(1)[None])
+    return shares * np.maximum(far, sizes / 32)
+
+
 def sampled(
-    q: np.ndarray, k: np.ndarray, stride: int, tau: float, local: int = 0, block: int = 64
+    q: np.ndarray,
+    k: np.ndarray,
+    stride: int,
+    tau: float,
+    local: int = 0,
+    v: np.ndarray | None = None,
+    block: int = 64,
 ) -> list[list[int]]:
     """The blocks with tau of the attention of every stride-th query row, for one head.
 
-    The last row of every run of `stride` rows is looked at, and the last of all.
+    See looked_at and weighed_shares.
     """
     s, t = len(q), len(k)
     offset = t - s
-    p = causal_probabilities(q, k)
-    looked_at = np.arange(s) % stride == stride - 1
-    looked_at[-1] = True
+    p, rows = causal_probabilities(q, k), looked_at(s, stride, block)
     result = []
     for first in range(0, s, block):
         end = min(first + block, s)
         seen = (offset + end - 1) // block + 1
-        mass = block_sums(p[first:end][looked_at[first:end]].sum(0), block)[:seen]
+        mass = weighed_shares(p[first:end][rows[first:end]], v, block).sum(0)[:seen]
         result.append(keep_top_p(mass, (offset + first) // block, tau, -(-local // block)))
     return result
 
@@ -402,13 +429,15 @@ def sale(
     bits: int = 8,
     init: int = 32,
     local: int = 128,
+    stride: int = 1,
+    v: np.ndarray | None = None,
     block: int = 64,
 ) -> list[list[int]]:
     """The blocks that SALE keeps (arXiv:2505.24179), for one head.
 
     A block stays if for one row exp(score - m) / l > threshold, where m and l are the maximum
     and the sum of exponentials of the row's first `init` and last `local` keys. With top_p: the
-    blocks with that share of the softmax of all scores. Blocks with one of the `init` or `local`
+    blocks with that share of the softmax of all scores, of rows and weighed as of `sampled`. Blocks with one of the `init` or `local`
     keys, and a tile's own, are always kept.
     """
     s, t = len(q), len(k)
@@ -429,7 +458,8 @@ def sale(
         from_block = max(0, (offset + first - local + 1) // block)
         if top_p:
             own = (offset + first) // block
-            mass = block_sums(weights[first:end].sum(0), block)[:seen]
+            rows = weights[first:end][looked_at(s, stride, block)[first:end]]
+            mass = weighed_shares(rows, v, block).sum(0)[:seen]
             result.append(keep_top_p(mass, own, top_p, own - from_block))
         else:
             hit = {int(j) // block for j in np.flatnonzero(wanted[first:end].any(0))}

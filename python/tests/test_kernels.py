@@ -347,7 +347,7 @@ def check_blocks(build, pattern, arrays, select):
     for head in range(heads):
         group = head * arrays[1].shape[1] // heads
         q, k, v = arrays[0][0, head], arrays[1][0, group], arrays[2][0, group]
-        rows = select(q, k)
+        rows = select(q, k, v)
         assert rows_of(block_map[0, head]) == rows, f"head {head}"
         allowed = oracle.allowed_from(rows, [[]] * len(rows), s, t)
         expected, _ = oracle.attention(
@@ -363,7 +363,7 @@ def test_xattention(stride, tau, sizes, build):
     arrays = tensors(4, 2, s, t, 32)
     arrays[0] *= 2  # so that blocks differ
     pattern = f"xattention:stride={stride},threshold={tau}"
-    check_blocks(build, pattern, arrays, lambda q, k: oracle.xattention(q, k, stride, tau))
+    check_blocks(build, pattern, arrays, lambda q, k, v: oracle.xattention(q, k, stride, tau))
 
 
 @pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333)], ids=str)
@@ -372,8 +372,16 @@ def test_sampled(stride, tau, sizes, build):
     s, t = sizes
     arrays = tensors(4, 2, s, t, 32)
     arrays[0] *= 3  # so that blocks differ
-    pattern = f"sampled:stride={stride},threshold={tau}"
-    check_blocks(build, pattern, arrays, lambda q, k: oracle.sampled(q, k, stride, tau))
+    for local, values in ((0, 0), (64, 1)):
+        pattern = f"sampled:stride={stride},threshold={tau},local={local},values={values}"
+        check_blocks(
+            build,
+            pattern,
+            arrays,
+            lambda q, k, v, local=local, values=values: oracle.sampled(
+                q, k, stride, tau, local, v if values else None
+            ),
+        )
 
 
 @pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333)], ids=str)
@@ -384,26 +392,36 @@ def test_block_top_p(tau, sizes, build):
     arrays[0] += 2 * np.sign(arrays[0][:, :, :1])  # so that means differ
     arrays[1] *= 2
     check_blocks(
-        build, f"block-topp:threshold={tau}", arrays, lambda q, k: oracle.block_top_p(q, k, tau)
+        build, f"block-topp:threshold={tau}", arrays, lambda q, k, v: oracle.block_top_p(q, k, tau)
     )
 
 
 @pytest.mark.parametrize("sizes", [(256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333)], ids=str)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(
-    "share", [{"threshold": 0.4}, {"threshold": 0.8}, {"top-p": 0.6}, {"top-p": 0.9}], ids=str
+    "share",
+    [
+        {"threshold": 0.4},
+        {"threshold": 0.8},
+        {"top_p": 0.6, "values": 0},
+        {"top_p": 0.6, "values": 1},
+        {"top_p": 0.9, "stride": 8, "values": 0},
+        {"top_p": 0.7, "stride": 4, "local": 64, "values": 1},
+    ],
+    ids=str,
 )
 def test_sale(share, bits, sizes, build):
     s, t = sizes
     arrays = tensors(4, 2, s, t, 32)
     arrays[0] *= 2  # so that blocks differ
     arrays[1][:, :, :, 3] += 5  # the same for all keys: no row should care
-    (name, value), *_ = share.items()
+    pattern = ",".join(f"{name.replace('_', '-')}={x}" for name, x in share.items())
+    known = {name: x for name, x in share.items() if name != "values"}
     check_blocks(
         build,
-        f"sale:{name}={value},bits={bits}",
+        f"sale:{pattern},bits={bits}",
         arrays,
-        lambda q, k: oracle.sale(q, k, **{name.replace("-", "_"): value}, bits=bits),
+        lambda q, k, v: oracle.sale(q, k, **known, bits=bits, v=v if share.get("values") else None),
     )
 
 

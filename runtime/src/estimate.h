@@ -146,6 +146,24 @@ int64_t pf_sums_bytes(const pf_call *call);
 pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
                          int64_t last, void *memory);
 
+/*===-- estimate_values.c ------------------------------------------------===*/
+
+/* Mean values of a head's blocks of keys, and scratch. */
+typedef struct pf_values {
+  const pf_call *call;
+  int64_t lanes;
+  float *mean;   /* [blocks][e] */
+  float *across; /* [e][blocks], the same */
+  float *square; /* [blocks], of their lengths */
+  float *output, *norm, *products; /* [e][lanes], [lanes], [blocks][lanes] */
+} pf_values;
+pf_values pf_take_values(const pf_call *call, int64_t lanes, char **at);
+/* Keys that are masked do not count. */
+void pf_load_values(pf_values *x, int64_t b, int64_t h);
+/* shares[block * lanes + i], the share of blocks [first, end) in the attention
+ * of row i, times how far the row's output lies from its mean value. */
+void pf_weigh_shares(pf_values *x, float *shares, int64_t first, int64_t end);
+
 /*===-- estimate_keep.c --------------------------------------------------===*/
 
 /* Which blocks of a tile stay, by the mass that an estimator gives them. */

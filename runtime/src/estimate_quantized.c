@@ -10,7 +10,8 @@
 |* With top_p instead of a threshold, the scores of all visible keys make a
 |* softmax, whose sums over a tile's rows are the masses of the blocks, and
 |* blocks are kept in order of falling mass (estimate_keep.c). It costs an
-|* exponential a score, and knows more.
+|* exponential a score, and knows more. With plan->values the shares are weighed
+|* by what the block's values would change (estimate_values.c).
 |*
 |* Blocks with one of the `init` or `local` keys and a tile's own are always
 |* kept. stride > 1: only the last of every `stride` rows of a tile is looked
@@ -59,6 +60,7 @@ typedef struct quantized {
   float *most, *sum; /* [blocks][LANES]: maxima, sums of exponentials */
   uint64_t *hits;    /* [blocks]: rows that want the block */
   float *mass;       /* [blocks] of the tile under way */
+  pf_values values;  /* with plan->values */
   char *rotated;     /* [d], type of q */
   float *rotary, *row, *zeros;
   uint8_t *bytes; /* of one row */
@@ -81,6 +83,8 @@ static quantized lay_out(const pf_call *call, const prefill_head_plan *plan,
   x.sum = pf_take(at, mass ? call->blocks * LANES : 0, f);
   x.hits = pf_take(at, mass ? 0 : call->blocks, sizeof(uint64_t));
   x.mass = pf_take(at, call->blocks, f);
+  if (mass && plan->values)
+    x.values = pf_take_values(call, LANES, at);
   x.rotated = pf_take(at, call->rotary ? d : 0, call->element);
   x.rotary = pf_take(at, call->rotary ? 2 * (d + call->rotary_width) : 0, f);
   x.row = pf_take(at, d, f);
@@ -455,12 +459,16 @@ static void estimate(const pf_estimate *head) {
         break; /* NaN: no row is sound */
     }
   pf_blocks_init(head->index, &head->grid, head->dense->blocks, head->storage);
+  if (by_mass && head->plan->values)
+    pf_load_values(&x.values, head->b, head->h);
   int64_t total = 0;
   for (int64_t next = 0; next < call->s;) {
     next = pack_rows(&x, next, largest_scale);
     const pf_span span = span_of_rows(&x);
     if (by_mass) {
       find_shares(&x, &span);
+      if (head->plan->values && span.begin < span.end)
+        pf_weigh_shares(&x.values, x.sum, span.begin, span.end);
     } else {
       memset(x.hits, 0, (size_t)call->blocks * sizeof(uint64_t));
       find_bounds(&x, &span);

@@ -7,7 +7,8 @@
 |*
 |* A tile keeps the block of the first visible key, its own blocks and those of
 |* the `local` keys before it, and then the blocks of greatest mass as long as
-|* those before hold less than top_p of all of it.
+|* those before hold less than top_p of all of it. With plan->values the mass is
+|* weighed by what the block's values would change (estimate_values.c).
 |*
 |* Rows of `stride` tiles are scored together, and every key once: a block
 |* leaves its sum of exponentials relative to the maximum of its row so far;
@@ -32,14 +33,16 @@ static int64_t chunk_of(const pf_call *call) {
 typedef struct sampled {
   const pf_estimate *head;
   pf_lanes lanes;
-  float *scores; /* [chunk][bq] */
-  float *sums;   /* [blocks][bq]: of exponentials relative to `most` */
-  float *most;   /* [blocks][bq]: the rows' maxima up to the block's end */
-  float *total;  /* [bq] */
-  float *mass;   /* [blocks] of the tile under way */
+  pf_values values; /* with plan->values */
+  float *scores;    /* [chunk][bq] */
+  float *sums;      /* [blocks][bq]: of exponentials relative to `most` */
+  float *most;      /* [blocks][bq]: the rows' maxima up to the block's end */
+  float *total;     /* [bq] */
+  float *mass;      /* [blocks] of the tile under way */
 } sampled;
 
-static sampled lay_out(const pf_call *call, int64_t b, int64_t h, char **at) {
+static sampled lay_out(const pf_call *call, const prefill_head_plan *plan,
+                       int64_t b, int64_t h, char **at) {
   const int64_t lanes = call->bq, f = sizeof(float);
   sampled x = {.lanes = pf_take_lanes(call, b, h, false, at)};
   x.scores = pf_take(at, chunk_of(call) * lanes, f);
@@ -47,15 +50,17 @@ static sampled lay_out(const pf_call *call, int64_t b, int64_t h, char **at) {
   x.most = pf_take(at, call->blocks * lanes, f);
   x.total = pf_take(at, lanes, f);
   x.mass = pf_take(at, call->blocks, f);
+  if (plan->values)
+    x.values = pf_take_values(call, lanes, at);
   return x;
 }
 
 static int64_t scratch(const pf_call *call, const prefill_head_plan *plan,
                        int64_t limit) {
-  (void)plan, (void)limit;
+  (void)limit;
   static char anchor[1];
   char *at = anchor;
-  lay_out(call, 0, 0, &at);
+  lay_out(call, plan, 0, 0, &at);
   return at - anchor;
 }
 
@@ -102,21 +107,26 @@ static void estimate(const pf_estimate *head) {
   const int64_t stride = head->plan->stride, lanes = call->bq;
   const int64_t rows = pf_ceil_div(call->s, stride), per_tile = lanes / stride;
   char *at = head->scratch;
-  sampled x = lay_out(call, head->b, head->h, &at);
+  sampled x = lay_out(call, head->plan, head->b, head->h, &at);
   x.head = head;
   pf_blocks_init(head->index, &head->grid, head->dense->blocks, head->storage);
   const pf_keep keep = {.first = head->batch->first_key / call->bk + 1,
                         .near =
                             pf_ceil_div(pf_max(head->plan->local, 0), call->bk),
                         .top_p = (double)head->plan->top_p};
+  if (head->plan->values)
+    pf_load_values(&x.values, head->b, head->h);
   int64_t total = 0;
   for (int64_t group = 0; group < rows; group += lanes) {
     const int64_t live = pf_min(lanes, rows - group);
     pf_load_lanes(&x.lanes, group * stride + stride - 1, stride, live);
     const int64_t first = x.lanes.begin / call->bk;
     const int64_t end = pf_ceil_div(x.lanes.end, call->bk);
-    if (first < end)
+    if (first < end) {
       share_out(&x, first, end);
+      if (head->plan->values)
+        pf_weigh_shares(&x.values, x.sums, first, end);
+    }
     for (int64_t lane = 0; lane < live; lane += per_tile) {
       const int64_t count = pf_min(per_tile, live - lane);
       bool any = false;

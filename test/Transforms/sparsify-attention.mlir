@@ -8,7 +8,7 @@
 // RUN: prefill-opt %s -sparsify-attention="pattern=strided:stride=4" | FileCheck %s --check-prefix=STRIDED
 // RUN: prefill-opt %s -sparsify-attention="pattern=block-topp:similarity=0.5" | FileCheck %s --check-prefix=TOPP
 // RUN: prefill-opt %s -sparsify-attention="pattern=sampled" | FileCheck %s --check-prefix=SAMPLED
-// RUN: prefill-opt %s -sparsify-attention="pattern=auto" | FileCheck %s --check-prefix=SAMPLED
+// RUN: prefill-opt %s -sparsify-attention="pattern=auto" | FileCheck %s --check-prefix=AUTO
 // RUN: prefill-opt %s -sparsify-attention="pattern=sale" | FileCheck %s --check-prefix=SALE
 // RUN: prefill-opt %s -sparsify-attention="pattern=sale:top-p=0.95,bits=4" | FileCheck %s --check-prefix=MASS
 // RUN: prefill-opt %s -sparsify-attention="pattern=flexprefill" | FileCheck %s --check-prefix=FLEX
@@ -47,8 +47,8 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // TOPP: %[[G:.*]] = prefill.keep_dissimilar %[[K]], %arg0, %arg0 below 5.000000e-01
   // TOPP: prefill.index.blocks %[[G]]
 
-  // SAMPLED: %[[S:.*]] = prefill.score.sampled %arg0, %arg0 stride 8
-  // SAMPLED: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, top_p = 0.949999988 : f32}
+  // SAMPLED: %[[S:.*]] = prefill.score.sampled %arg0, %arg0 values(%arg0 : {{.*}}) stride 8
+  // SAMPLED: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, near = 64 : i64, top_p = 0.899999976 : f32}
   // SAMPLED: prefill.index.blocks %[[K]]
   // SAMPLED: prefill.sparse_attention {{.*}}prefill.dense_below = 2048
 
@@ -56,7 +56,12 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // SALE: %[[K:.*]] = prefill.select %[[S]] {init = 32 : i64, near = 128 : i64, threshold = 2.000000e-02 : f32}
   // SALE: prefill.index.blocks %[[K]]
 
-  // MASS: %[[S:.*]] = prefill.score.quantized %arg0, %arg0 bits 4 :
+  // AUTO: %[[S:.*]] = prefill.score.quantized %arg0, %arg0 values(%arg0 : {{.*}}) bits 8 {stride = 4 : i64}
+  // AUTO: %[[K:.*]] = prefill.select %[[S]] {init = 32 : i64, near = 64 : i64, top_p = 8.500000e-01 : f32}
+  // AUTO: prefill.index.blocks %[[K]]
+  // AUTO: prefill.sparse_attention {{.*}}prefill.dense_below = 1024
+
+  // MASS: %[[S:.*]] = prefill.score.quantized %arg0, %arg0 values(%arg0 : {{.*}}) bits 4 :
   // MASS: prefill.select %[[S]] {init = 32 : i64, near = 128 : i64, top_p = 0.949999988 : f32}
 
   // FLEX: %[[C:.*]], %[[D:.*]] = prefill.score.last_rows %arg0, %arg0 rows 64

@@ -13,12 +13,14 @@ namespace {
 
 constexpr unsigned Causal = PREFILL_TILE_CAUSAL;
 
-prefill_head_plan sampled(int32_t stride, float topP, int32_t local = 0) {
+prefill_head_plan sampled(int32_t stride, float topP, int32_t local = 0,
+                          int32_t values = 0) {
   prefill_head_plan plan{};
   plan.pattern = PREFILL_PATTERN_SAMPLED;
   plan.stride = stride;
   plan.top_p = topP;
   plan.local = local;
+  plan.values = values;
   return plan;
 }
 
@@ -29,22 +31,62 @@ prefill_head_plan blockTopP(float topP) {
   return plan;
 }
 
+/// Multiplies a row's mass of each block by |o - u|: u is the mean
+/// value of the block, o what all of them add up to.
+template <class P>
+void weigh(P &p, int64_t b, int64_t h, std::vector<double> &mass) {
+  using Of = BlocksOf<P>;
+  const int64_t width = p.out[PREFILL_OUT_O].shape.back();
+  std::vector<std::vector<double>> mean(
+      mass.size(), std::vector<double>(static_cast<size_t>(width)));
+  std::vector<double> output(static_cast<size_t>(width));
+  for (size_t block = 0; block < mass.size(); ++block) {
+    double count = 0;
+    const int64_t first = static_cast<int64_t>(block) * Of::keys;
+    for (int64_t j = first; j < std::min(p.t, first + Of::keys); ++j)
+      count += unmasked(p, b, j);
+    for (int64_t c = 0; c < width; ++c) {
+      double &u = mean[block][static_cast<size_t>(c)];
+      for (int64_t j = first; j < std::min(p.t, first + Of::keys); ++j)
+        if (unmasked(p, b, j))
+          u += widen(p.v(b, h / (p.hq / p.hk), j, c)) / count;
+      output[static_cast<size_t>(c)] += mass[block] * u;
+    }
+  }
+  double norm = 0;
+  for (double o : output)
+    norm += o * o;
+  for (size_t block = 0; block < mass.size(); ++block) {
+    double far = 0, square = 0;
+    for (size_t c = 0; c < output.size(); ++c) {
+      const double u = mean[block][c];
+      far += (output[c] - u) * (output[c] - u);
+      square += u * u;
+    }
+    mass[block] *= std::max(std::sqrt(far), std::sqrt(norm + square) / 32);
+  }
+}
+
 /// The attention of the rows of a tile that are looked at, by block; empty when
 /// they see nothing.
 template <class P>
 std::vector<double> sampledMass(P &p, int64_t b, int64_t h, int64_t tile,
-                                int64_t stride) {
+                                const prefill_head_plan &plan) {
   using Of = BlocksOf<P>;
   std::vector<double> mass;
   const int64_t end = std::min(p.s, (tile + 1) * Of::rows);
   for (int64_t i = tile * Of::rows; i < end; ++i) {
-    if ((i + 1) % stride && i != p.s - 1)
+    if ((i + 1) % plan.stride && i != p.s - 1)
       continue;
     const std::vector<double> row = probabilities(p, b, h, i);
-    for (size_t j = 0; j < row.size(); ++j) {
-      mass.resize((row.size() + Of::keys - 1) / Of::keys);
-      mass[j / Of::keys] += row[j];
-    }
+    std::vector<double> part((row.size() + Of::keys - 1) / Of::keys);
+    for (size_t j = 0; j < row.size(); ++j)
+      part[j / Of::keys] += row[j];
+    if (plan.values)
+      weigh(p, b, h, part);
+    mass.resize(std::max(mass.size(), part.size()));
+    for (size_t block = 0; block < part.size(); ++block)
+      mass[block] += part[block];
   }
   return mass;
 }
@@ -66,7 +108,7 @@ void check(P &p, double tolerance = 1e-4) {
         const std::vector<bool> kept = keptBlocks(p, b, h, tile);
         const std::vector<double> mass =
             plan.pattern == PREFILL_PATTERN_SAMPLED
-                ? sampledMass(p, b, h, tile, plan.stride)
+                ? sampledMass(p, b, h, tile, plan)
                 : pooledMass(p, b, h, tile * Of::rows,
                              std::min(p.s, (tile + 1) * Of::rows), visible);
         if (!mass.empty())
@@ -89,8 +131,9 @@ TEST(Mass, KeepsTheMassOfItsRows) {
       p.t = s + past;
       p.spread = 4;
       p.hq = 6;
-      p.heads = {sampled(2, 0.5f),     sampled(4, 0.8f, 20), sampled(8, 0.95f),
-                 sampled(16, 0.3f, 1), blockTopP(0.9f),      blockTopP(0.3f)};
+      p.heads = {sampled(2, 0.5f),       sampled(4, 0.8f, 20, 1),
+                 sampled(8, 0.95f),      sampled(16, 0.3f, 1),
+                 sampled(2, 0.7f, 0, 1), blockTopP(0.3f)};
       p.build(static_cast<uint64_t>(s + past));
       SCOPED_TRACE(testing::Message() << "s " << s << " past " << past);
       check(p);
@@ -105,6 +148,8 @@ TEST(Mass, ManyGroupsOfLongerPrompts) {
   p.spread = 4;
   p.heads = {sampled(8, 0.9f)};
   p.build(3);
+  check(p);
+  p.heads = {sampled(8, 0.9f, 0, 1)};
   check(p);
 }
 
@@ -131,8 +176,8 @@ TEST(Mass, LevelsAndScoreFunctions) {
       p.spread = 4;
       p.pad = 3;
       p.qLayout = p.kLayout = PREFILL_BSHD;
-      p.heads = {sampled(1, 0.5f), sampled(2, 0.8f), sampled(8, 0.9f),
-                 sampled(4, 0.99f)};
+      p.heads = {sampled(1, 0.5f), sampled(2, 0.8f, 0, 1), sampled(8, 0.9f),
+                 sampled(4, 0.99f, 0, 1)};
       p.build();
       p.variant.isa = isa;
       p.variant.score = score;
@@ -146,7 +191,7 @@ TEST(Mass, OtherTiles) {
     p.s = 300;
     p.t = 337;
     p.spread = 4;
-    p.heads = {sampled(1, 0.5f), sampled(2, 0.8f), blockTopP(0.9f),
+    p.heads = {sampled(1, 0.5f), sampled(2, 0.8f, 0, 1), blockTopP(0.9f),
                sampled(4, 0.99f)};
     p.build();
     check(p, tolerance);
@@ -174,9 +219,11 @@ TEST(Mass, MasksWindowsAndLengths) {
   p.t = 263;
   p.windowLeft = 150;
   p.spread = 4;
-  p.heads = {sampled(2, 0.5f), sampled(4, 0.8f, 20), sampled(16, 0.3f),
+  p.heads = {sampled(2, 0.5f), sampled(4, 0.8f, 20, 1), sampled(16, 0.3f),
              blockTopP(0.8f)};
   p.build();
+  for (int64_t h = 0; h < p.hk; ++h) // of keys that are masked
+    p.v(2, h, 201, 1) = NAN;
   Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
   mask.make({4, 263}, kDLInt, 64);
   for (int64_t j = 0; j < 263; ++j) {
@@ -273,6 +320,22 @@ TEST(Mass, NumbersThatAreNoneKeepEverything) {
         EXPECT_LE(count, 3) << bad;
     }
   }
+  // A value that rows see.
+  for (float bad : {NAN, INFINITY}) {
+    Problem<8, 4, 16, 16, float, Causal> p;
+    p.hq = p.hk = 1;
+    p.s = p.t = 200;
+    p.heads = {sampled(16, 0.1f, 0, 1)};
+    p.build();
+    p.plan.dense_below = 0;
+    p.wantStatistics();
+    p.v(0, 0, 90, 3) = bad;
+    ASSERT_EQ(p.run(), PREFILL_OK);
+    for (int64_t tile = 5; tile < 13; ++tile) {
+      const std::vector<bool> kept = keptBlocks(p, 0, 0, tile);
+      EXPECT_EQ(std::count(kept.begin(), kept.end(), true), tile + 1) << bad;
+    }
+  }
   // A query row that is looked at.
   Problem<8, 4, 16, 16, float, Causal> p;
   p.hq = p.hk = 1;
@@ -297,7 +360,7 @@ TEST(Mass, HugeAndTinyScores) {
   for (float size : {1e-30f, 1e-3f, 1e3f, 1e12f, 1e18f}) {
     Problem<8, 4, 16, 16, float, Causal> p;
     p.s = p.t = 150;
-    p.heads = {sampled(4, 0.7f), blockTopP(0.7f), sampled(8, 0.5f),
+    p.heads = {sampled(4, 0.7f), blockTopP(0.7f), sampled(8, 0.5f, 0, 1),
                blockTopP(0.9f)};
     p.build();
     for (int64_t h = 0; h < 4; ++h)

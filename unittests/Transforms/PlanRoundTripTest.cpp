@@ -42,7 +42,7 @@ static std::optional<HeadPlan> throughIR(const HeadPlan &plan) {
   Block *body = function.addEntryBlock();
   builder.setInsertionPointToEnd(body);
   Value index = buildIndex(builder, loc, body->getArgument(0),
-                           body->getArgument(1), plan);
+                           body->getArgument(1), body->getArgument(1), plan);
   func::ReturnOp::create(builder, loc, index);
   EXPECT_TRUE(succeeded(verify(*module)));
   std::string text;
@@ -86,6 +86,8 @@ static std::string another(const PatternOption &option) {
     return "0.375";
   case OptionUnit::Bits:
     return "4";
+  case OptionUnit::Switch:
+    return option.value ? "0" : "1";
   case OptionUnit::PowerOfTwo:
     return "32";
   default:

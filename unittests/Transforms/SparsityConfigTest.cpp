@@ -71,10 +71,13 @@ TEST(SparsityConfig, NewPatterns) {
   HeadPlan plan = parse("sampled").plan(0, 0);
   EXPECT_EQ(plan.pattern, SparsePattern::Sampled);
   EXPECT_EQ(plan.stride, 8);
-  EXPECT_EQ(plan.topP, 0.95f);
+  EXPECT_EQ(plan.topP, 0.9f);
+  EXPECT_EQ(plan.local, 64);
+  EXPECT_EQ(plan.values, 1);
   plan = parse("sale").plan(0, 0);
   EXPECT_EQ(plan.pattern, SparsePattern::SALE);
   EXPECT_EQ(plan.threshold, 0.02f);
+  EXPECT_EQ(plan.values, 0);
   EXPECT_EQ(plan.topP, 0.0f);
   EXPECT_EQ(plan.bits, 8);
   EXPECT_EQ(plan.stride, 1);
@@ -84,6 +87,7 @@ TEST(SparsityConfig, NewPatterns) {
   plan = parse("sale:top-p=0.95,bits=4,similarity=0.5").plan(0, 0);
   EXPECT_EQ(plan.threshold, 0.0f);
   EXPECT_EQ(plan.topP, 0.95f);
+  EXPECT_EQ(plan.values, 1);
   EXPECT_EQ(plan.bits, 4);
   EXPECT_EQ(plan.similarity, 0.5f);
   plan = parse("flexprefill:gamma=0.95").plan(0, 0);
@@ -106,7 +110,11 @@ TEST(SparsityConfig, NewPatterns) {
             parse("a-shape:init=64,local=256").plan(0, 0));
   // Without a name: the automatic choice.
   EXPECT_EQ(parse("").plan(0, 0), parse("auto").plan(0, 0));
-  EXPECT_EQ(parse("auto").denseBelow, 2048);
+  EXPECT_EQ(parse("auto").denseBelow, 1024);
+  EXPECT_EQ(parse("auto:top-p=0.8,dense-below=0").denseBelow, 0);
+  EXPECT_EQ(parse("auto:top-p=0.8").plan(0, 0).topP, 0.8f);
+  EXPECT_EQ(parse("auto:top-p=0.8").plan(0, 0).stride, 4);
+  EXPECT_NE(refuse("auto:nosuch=1").find("unknown option"), std::string::npos);
 }
 
 TEST(SparsityConfig, DenseBelow) {

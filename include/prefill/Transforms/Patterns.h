@@ -26,6 +26,7 @@ enum class OptionUnit {
   Rows64,         // 1 .. 64 query rows
   PowerOfTwo,     // of a tile's rows: least .. 64
   Bits,           // 4 or 8
+  Switch,         // 0 or 1
   Share,          // in (0, 1]
   Fraction        // in [0, 1]
 };

@@ -12,7 +12,8 @@ namespace prefill {
 /// Writes the composition of ops that `plan` stands for; q and k are those of
 /// the attention that uses the index. Returns the index.
 mlir::Value buildIndex(mlir::OpBuilder &builder, mlir::Location loc,
-                       mlir::Value q, mlir::Value k, const HeadPlan &plan);
+                       mlir::Value q, mlir::Value k, mlir::Value v,
+                       const HeadPlan &plan);
 
 /// The plan that an index (not a per_head one) stands for; none if it is no
 /// composition that the runtime has an estimator for.

@@ -1,7 +1,7 @@
 """``make demo``: one long prompt through SmolLM2 in ONNX Runtime, five ways, in one table.
 
 The export as PyTorch writes it; the same file through prefill-opt, exact; with
-``-sparsify=vertical-slash``, ``xattention`` and ``a-shape``. Each runs in a process of its own.
+``-sparsify`` (``auto``), ``vertical-slash`` and ``a-shape``. Each runs in a process of its own.
 Also draws which key blocks a few heads kept.
 """
 
@@ -20,7 +20,7 @@ from . import picture, smollm2, suite, texts
 from .contender import ContenderError, measure
 
 PATTERNS = {"prefill-opt dense": None} | {
-    name: name for name in ("vertical-slash", "xattention", "a-shape")
+    name: name for name in ("auto", "vertical-slash", "a-shape")
 }
 HEADER = [
     "contender",

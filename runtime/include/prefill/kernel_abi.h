@@ -132,7 +132,8 @@ enum prefill_pattern {
   PREFILL_PATTERN_VERTICAL_SLASH = 3, /* vertical, slash, last | density, last */
   PREFILL_PATTERN_BLOCK_SPARSE = 4, /* top_k | density | top_p (pooled q.k) */
   PREFILL_PATTERN_XATTENTION = 5,   /* stride, top_p (antidiagonal sums) */
-  PREFILL_PATTERN_SAMPLED = 6,      /* stride, top_p (mass of sampled rows) */
+  PREFILL_PATTERN_SAMPLED = 6,      /* stride, top_p, local, values (mass of
+                                       sampled rows) */
   PREFILL_PATTERN_SALE = 7, /* bits, init, local, threshold | top_p (quantised) */
   PREFILL_PATTERN_FLEXPREFILL = 8, /* top_p (gamma), threshold (tau), min_budget
                                       (tokens), last */
@@ -152,6 +153,8 @@ typedef struct prefill_head_plan {
                                 Jensen-Shannon distance */
   int32_t min_budget;        /* tokens a row keeps at least */
   int32_t bits;              /* of quantised queries and keys */
+  int32_t values;            /* nonzero: mass is weighed by how far a block's mean
+                                value lies from the row's output */
   float similarity; /* 0: off; else blocks whose keys or queries are less alike
                        than this (mean cosine) are kept, SpargeAttn's guard */
   float skip;       /* 0: off; else blocks whose scores all stay this many powers

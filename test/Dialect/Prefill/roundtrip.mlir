@@ -76,6 +76,8 @@ func.func @blocks(%q: tensor<1x2x?x64xf32>) {
 func.func @estimates(%q: tensor<1x2x?x64xf32>) {
   // CHECK: prefill.score.pooled %{{.*}}, %{{.*}} {softmax} :
   %p = prefill.score.pooled %q, %q {softmax} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  // CHECK: prefill.score.sampled %{{.*}}, %{{.*}} values(%{{.*}} : tensor<1x2x?x64xf32>) stride 2 :
+  %sv = prefill.score.sampled %q, %q values(%q : tensor<1x2x?x64xf32>) stride 2 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   // CHECK: prefill.score.sampled %{{.*}}, %{{.*}} stride 1 :
   %s = prefill.score.sampled %q, %q stride 1 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   // CHECK: prefill.score.quantized %{{.*}}, %{{.*}} bits 8 reference(32, 128) :

@@ -168,12 +168,15 @@ def Prefill_ScoreSampledOp : Prefill_Op<"score.sampled", [Pure]> {
     Of every `stride` query rows, counted from a tile's first, the last one stands
     for all: scores[qb, kb] = sum over the sampled rows of block qb of their
     probabilities over the keys of block kb (softmax over all visible keys). Rows
-    sampled as in SampleAttention (arXiv:2406.15486).
+    sampled as in SampleAttention (arXiv:2406.15486). With `values`, a row's mass
+    of a block counts times |o - u|, where u is the mean of v over the block and
+    o, for the row's output, the sum of all u by their masses: to first order,
+    what the output moves by without the block.
   }];
-  let arguments = (ins AnyType:$q, AnyType:$k,
+  let arguments = (ins AnyType:$q, AnyType:$k, Optional<AnyType>:$v,
                    ConfinedAttr<I64Attr, [IntPositive]>:$stride);
   let results = (outs Prefill_ScoresType:$scores);
-  let assemblyFormat = "$q `,` $k `stride` $stride attr-dict `:` type($q) `,` type($k) `->` type($scores)";
+  let assemblyFormat = "$q `,` $k (`values` `(` $v^ `:` type($v) `)`)? `stride` $stride attr-dict `:` type($q) `,` type($k) `->` type($scores)";
   let hasVerifier = 1;
 }
 
@@ -183,18 +186,18 @@ def Prefill_ScoreQuantizedOp : Prefill_Op<"score.quantized", [Pure]> {
     s[i, j] is the scaled product of query row i and key j, both quantised to
     `bits` bits. Without `reference`, scores[qb, kb] is the mass of the block: its
     rows' softmax of s over all visible keys, summed over the block (of every
-    `stride` rows only the last is looked at). With
+    `stride` rows only the last is looked at); `values` as of score.sampled. With
     `reference(init, local)` it is the largest probability of a pair of the block,
     exp(s[i, j] - m[i]) / l[i], with row maximum m and sum l taken over the exact
     scores of the first `init` keys and the last `local` keys before the row:
     SALE (arXiv:2505.24179).
   }];
-  let arguments = (ins AnyType:$q, AnyType:$k, I64Attr:$bits,
+  let arguments = (ins AnyType:$q, AnyType:$k, Optional<AnyType>:$v, I64Attr:$bits,
                    DefaultValuedAttr<ConfinedAttr<I64Attr, [IntPositive]>, "1">:$stride,
                    OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$init,
                    OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$local);
   let results = (outs Prefill_ScoresType:$scores);
-  let assemblyFormat = "$q `,` $k `bits` $bits (`reference` `(` $init^ `,` $local `)`)? attr-dict `:` type($q) `,` type($k) `->` type($scores)";
+  let assemblyFormat = "$q `,` $k (`values` `(` $v^ `:` type($v) `)`)? `bits` $bits (`reference` `(` $init^ `,` $local `)`)? attr-dict `:` type($q) `,` type($k) `->` type($scores)";
   let hasVerifier = 1;
 }
 
