@@ -38,16 +38,18 @@ from prefill_opt.demo import smollm2, texts
 from prefill_opt.demo.suite import table
 
 METHODS = [
-    *(f"sampled:stride=8,threshold={share}" for share in (0.8, 0.9, 0.95)),
+    *(f"sale:top-p={share},stride=4,local=64" for share in (0.75, 0.8, 0.85, 0.9)),
+    *(f"sale:top-p={share},stride=4,local=64,values=0" for share in (0.85, 0.9, 0.95)),
+    *(f"sampled:stride=8,threshold={share}" for share in (0.8, 0.9)),
     *(f"xattention:stride=8,threshold={share}" for share in (0.8, 0.9, 0.95)),
     *(f"flexprefill:gamma={share}" for share in (0.9, 0.95)),
-    *(f"sale:threshold={share}" for share in (0.002, 0.008)),
+    *(f"sale:threshold={share}" for share in (0.008, 0.02, 0.05)),
     *(f"vertical-slash:density={share}" for share in (0.1, 0.25)),
     *(f"block-sparse:density={share}" for share in (0.1, 0.25)),
     "a-shape:init=128,local=1024",
 ]
 QUICK = [
-    "sampled:stride=8,threshold=0.9",
+    "sale:top-p=0.85,stride=4,local=64",
     "xattention:stride=8,threshold=0.9",
     "vertical-slash:density=0.25",
 ]

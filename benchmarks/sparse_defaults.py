@@ -26,6 +26,7 @@ from prefill_opt.hosting import attention_statistics
 
 
 DEFAULTS = [
+    "auto",
     *(f"vertical-slash:density={share}" for share in (0.25, 0.4)),
     *(f"xattention:threshold={share}" for share in (0.9, 0.95)),
 ]

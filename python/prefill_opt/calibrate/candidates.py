@@ -10,10 +10,11 @@ from pathlib import Path
 from .errors import CalibrationError
 
 DENSE = {"type": "dense"}
-#: Tried unless --candidates says otherwise; those the compiler does not know are left out.
+#: Tried unless --candidates says otherwise; those the compiler does not know are left out. The
+#: first are `auto` with other shares.
 DEFAULTS = (
-    *(f"sampled:stride=8,threshold={share}" for share in (0.7, 0.8, 0.85, 0.9, 0.95, 0.98)),
-    *(f"xattention:stride=8,threshold={share}" for share in (0.7, 0.8, 0.9, 0.95, 0.98)),
+    *(f"sale:top-p={share},stride=4,local=64" for share in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)),
+    *(f"xattention:stride=8,threshold={share}" for share in (0.7, 0.9)),
     *(f"vertical-slash:density={share}" for share in (0.1, 0.25)),
     "a-shape:init=64,local=256",
     "a-shape:init=128,local=1024",
