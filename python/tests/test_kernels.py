@@ -434,7 +434,7 @@ def test_flexprefill(gamma, tau, budget, sizes, build):
     arrays[0][:, ::2] += np.sign(arrays[0][:, ::2, :1])
     distances = []
 
-    def select(q, k):
+    def select(q, k, v):
         rows, distance = oracle.flexprefill(q, k, gamma, tau, budget)
         distances.append(distance)
         return rows

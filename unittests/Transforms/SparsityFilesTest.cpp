@@ -131,7 +131,7 @@ TEST(Duo, StaticAndDynamicHeads) {
   EXPECT_EQ(config.plan(0, 1).topP, 0.95f);
   EXPECT_EQ(config.plan(0, 2).pattern, P::AShape);
   EXPECT_EQ(fitted("duo:heads=" + file.path + ",rest=auto", 2).denseBelow,
-            2048);
+            1024);
   EXPECT_EQ(fitted("duo:dense-below=7,heads=" + file.path + ",rest=auto", 2)
                 .denseBelow,
             7);
