@@ -59,8 +59,8 @@ static constexpr PatternOption sampled[] = {
     {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 64},
     {"values", "", &HeadPlan::values, nullptr, Unit::Switch, 1},
     similarity};
-// SALE's regions. It calibrates a threshold per head from 0.008 down; one for all
-// heads, and blocks of 64 x 64, want a larger one (docs/SparseDefaults.md).
+// SALE's regions. It calibrates a threshold per head from 0.008 down; one for
+// all heads, and blocks of 64 x 64, want a larger one (docs/SparseDefaults.md).
 static constexpr PatternOption sale[] = {
     {"threshold", "tau", nullptr, &HeadPlan::threshold, Unit::Share, 0.02, 1},
     {"top-p", "", nullptr, &HeadPlan::topP, Unit::Share, 0.9, 2},

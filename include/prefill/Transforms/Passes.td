@@ -24,8 +24,8 @@ def SparsifyAttention : Pass<"sparsify-attention", "::mlir::ModuleOp"> {
   let description = [{
     Gives every query head of every causal `prefill.attention` an index by the
     pattern asked for: a name of the table in Patterns.cpp with options
-    (`vertical-slash:vertical=1000,slash=6096,last=64`), or `config:FILE` for a choice per layer and head (MInference's JSON or our
-    extended form). Attention that is not causal stays dense, with a missed remark.
+    (`vertical-slash:vertical=1000,slash=6096,last=64`), or `config:FILE` for a
+    choice per layer and head (MInference's JSON or our extended form). Attention that is not causal stays dense, with a missed remark.
   }];
   let options = [
     Option<"pattern", "pattern", "std::string", /*default=*/"\"vertical-slash\"",

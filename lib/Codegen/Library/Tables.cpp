@@ -15,7 +15,7 @@ using llvm::StringRef;
 // These fail when kernel_abi.h changes without this file.
 static_assert(PREFILL_KERNEL_ABI == 3);
 static_assert(sizeof(prefill_tile_variant) == 32);
-static_assert(sizeof(prefill_head_plan) == 64);
+static_assert(sizeof(prefill_head_plan) == 60);
 static_assert(sizeof(prefill_plan) == 16);
 static_assert(offsetof(prefill_attention_desc, dtype) == 16);
 static_assert(offsetof(prefill_attention_desc, o_rank) == 36);
@@ -123,7 +123,7 @@ private:
                   i32(head.last), i32(head.vertical), i32(head.slash),
                   i32(head.topK), f32(head.density), i32(head.stride),
                   f32(head.topP), f32(head.threshold), i32(head.minBudget),
-                  i32(head.bits), i32(head.values), f32(head.similarity), f32(head.skip)}));
+                  i32(head.bits), i32(head.values), f32(head.similarity)}));
     return global(record({i32(spec.denseBelow), i32(int64_t(heads.size())),
                           array(heads, "heads")}),
                   "plan");

@@ -157,8 +157,6 @@ typedef struct prefill_head_plan {
                                 value lies from the row's output */
   float similarity; /* 0: off; else blocks whose keys or queries are less alike
                        than this (mean cosine) are kept, SpargeAttn's guard */
-  float skip;       /* 0: off; else blocks whose scores all stay this many powers
-                       of two below the row's maximum leave out their values */
 } prefill_head_plan;
 typedef struct prefill_plan {
   int32_t dense_below; /* keys; shorter prompts run dense. -1: by cost function */
