@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +49,18 @@ def verdicts(targets: list[Target]) -> str:
         sign = ">=" if target.at_least else "<="
         rows.append([target.what, value, f"{sign} {target.bound:g}", target.verdict, target.note])
     return table(["what", "measured", "target", "", ""], rows)
+
+
+def commit() -> str:
+    """The short hash of the checkout's commit, "+" appended if files differ; "" without git."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--dirty=+"],
+        cwd=RESULTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip()
 
 
 def save(name: str, record: dict, targets: list[Target]) -> Path:

@@ -1,7 +1,7 @@
 r"""The Sparse Frontier's question on this machine: what does which method cost, and for how much speed?
 
     build/venv/bin/python benchmarks/frontier.py [--quick] [--tokens 1024 2048 4096 8192] \
-        [--sparsify SPEC ...] [--plan plan.json ...]
+        [--sparsify SPEC ...] [--plan plan.json ...] [--measure quality|time] [--keep]
 
 For every method x length on SmolLM2, against the dense compilation:
 
@@ -12,10 +12,13 @@ For every method x length on SmolLM2, against the dense compilation:
     perplexity  of the last 1,024 tokens of two real texts: Python's language reference
                 (pydoc_data.topics) and the docstrings of its standard library
     retrieval   passkeys at five depths, four keys with one asked for, a key traced through
-                three assignments with a decoy; out of those that the dense model finds
+                three assignments with a decoy; only those that the dense model finds are asked
 
-Each cell (method, length) is kept in build/bench/frontier and not measured again by the same
-compiler. Writes results/frontier.json and results/frontier.png.
+Each cell (method, length, quality or time) is kept in build/bench/frontier and not measured
+again by the same compiler; with --keep, not by a later one either (the results name the
+commit of every cell). Quality does not depend on what else the machine does, time does:
+--measure=time on a quiet machine after --measure=quality on any.
+Writes results/frontier.json and results/frontier.png.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import tasks
-from common import save
+from common import commit, save
 from prefill_opt import find_compiler
 from prefill_opt.calibrate import candidates as known
 from prefill_opt.calibrate.choose import fit_costs
@@ -37,15 +40,17 @@ from prefill_opt.calibrate.state import Progress, State, digest
 from prefill_opt.demo import smollm2, texts
 from prefill_opt.demo.suite import table
 
+TASKS = ("passkey", "four keys", "trace")
 METHODS = [
-    *(f"sale:top-p={share},stride=4,local=64" for share in (0.75, 0.8, 0.85, 0.9)),
-    *(f"sale:top-p={share},stride=4,local=64,values=0" for share in (0.85, 0.9, 0.95)),
-    *(f"sampled:stride=8,threshold={share}" for share in (0.8, 0.9)),
+    *(f"sale:top-p={share},stride=4,local=64" for share in (0.75, 0.85, 0.9)),
+    "sale:top-p=0.9,stride=4,local=64,values=0",
+    *(f"sale:threshold={share}" for share in (0.008, 0.02)),
+    "sampled:stride=8,threshold=0.9",
     *(f"xattention:stride=8,threshold={share}" for share in (0.8, 0.9, 0.95)),
     *(f"flexprefill:gamma={share}" for share in (0.9, 0.95)),
-    *(f"sale:threshold={share}" for share in (0.008, 0.02, 0.05)),
     *(f"vertical-slash:density={share}" for share in (0.1, 0.25)),
-    *(f"block-sparse:density={share}" for share in (0.1, 0.25)),
+    "block-sparse:density=0.25",
+    "infllm-v2",
     "a-shape:init=128,local=1024",
 ]
 QUICK = [
@@ -62,7 +67,8 @@ class Frontier:
         self.model, self.state, self.options = model, state, options
         self.tokenizer = smollm2.tokenizer()
         self.bar = Progress()
-        self.key = digest(find_compiler(), options.threads, options.quick)
+        self.build = digest(find_compiler())
+        self.commit = commit()
 
     def prompts(self, tokens: int) -> list[tuple[str, texts.Passkey]]:
         """The retrieval prompts: (task, prompt)."""
@@ -72,31 +78,36 @@ class Frontier:
         found += [("four keys", tasks.four_keys(self.tokenizer, tokens, seed)) for seed in seeds]
         return found + [("trace", tasks.trace(self.tokenizer, tokens, seed)) for seed in seeds]
 
-    def whole_model(self, folder: Path, tokens: int) -> dict:
-        """Perplexities, density, seconds of a prefill and which prompts are answered."""
+    def quality(self, folder: Path, tokens: int, able: list[bool] | None) -> dict:
+        """Perplexities, density and which prompts are answered (of those `able` allows)."""
         rows = texts.perplexity_rows(tokens, min(1024, tokens // 2))
         ready = self.model.open(folder)
         cell: dict = {"perplexity": {}, "found": []}
-        seconds = []
         for name, read in (("topics", texts.real_text), ("docstrings", tasks.docstrings)):
             ids = read(self.tokenizer, tokens)
             run = self.model.run(folder, ids, rows, ready)
             cell["perplexity"][name] = texts.perplexity(run.logits, ids, rows)
             cell.setdefault("density", float(run.density.mean()))
-            seconds.append(run.seconds)
-        for _, prompt in self.prompts(tokens):
-            run = self.model.run(folder, prompt.ids, prompt.rows, ready)
-            cell["found"].append(prompt.found(run.logits))
-            seconds.append(run.seconds)
-        return {**cell, "seconds": min(seconds)}
+        for i, (_, prompt) in enumerate(self.prompts(tokens)):
+            asked = able is None or able[i]
+            cell["found"].append(
+                asked and prompt.found(self.model.run(folder, prompt.ids, prompt.rows, ready).logits)
+            )
+        return cell
 
-    def attention(self, folders: dict[str, Path], tokens: int) -> dict[str, dict]:
-        """Attention's speed-up and the estimate's share, on the operands of some layers."""
-        layers = np.linspace(0, self.model.layers - 1, 2 if self.options.quick else 6).round().astype(int)
-        dense = Kernels(self.model.dense, self.options.threads)
-        kernels = {name: Kernels(folder, self.options.threads) for name, folder in folders.items()}
-        rows: dict[str, list[dict]] = {name: [] for name in folders}
+    def times(self, folders: dict[str, Path], tokens: int) -> dict[str, dict]:
+        """Seconds of a prefill (minima of interleaved rounds), attention's speed-up, the estimate's share."""
         ids = texts.real_text(self.tokenizer, tokens)
+        last = np.array([tokens - 1])
+        found: dict[str, dict] = {name: {"seconds": np.inf} for name in folders}
+        for _ in range(self.options.rounds):
+            for name, folder in folders.items():
+                seconds = self.model.run(folder, ids, last).seconds
+                found[name]["seconds"] = min(found[name]["seconds"], seconds)
+        layers = np.linspace(0, self.model.layers - 2, 2 if self.options.quick else 6).round().astype(int)
+        dense = Kernels(self.model.dense, self.options.threads)
+        kernels = {n: Kernels(f, self.options.threads) for n, f in folders.items() if n != "dense"}
+        rows: dict[str, list[dict]] = {name: [] for name in kernels}
         for layer in layers:
             for operands in self.model.capture(ids, range(layer, layer + 1)):
                 measured = measure_layer(operands, self.model.heads[layer], dense, kernels, 3)
@@ -104,51 +115,82 @@ class Frontier:
                     rows[name].append(row)
         for each in (dense, *kernels.values()):
             each.close()
-        found = {}
         for name, mine in rows.items():
             sparse, exact = (np.array([row[key] for row in mine]) for key in ("seconds", "dense_seconds"))
             estimate, _ = fit_costs(sparse, exact, np.array([np.mean(row["density"]) for row in mine]))
-            found[name] = {"attention_speedup": float(exact.sum() / sparse.sum()), "estimate_share": estimate}
+            found[name]["attention_speedup"] = float(exact.sum() / sparse.sum())
+            found[name]["estimate_share"] = estimate
         return found
 
+    def kept(self, kind: str, tokens: int, heads) -> tuple[str, dict | None]:
+        """A cell's key, and the cell if it need not be measured again."""
+        threads = self.options.threads if kind == "time" else None
+        key = f"{kind}-{tokens}-{digest(threads, self.options.quick, heads)}"
+        cell = self.state.get(key)
+        if cell and (self.options.keep or cell["build"] == self.build):
+            return key, cell
+        return key, None
+
+    def put(self, key: str, cell: dict) -> dict:
+        """Keeps a cell with what measured it."""
+        cell |= {"build": self.build, "commit": self.commit}
+        self.state.put(key, cell)
+        self.bar.done(1)
+        return cell
+
     def length(self, tokens: int, methods: dict[str, list[list[dict]]]) -> dict[str, dict]:
-        """All methods at one length, "dense" first."""
-        cells = {}
-        missing = {}
-        for name, heads in methods.items():
-            key = f"{tokens}-{digest(self.key, heads)}"
-            cells[name] = self.state.get(key)
-            if cells[name] is None:
-                missing[name] = key
-            else:
-                self.bar.done(1, cached=True)
-        folders = {}
-        for number, name in enumerate(missing):
-            folders[name] = self.model.compile(methods[name], f"method-{number}")
-        if missing:
-            self.bar.begin(f"{tokens} tokens: attention")
-        times = self.attention({n: f for n, f in folders.items() if n != "dense"}, tokens) if missing else {}
-        for name, key in missing.items():
-            self.bar.begin(f"{tokens} tokens: {name}")
-            cells[name] = {**self.whole_model(folders[name], tokens), **times.get(name, {})}
-            self.state.put(key, cells[name])
-            self.bar.done(1)
+        """All methods at one length, "dense" first: {method: {kind: cell}}."""
+        cells: dict[str, dict] = {name: {} for name in methods}
+        folders: dict[str, Path] = {}
+
+        def folder(name: str) -> Path:
+            if name not in folders:
+                folders[name] = self.model.compile(methods[name], f"method-{list(methods).index(name)}")
+            return folders[name]
+
+        if "quality" in self.options.measure:
+            for name, heads in methods.items():
+                key, cell = self.kept("quality", tokens, heads)
+                if cell is None:
+                    self.bar.begin(f"{tokens} tokens: {name}")
+                    able = cells["dense"]["quality"]["found"] if name != "dense" else None
+                    cell = self.put(key, self.quality(folder(name), tokens, able))
+                else:
+                    self.bar.done(1, cached=True)
+                cells[name]["quality"] = cell
+        if "time" in self.options.measure:
+            keys = {name: self.kept("time", tokens, heads) for name, heads in methods.items()}
+            # Times are compared with dense of the same run.
+            missing = [name for name, (_, cell) in keys.items() if cell is None]
+            if missing:
+                self.bar.begin(f"{tokens} tokens: times")
+                names = list(dict.fromkeys(["dense", *missing]))
+                times = self.times({name: folder(name) for name in names}, tokens)
+                for name in missing:
+                    times[name]["dense_seconds"] = times["dense"]["seconds"]
+                    keys[name] = (keys[name][0], self.put(keys[name][0], times[name]))
+            for name, (_, cell) in keys.items():
+                cells[name]["time"] = cell
         return cells
 
     def summary(self, tokens: int, cells: dict[str, dict]) -> list[dict]:
         """Rows of the table: a method's numbers against the dense cell's."""
         exact = cells["dense"]
-        kinds = [task for task, _ in self.prompts(tokens)]
+        kinds = [task for task, _ in self.prompts(tokens)] if "quality" in exact else []
         rows = []
         for name, cell in cells.items():
-            row = {"method": name, "tokens": tokens, **{k: v for k, v in cell.items() if k != "found"}}
-            row["end_to_end_speedup"] = exact["seconds"] / cell["seconds"]
-            row["loss"] = {
-                text: value / exact["perplexity"][text] - 1 for text, value in cell["perplexity"].items()
-            }
+            row = {"method": name, "tokens": tokens}
+            row["commits"] = {kind: part["commit"] for kind, part in cell.items()}
+            for part in cell.values():
+                row |= {k: v for k, v in part.items() if k not in ("found", "build", "commit")}
+            if "time" in cell:
+                row["end_to_end_speedup"] = row["dense_seconds"] / row["seconds"]
+            if "quality" in cell:
+                perplexity = exact["quality"]["perplexity"]
+                row["loss"] = {t: value / perplexity[t] - 1 for t, value in row["perplexity"].items()}
             for task in dict.fromkeys(kinds):
-                able = [i for i, kind in enumerate(kinds) if kind == task and exact["found"][i]]
-                row[task] = [sum(cell["found"][i] for i in able), len(able)]
+                able = [i for i, k in enumerate(kinds) if k == task and exact["quality"]["found"][i]]
+                row[task] = [sum(cell["quality"]["found"][i] for i in able), len(able)]
             rows.append(row)
         return rows
 
@@ -165,7 +207,7 @@ def plot(rows: list[dict], path: Path) -> None:
     for panel, tokens in zip(panels[0], lengths, strict=True):
         points = []
         for row in rows:
-            if row["tokens"] == tokens and "attention_speedup" in row:
+            if row["tokens"] == tokens and "attention_speedup" in row and "loss" in row:
                 loss = 100 * float(np.mean(list(row["loss"].values())))
                 points.append((row["attention_speedup"], loss, row["method"]))
         for family in dict.fromkeys(name.partition(":")[0] for _, _, name in points):
@@ -187,19 +229,19 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def show(rows: list[dict]) -> str:
     """The table as text."""
+
+    def cell(row: dict, key: str, form: str) -> str:
+        return format(row[key], form) if key in row else "-"
+
     lines = []
     for row in rows:
-        found = [f"{row[task][0]}/{row[task][1]}" for task in ("passkey", "four keys", "trace")]
-        speed, share = row.get("attention_speedup"), row.get("estimate_share")
-        lines.append(
-            [row["method"], str(row["tokens"]), f"{row['density']:.1%}"]
-            + [f"{share:.0%}" if share is not None else "-", f"{speed:.2f}" if speed else "-"]
-            + [f"{row['end_to_end_speedup']:.2f}"]
-            + [f"{row['loss'][text]:+.1%}" for text in row["loss"]]
-            + found
-        )
+        found = ["{}/{}".format(*row[task]) if task in row else "-" for task in TASKS]
+        losses = [f"{row['loss'][text]:+.1%}" if "loss" in row else "-" for text in ("topics", "docstrings")]
+        speeds = [cell(row, key, ".2f") for key in ("attention_speedup", "end_to_end_speedup")]
+        share = [cell(row, "density", ".1%"), cell(row, "estimate_share", ".1%")]
+        lines.append([row["method"], str(row["tokens"]), *share, *speeds, *losses, *found])
     header = ["method", "tokens", "density", "estimate", "attention x", "end to end x"]
-    return table([*header, "topics", "docstrings", "passkey", "four keys", "trace"], lines)
+    return table([*header, "topics", "docstrings", *TASKS], lines)
 
 
 def main() -> None:
@@ -209,6 +251,9 @@ def main() -> None:
     parser.add_argument("--sparsify", nargs="+", help="methods instead of the usual ones")
     parser.add_argument("--plan", type=Path, nargs="*", default=[], help="calibrated configuration files")
     parser.add_argument("--quick", action="store_true", help="three methods, short prompts, fewer of them")
+    parser.add_argument("--measure", nargs="+", choices=["quality", "time"], default=["quality", "time"])
+    parser.add_argument("--keep", action="store_true", help="keep cells that another build measured")
+    parser.add_argument("--rounds", type=int, default=2, help="prefills timed of each method")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="frontier", help="of the result files")
     options = parser.parse_args()
@@ -227,13 +272,14 @@ def main() -> None:
             rows_of_plan = [[plan.at(i, h) for h in range(heads)] for i in range(layers)]
             methods[f"calibrated:{path.stem}"] = rows_of_plan
         frontier = Frontier(model, State(kept), options)
-        frontier.bar.expect(len(methods) * len(lengths))
+        frontier.bar.expect(len(methods) * len(lengths) * len(options.measure))
         for tokens in lengths:
             rows += frontier.summary(tokens, frontier.length(tokens, methods))
         frontier.bar.close()
     print(show(rows))
     path = save(options.name, {"model": smollm2.NAME, "threads": options.threads, "rows": rows}, [])
-    plot(rows, path.with_suffix(".png"))
+    if len(options.measure) == 2:
+        plot(rows, path.with_suffix(".png"))
     print(f"\nresults: {path.parent.name}/{path.name}", file=sys.stderr)
 
 

@@ -192,7 +192,23 @@ static bool run(MLIRContext &context, ModuleOp module,
   return succeeded(pm.run(module));
 }
 
-int prefill::compile(const CompilerOptions &options) {
+/// With plain `-sparsify`, the plan that `prefill-opt calibrate` left beside the
+/// model decides; `-sparsify=auto:` does without it.
+static void takeCalibratedPlan(CompilerOptions &options) {
+  if (options.sparsify != "auto")
+    return;
+  llvm::SmallString<128> plan(options.input);
+  llvm::sys::path::replace_extension(plan, ".prefill.json");
+  if (!llvm::sys::fs::exists(plan))
+    return;
+  options.sparsify = ("config:" + plan).str();
+  llvm::WithColor::note(llvm::errs(), "prefill-opt")
+      << "-sparsify=auto takes the calibrated " << plan << "\n";
+}
+
+int prefill::compile(const CompilerOptions &given) {
+  CompilerOptions options = given;
+  takeCalibratedPlan(options);
   std::string error;
   if (!validate(options, error))
     return fail(error);

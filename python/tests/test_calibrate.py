@@ -21,6 +21,7 @@ from prefill_opt.calibrate.errors import CalibrationError
 from prefill_opt.calibrate.measure import Kernels, by_head, compare
 from prefill_opt.calibrate.model import Model
 from prefill_opt.calibrate.state import State, write_atomically
+from prefill_opt.compiler import CompileError, run_compiler
 from support import SHARED_MODELS
 
 MODEL = "llama-dynamo18-nomask"
@@ -66,6 +67,30 @@ def test_plan_is_written_and_compiles(tiny, ids, tmp_path, compiled):
     assert plan["calibration"]["density"] < 1
     compiled(tiny, sparsify=f"config:{tmp_path / 'plan.json'}")
     assert not list(tmp_path.glob(".*")), "something was left behind"
+
+
+def test_plain_sparsify_takes_the_plan_beside_the_model(tiny, ids, tmp_path, capsys):
+    written = [word for word in arguments(tiny, ids, "--max-loss=30%") if word != "-o"]
+    written.remove(str(tmp_path / "plan.json"))
+    assert main(written) == 0
+    beside = tmp_path / "model.prefill.json"
+    assert beside.is_file()
+
+    def taken(*flags: str) -> tuple[str, str]:
+        out = tmp_path / "out"
+        done = run_compiler([tiny, *flags, "-o", out])
+        return json.loads((out / "manifest.json").read_text())["sparsify"], done.stderr
+
+    assert taken("-sparsify=auto")[0] == taken("-sparsify")[0] == f"config:{beside}"
+    assert "takes the calibrated" in taken("-sparsify")[1]
+    for flags in (("-sparsify=auto:",), ("-sparsify=auto:top-p=0.9",), ("-sparsify=dense",), ()):
+        assert "config" not in taken(*flags)[0] and not taken(*flags)[1]
+    # A plan of another model is an error, as with config:FILE.
+    plan = json.loads(beside.read_text())
+    beside.write_text(json.dumps({**plan, "layers": plan["layers"] + plan["layers"]}))
+    with pytest.raises(CompileError, match=r"model\.prefill\.json"):
+        run_compiler([tiny, "-sparsify", "-o", tmp_path / "none"])
+    assert not (tmp_path / "none").exists()
 
 
 def test_same_twice_and_from_the_state(tiny, ids, tmp_path, monkeypatch):
@@ -196,6 +221,10 @@ def test_choice_is_the_best_for_its_cost(seed):
     for plan in sequence:
         cheaper = [p for p in everything if take(cost, p) <= take(cost, plan) + 1e-12]
         assert take(error, plan) <= min(take(error, p) for p in cheaper) + 1e-12
+    # No corner of the hull is missing: at every price, the best of all plans is among them.
+    for price in np.geomspace(1e-2, 1e2, 60):
+        best, mine = (min(take(error, p) + price * take(cost, p) for p in s) for s in (everything, sequence))
+        assert mine <= best * (1 + 1e-9)
 
 
 def test_bisection_finds_the_last_good_plan():

@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, required=True, help="token ids (text, JSON, .npy), or text with --tokenizer"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the configuration file to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="the configuration file to write (MODEL.prefill.json beside it)"
+    )
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, for --data that is text")
     parser.add_argument("--tokens", type=int, default=4096, help="length of the prompt (4096)")
     budget = parser.add_mutually_exclusive_group()
@@ -110,6 +112,7 @@ def run(options) -> int:
     for name in ("tokens", "threads", "rows", "repeats", "groups"):
         if getattr(options, name) < 1:
             raise CalibrationError(f"--{name} must be positive")
+    options.output = options.output or options.model.with_suffix(".prefill.json")
     if not options.output.resolve().parent.is_dir():
         raise CalibrationError(f"no such folder: {options.output.resolve().parent}")
     if options.tokens <= data.BLOCK:
