@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Installs what the build needs: Debian packages (only those missing) and a Python
 # environment in build/venv with the pinned requirements and `prefill_opt` importable.
-# Does nothing when everything is there. PREFILL_SKIP_APT=1 leaves the system alone.
+# Does nothing when everything is there. PREFILL_SKIP_APT=1 leaves the system alone;
+# PREFILL_EXTRA_PACKAGES names further Debian packages.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 PACKAGES="libmlir-22-dev mlir-22-tools llvm-22-dev llvm-22-tools clang-22 clang-format-22
   clang-tidy-22 lld-22 liblld-22-dev libclang-rt-22-dev ccache cmake ninja-build
   libprotobuf-dev protobuf-compiler libdlpack-dev libgtest-dev libgmock-dev libzstd-dev
-  zlib1g-dev python3-venv"
+  zlib1g-dev python3-venv ${PREFILL_EXTRA_PACKAGES:-}"
 
 missing_packages() {
   local package

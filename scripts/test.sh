@@ -7,7 +7,8 @@
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-"$ROOT/scripts/setup.sh" || exit 1
+# The calibration's page is looked at in a real browser.
+PREFILL_EXTRA_PACKAGES=chromium-headless-shell "$ROOT/scripts/setup.sh" || exit 1
 "$ROOT/scripts/build.sh" || exit 1
 # Not part of the default build: they compile the importer and the runtime once more.
 "$ROOT/scripts/build.sh" prefill-import-fuzzer PrefillRuntimeTestsAsan \

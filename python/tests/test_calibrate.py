@@ -425,7 +425,7 @@ def test_malformed_candidates():
 
 def _browser() -> str | None:
     """Headless Chromium, if there is one: by name on the PATH or as Playwright keeps it."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"):
+    for name in ("chromium", "chromium-headless-shell", "google-chrome", "chrome-headless-shell"):
         if found := shutil.which(name):
             return found
     cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache" / "ms-playwright"))
@@ -494,7 +494,7 @@ def test_report_in_a_browser(report, tmp_path):
     image = pytest.importorskip("PIL.Image")
     shot = tmp_path / "shot.png"
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,2600"]
-    command += [f"--screenshot={shot}", report.as_uri()]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", report.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     pixels = np.asarray(image.open(shot).convert("RGB")).reshape(-1, 3)
     for colour in ((38, 84, 156), (226, 228, 232), (212, 56, 13)):

@@ -69,7 +69,7 @@ def _head_map(values: np.ndarray, title: str, low: float, high: float) -> str:
     """A map of [layers, heads] as SVG, layers to the right; NaN is left out."""
     layers, heads = values.shape
     cell = max(6, min(24, 900 // max(layers, 1)))
-    width, height = 40 + cell * layers, 40 + cell * heads
+    width, height = 40 + cell * layers, 24 + cell * heads
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img">']
     parts.append(f"<title>{html.escape(title)}</title>")
     for layer in range(layers):
@@ -83,11 +83,11 @@ def _head_map(values: np.ndarray, title: str, low: float, high: float) -> str:
                 f'fill="{_colour(share)}"><title>layer {layer}, head {head}: {value:.3f}</title></rect>'
             )
     for layer in range(0, layers, max(1, layers // 10)):
-        parts.append(f'<text x="{30 + layer * cell}" y="{height - 24}">{layer}</text>')
+        parts.append(f'<text x="{30 + layer * cell}" y="{height - 8}">{layer}</text>')
     for head in range(0, heads, max(1, heads // 9)):
         parts.append(f'<text x="4" y="{head * cell + cell * 0.75:.0f}">{head}</text>')
-    parts.append(f'<text x="30" y="{height - 6}">layer; white {low:.2g}, dark {high:.2g}</text></svg>')
-    return f"<figure>{''.join(parts)}<figcaption>{html.escape(title)}</figcaption></figure>"
+    caption = html.escape(f"{title}; white {low:.2g}, dark {high:.2g}")
+    return f"<figure>{''.join(parts)}</svg><figcaption>{caption}</figcaption></figure>"
 
 
 def _frontier(points: list[tuple[str, float, float]], title: str, x_title: str) -> str:
@@ -116,7 +116,8 @@ def _frontier(points: list[tuple[str, float, float]], title: str, x_title: str) 
         x, _ = place(share, floor)
         parts.append(f'<text x="{x - 10:.1f}" y="{height - bottom + 16}">{share:.0%}</text>')
     parts.append(f'<text x="{width // 2 - 90}" y="{height - 6}">{html.escape(x_title)}</text>')
-    for name, share, loss in points:
+    taken: list[tuple[float, float, float]] = []  # left, right, base line of the labels so far
+    for name, share, loss in sorted(points, key=lambda p: p[0] != "calibrated"):
         x, y = place(share, loss)
         best = name == "calibrated"
         fill, radius = ("#d4380d", 7) if best else ("#26549c", 4)
@@ -125,7 +126,14 @@ def _frontier(points: list[tuple[str, float, float]], title: str, x_title: str) 
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{fill}">'
             f"<title>{label}: {share:.1%}, {loss:+.2%}</title></circle>"
         )
-        parts.append(f'<text x="{x + 8:.1f}" y="{y - 4:.1f}">{label}</text>')
+        # To the side with more room, and above the labels that are there already.
+        reach = 6.5 * len(name)
+        begin = x + 10 if x + 10 + reach < width else max(0.0, x - 10 - reach)
+        base = y - 4
+        while any(a < begin + reach and begin < b and abs(base - c) < 12 for a, b, c in taken):
+            base -= 12
+        taken.append((begin, begin + reach, base))
+        parts.append(f'<text x="{begin:.1f}" y="{base:.1f}">{label}</text>')
     return f"<figure>{''.join(parts)}</svg><figcaption>{html.escape(title)}</figcaption></figure>"
 
 
@@ -190,6 +198,7 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
         + [f"{s['seconds'] / s['dense_seconds']:.2f}"]
         for s in result.short
     ]
+    shorter = f"Prompts below {result.dense_below} tokens run dense." if result.dense_below else ""
     loss_by_time = [(n, r["cost"], r["loss"]) for n, r in runs]
     loss_by_blocks = [(n, r["density"], r["loss"]) for n, r in runs]
     return "".join(
@@ -200,7 +209,7 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
             f"<p>At {tokens} tokens the choice visits <b>{chosen['density']:.1%}</b> of the causal blocks "
             f"in <b>{chosen['cost']:.1%}</b> of dense attention time; perplexity {chosen['loss']:+.2%} of "
             f"dense's {dense['perplexity']:.3f}, divergence of the logits {chosen['divergence']:.4f}. "
-            f"Prompts below {result.dense_below} tokens run dense.</p>",
+            f"{shorter}</p>",
             "<h2>Frontier</h2>",
             _frontier(
                 loss_by_time,
