@@ -290,17 +290,19 @@ def keep_top_p(
 def xattention(q: np.ndarray, k: np.ndarray, stride: int, tau: float, block: int = 64) -> list[list[int]]:
     """The blocks that XAttention keeps (arXiv:2503.16428), for one head; scale 1/sqrt(d).
 
-    q [s, d], k [t, d]; strided rows past the end are filled with zeros, query row i stands at
-    position t - s + i. Block 0 and a row's own blocks are kept first, then the ones of greatest
-    estimated mass while those before hold less than tau of it; ties: the lower block.
+    q [s, d], k [t, d], both in signed bytes, a strided row of q with one scale; past the end
+    there are zeros, and query row i stands at position t - s + i. Block 0 and a row's own
+    blocks are kept first, then the ones of greatest estimated mass while those before hold less
+    than tau of it; ties: the lower block.
     """
     (s, d), t = q.shape, len(k)
     offset = t - s
     rows, keys = -(-s // stride), -(-t // stride)
-    qs, ks = np.zeros((rows * stride, d)), np.zeros((keys * stride, d))
-    qs[:s], ks[:t] = q, k
-    qs = qs.reshape(rows, stride, d)[:, ::-1].reshape(rows, -1)
-    x = qs @ ks.reshape(keys, -1).T / (np.sqrt(d) * stride)
+    qs, ks = np.zeros((rows * stride, d), np.float32), np.zeros((keys * stride, d), np.int64)
+    qs[:s] = q
+    qs, of_row = quantised_rows(qs.reshape(rows, stride, d)[:, ::-1].reshape(rows, -1), 127)
+    ks[:t], of_key = quantised_keys(k, 127, block)
+    x = (qs @ ks.reshape(keys, -1).T) * np.outer(of_row, of_key[::stride]) / (np.sqrt(d) * stride)
     last = offset + (np.arange(rows) + 1) * stride - 1
     x[np.arange(keys)[None] * stride > last[:, None]] = -np.inf
     p = np.exp(x - x.max(1, keepdims=True))
@@ -402,22 +404,33 @@ def sampled(
     return result
 
 
-def quantised_scores(q: np.ndarray, k: np.ndarray, bits: int, block: int = 64) -> np.ndarray:
-    """Causal scores [s, t] of one head in signed bytes, scale 1/sqrt(d), -inf where hidden.
+def quantised_keys(k: np.ndarray, limit: int, block: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Integers [t, d] of one head's keys less their mean, and the size [t] of 1 in them.
 
-    float32 as the runtime's, so that the integers are the same: the keys' mean is subtracted,
-    every query row and every `block` of keys has a scale of its own.
+    float32 as the runtime's, so that the integers are the same; a scale for every `block` of keys.
     """
-    limit = np.float32(7 if bits == 4 else 127)
-    q, k = np.asarray(q, np.float32), np.asarray(k, np.float32)
+    k = np.asarray(k, np.float32)
     mean = np.add.accumulate(k, axis=0, dtype=np.float32)[-1] * (np.float32(1) / np.float32(len(k)))
     k = k - mean
-    most_k = np.array([np.abs(k[i : i + block]).max() for i in range(0, len(k), block)], np.float32)
-    most_q = np.abs(q).max(1, keepdims=True)
-    of_key = np.repeat(most_k, block)[: len(k), None]
-    dots = np.rint(q * (limit / most_q)).astype(np.int64) @ np.rint(k * (limit / of_key)).astype(np.int64).T
-    step = (most_q / limit).astype(np.float64) * (of_key / limit).astype(np.float64).T
-    scores = dots * step * q.shape[1] ** -0.5
+    most = np.array([np.abs(k[i : i + block]).max() for i in range(0, len(k), block)], np.float32)
+    most = np.repeat(most, block)[: len(k)]
+    limit = np.float32(limit)
+    return np.rint(k * (limit / most)[:, None]).astype(np.int64), (most / limit).astype(np.float64)
+
+
+def quantised_rows(q: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Integers of rows [s, n], and the size [s] of 1 in them: a scale for every row."""
+    q, limit = np.asarray(q, np.float32), np.float32(limit)
+    most = np.abs(q).max(1)
+    return np.rint(q * (limit / most)[:, None]).astype(np.int64), (most / limit).astype(np.float64)
+
+
+def quantised_scores(q: np.ndarray, k: np.ndarray, bits: int, block: int = 64) -> np.ndarray:
+    """Causal scores [s, t] of one head in signed bytes, scale 1/sqrt(d), -inf where hidden."""
+    limit = 7 if bits == 4 else 127
+    rows, of_row = quantised_rows(q, limit)
+    keys, of_key = quantised_keys(k, limit, block)
+    scores = (rows @ keys.T) * np.outer(of_row, of_key) * q.shape[1] ** -0.5
     return np.where(visibility(len(q), len(k), causal=True), scores, -np.inf)
 
 

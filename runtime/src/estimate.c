@@ -249,7 +249,8 @@ static bool wants_sparse(const pf_call *call, const prefill_head_plan *plan,
   return pf_worth_estimating(call, plan, &work->dense, work->keys);
 }
 
-/* Calls the `prepare` of every pattern in use, once. */
+/* Calls every `prepare` of the patterns in use once, with the heads of all
+ * patterns that have it. */
 static prefill_status prepare_patterns(pf_call *call, const estimation *e) {
   int64_t *heads = pf_alloc(call, e->count, sizeof(int64_t));
   if (!heads)
@@ -261,7 +262,7 @@ static prefill_status prepare_patterns(pf_call *call, const estimation *e) {
     bool done = false;
     int64_t count = 0;
     for (int64_t i = 0; i < e->count; ++i)
-      if (pattern_of(plan_of(call, e->heads[i])) == pattern) {
+      if (pattern_of(plan_of(call, e->heads[i]))->prepare == pattern->prepare) {
         done |= i < first;
         heads[count++] = e->heads[i];
       }

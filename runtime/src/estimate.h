@@ -14,6 +14,7 @@
 |*
 |*   estimate_scores.c     scores of single query rows
 |*   estimate_pool.c       scores of mean queries and mean keys
+|*   estimate_shares.c     sums of exponentials to shares and masses of blocks
 |*   estimate_keep.c       which blocks stay, for those that give them a mass
 |*   estimate_guard.c      which blocks stay whatever they are given
 |*
@@ -141,6 +142,7 @@ typedef struct pf_sums {
   float *column;   /* [t] */
   float *diagonal; /* [t] */
   int64_t first_position, end_position;
+  bool finite; /* false: a score that a row sees is no number, nor are sums */
 } pf_sums;
 int64_t pf_sums_bytes(const pf_call *call);
 pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
@@ -152,9 +154,9 @@ pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
 typedef struct pf_values {
   const pf_call *call;
   int64_t lanes;
-  float *mean;   /* [blocks][e] */
-  float *across; /* [e][blocks], the same */
-  float *square; /* [blocks], of their lengths */
+  float *mean;                     /* [blocks][e] */
+  float *across;                   /* [e][blocks], the same */
+  float *square;                   /* [blocks], of their lengths */
   float *output, *norm, *products; /* [e][lanes], [lanes], [blocks][lanes] */
 } pf_values;
 pf_values pf_take_values(const pf_call *call, int64_t lanes, char **at);
@@ -163,6 +165,18 @@ void pf_load_values(pf_values *x, int64_t b, int64_t h);
 /* shares[block * lanes + i], the share of blocks [first, end) in the attention
  * of row i, times how far the row's output lies from its mean value. */
 void pf_weigh_shares(pf_values *x, float *shares, int64_t first, int64_t end);
+
+/*===-- estimate_shares.c ------------------------------------------------===*/
+
+/* Of PF_QUANTIZED_LANES rows whose exponentials were summed block by block:
+ * sum[block][lane], relative to the block's maximum most[block][lane], becomes
+ * the block's share of the row's softmax over the span; 0 in rows that see
+ * nothing. top[lane]: the greatest of the maxima, finite. */
+void pf_finish_shares(const pf_call *call, float *sum, const float *most,
+                      const float *top, const pf_span *span);
+/* mass[block] += the shares of lanes [begin, end). */
+void pf_add_shares(float *mass, const float *shares, const pf_span *span,
+                   int64_t begin, int64_t end);
 
 /*===-- estimate_keep.c --------------------------------------------------===*/
 

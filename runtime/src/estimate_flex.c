@@ -132,8 +132,9 @@ static void estimate(const pf_estimate *head) {
   const float *pooled =
       pf_pooled_rows(&x.pooled, sums.first_position - batch->offset,
                      sums.end_position - sums.first_position, first, blocks);
-  const bool aware = agree(x.share + first, pooled + first, blocks - first,
-                           (double)plan->threshold);
+  const bool aware =
+      !sums.finite || agree(x.share + first, pooled + first, blocks - first,
+                            (double)plan->threshold);
   const int64_t least = pf_ceil_div(pf_max(plan->min_budget, 1), bk);
   int64_t columns = least, slashes = least;
   if (!aware) {

@@ -24,11 +24,7 @@
 #include <string.h>
 
 enum { LANES = PF_QUANTIZED_LANES };
-/* Stands for minus infinity where differences are taken. */
-#define HIDDEN (-1e30f)
-/* Scores are smaller than HIDDEN as long as a score of 1 in bytes is below
- * this. */
-#define LARGEST_STEP 1e22f
+#define HIDDEN PF_QUANTIZED_HIDDEN
 /* A threshold up to this keeps everything (SALE's marker of dense heads). */
 #define LEAST_THRESHOLD 1e-5f
 
@@ -129,11 +125,11 @@ static int64_t pack_rows(quantized *x, int64_t begin, float largest_scale) {
       q = x->rotated;
     }
     call->hot->to_float(x->row, q, 1, d, call->desc->dtype);
-    pf_quantize_query(call, &x->rows, lane, x->row,
+    pf_quantize_query(call, &x->rows, lane, x->row, d,
                       pf_quantized_limit(head->plan), x->zeros, x->bytes);
     x->tile[lane] = tile;
     x->position[lane] = head->batch->offset + row;
-    if (!(x->rows.factor[lane] * largest_scale < LARGEST_STEP)) {
+    if (!(x->rows.factor[lane] * largest_scale < PF_LARGEST_STEP)) {
       x->unsound |= (uint64_t)1 << lane;
       x->rows.factor[lane] = 0;
     }
@@ -141,12 +137,6 @@ static int64_t pack_rows(quantized *x, int64_t begin, float largest_scale) {
   }
   x->live = lane;
   return begin;
-}
-
-/* Bits [begin, end), of 64. */
-static uint64_t rows_between(int64_t begin, int64_t end) {
-  const uint64_t below = end == LANES ? ~(uint64_t)0 : ((uint64_t)1 << end) - 1;
-  return begin == LANES ? 0 : below >> begin << begin;
 }
 
 /* Blocks that some row sees. */
@@ -224,7 +214,7 @@ static void find_visible(quantized *x, int64_t block, bool near) {
       ++first;
     while (end < x->live && x->position[end] - reach <= key)
       ++end;
-    x->visible[i] = rows_between(pf_min(first, end), end);
+    x->visible[i] = pf_lane_bits(pf_min(first, end), end);
   }
 }
 
@@ -359,7 +349,7 @@ static void find_hits(quantized *x, const pf_span *span) {
 /* x->sum: every block's share of the rows' softmax. */
 static void find_shares(quantized *x, const pf_span *span) {
   const pf_call *call = x->head->call;
-  float top[LANES], total[LANES] = {0}, weight[LANES], factor[LANES];
+  float top[LANES], factor[LANES];
   int32_t dot[LANES];
   for (int64_t lane = 0; lane < LANES; ++lane)
     top[lane] = HIDDEN;
@@ -377,40 +367,7 @@ static void find_shares(quantized *x, const pf_span *span) {
     }
     call->hot->row_max(top, most, LANES, 1);
   }
-  for (int64_t block = span->begin; block < span->end; ++block) {
-    float *sum = x->sum + block * LANES;
-    memset(weight, 0, sizeof weight);
-    call->hot->exp_sum(weight, x->most + block * LANES, top, LANES, 1);
-    for (int64_t lane = 0; lane < LANES; ++lane) {
-      sum[lane] *= weight[lane];
-      total[lane] += sum[lane];
-    }
-  }
-  for (int64_t lane = 0; lane < LANES; ++lane)
-    total[lane] = total[lane] > 0 ? 1 / total[lane] : 0;
-  for (int64_t block = span->begin; block < span->end; ++block)
-    for (int64_t lane = 0; lane < LANES; ++lane)
-      x->sum[block * LANES + lane] *= total[lane];
-}
-
-/* Adds lanes [begin, end) of the shares to the tile's masses. */
-static void add_shares(quantized *x, const pf_span *span, int64_t begin,
-                       int64_t end) {
-  enum { PARTS = 16 };
-  for (int64_t block = span->begin; block < span->end; ++block) {
-    const float *share = x->sum + block * LANES;
-    float part[PARTS] = {0};
-    int64_t lane = begin;
-    for (; lane + PARTS <= end; lane += PARTS)
-      for (int64_t i = 0; i < PARTS; ++i)
-        part[i] += share[lane + i];
-    for (; lane < end; ++lane)
-      part[lane % PARTS] += share[lane];
-    for (int width = PARTS / 2; width; width /= 2)
-      for (int i = 0; i < width; ++i)
-        part[i] += part[i + width];
-    x->mass[block] += part[0];
-  }
+  pf_finish_shares(call, x->sum, x->most, top, span);
 }
 
 /*===-- tiles ------------------------------------------------------------===*/
@@ -451,13 +408,7 @@ static void estimate(const pf_estimate *head) {
   memset(x.zeros, 0, (size_t)call->d * sizeof(float));
   memset(x.bytes, 0, (size_t)x.width);
   memset(x.mass, 0, (size_t)call->blocks * sizeof(float));
-  float largest_scale = 0;
-  for (int64_t block = 0; block < call->blocks; ++block)
-    if (!(x.scale[block] <= largest_scale)) {
-      largest_scale = x.scale[block];
-      if (largest_scale != largest_scale)
-        break; /* NaN: no row is sound */
-    }
+  const float largest_scale = pf_largest_scale(call, keys, kv_head);
   pf_blocks_init(head->index, &head->grid, head->dense->blocks, head->storage);
   if (by_mass && head->plan->values)
     pf_load_values(&x.values, head->b, head->h);
@@ -478,12 +429,12 @@ static void estimate(const pf_estimate *head) {
       const int64_t tile = x.tile[begin];
       for (end = begin + 1; end < x.live && x.tile[end] == tile;)
         ++end;
-      const uint64_t lanes = rows_between(begin, end);
+      const uint64_t lanes = pf_lane_bits(begin, end);
       if (x.unsound & lanes) /* not finite: all is kept */
         for (int64_t block = 0; block < call->blocks; ++block)
           x.mass[block] = __builtin_inff();
       else if (by_mass)
-        add_shares(&x, &span, begin, end);
+        pf_add_shares(x.mass, x.sum, &span, begin, end);
       else
         for (int64_t block = 0; block < call->blocks; ++block)
           x.mass[block] += (x.hits[block] & lanes) != 0;

@@ -171,7 +171,9 @@ static void estimate_vertical_slash(const pf_estimate *head) {
   const pf_sums sums =
       pf_estimate_sums(call, head->b, head->h, head->plan->last, head->scratch);
   pf_relative_init(head->index, &head->grid, head->columns, head->storage);
-  if (head->plan->density > 0)
+  if (!sums.finite) /* they say nothing: all is kept */
+    head->index->mode = PF_HEAD_DENSE;
+  else if (head->plan->density > 0)
     select_share(head, &sums, head->scratch + pf_sums_bytes(call));
   else
     select_tokens(head, &sums);

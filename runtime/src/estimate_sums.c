@@ -48,8 +48,9 @@ int64_t pf_sums_bytes(const pf_call *call) {
   return bytes;
 }
 
-/* Adds the sums of the rows that the lanes hold, which are adjacent. */
-static void add_group(const sums_memory *m) {
+/* Adds the sums of the rows that the lanes hold, which are adjacent. False: a
+ * score that one of them sees is no number. */
+static bool add_group(const sums_memory *m) {
   const pf_call *call = m->lanes.call;
   const pf_hot *hot = call->hot;
   const int64_t lanes = call->bq;
@@ -73,6 +74,9 @@ static void add_group(const sums_memory *m) {
     memcpy(m->most, m->fresh, (size_t)lanes * sizeof(float));
     hot->exp_sum(m->sum, scores, m->most, lanes, n);
   }
+  for (int64_t i = 0; i < m->lanes.rows; ++i)
+    if (m->sum[i] - m->sum[i] != 0 || m->most[i] - m->most[i] != 0)
+      return false;
   for (int64_t i = 0; i < lanes; ++i)
     m->inverse[i] = i < m->lanes.rows && m->most[i] > PF_HIDDEN_SCORE
                         ? 1.0f / m->sum[i]
@@ -86,6 +90,7 @@ static void add_group(const sums_memory *m) {
               m->diagonal_base + lanes + (m->lanes.position[0] - j), scores,
               m->most, m->inverse, lanes, n);
   }
+  return true;
 }
 
 pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
@@ -99,12 +104,14 @@ pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
   const int64_t row_end =
       pf_max(0, pf_min(call->s, batch->last_key - batch->offset));
   const int64_t row_begin = pf_max(0, row_end - pf_max(last, 1));
+  bool finite = true;
   for (int64_t row = row_begin; row < row_end; row += call->bq) {
     pf_load_lanes(&m.lanes, row, 1, pf_min(call->bq, row_end - row));
-    add_group(&m);
+    finite &= add_group(&m);
   }
   return (pf_sums){.column = m.column,
                    .diagonal = m.diagonal_base + call->bq,
                    .first_position = batch->offset + row_begin,
-                   .end_position = batch->offset + row_end};
+                   .end_position = batch->offset + row_end,
+                   .finite = finite};
 }

@@ -267,8 +267,9 @@ static void score(float *out, const float *q, int64_t lanes, int64_t d,
 
 /*===-- softmax and sums -------------------------------------------------===*/
 
-/* exp(x) for x <= 0; below -86 about 2e-38, never a denormal. */
-static inline vector exponential(vector x) {
+#if !defined(__AVX512DQ__)
+/* exp(x) for x <= 0; below -86 about 2e-38. */
+static inline vector exponential_of_number(vector x) {
   vector y = vmax(x * 1.44269504088896341f, splat(-125.0f));
   vector t = y + 12582912.0f; /* 1.5 * 2^23: the integer lands in low bits */
   vector f = y - (t - 12582912.0f);
@@ -280,6 +281,25 @@ static inline vector exponential(vector x) {
   p = p * f + 6.931472028550421e-1f;
   p = p * f + 1.0f;
   return (vector)((ivector)p + ((ivector)t << 23));
+}
+#endif
+
+/* exp(x) for x <= 0, where NaN stays NaN: what is no number must show. */
+static inline vector exponential(vector x) {
+#if defined(__AVX512DQ__)
+  const vector y = x * 1.44269504088896341f;
+  /* 2^(y - floor(y)) by a minimax polynomial (relative error 8e-8). */
+  const vector f = (vector)_mm512_reduce_ps((__m512)y, 9);
+  vector p = splat(1.877576675178903e-3f);
+  p = p * f + 8.989340090521493e-3f;
+  p = p * f + 5.582631805327807e-2f;
+  p = p * f + 2.401536170443785e-1f;
+  p = p * f + 6.931530732001692e-1f;
+  p = p * f + 0.99999992506352623f;
+  return (vector)_mm512_scalef_ps((__m512)p, (__m512)y);
+#else
+  return blend(x == x, exponential_of_number(x), x);
+#endif
 }
 static inline float exponential1(float x) { return exponential(splat(x))[0]; }
 
@@ -315,24 +335,6 @@ static void exp_sum(float *l, const float *s, const float *m, int64_t lanes,
       l[i] += exponential1(s[j * lanes + i] - m[i]);
 }
 
-/* exp(x) for x <= 0, where NaN stays NaN. */
-static inline vector exponential_or_nan(vector x) {
-#if defined(__AVX512DQ__)
-  const vector y = x * 1.44269504088896341f;
-  /* 2^(y - floor(y)) by a minimax polynomial (relative error 8e-8). */
-  const vector f = (vector)_mm512_reduce_ps((__m512)y, 9);
-  vector p = splat(1.877576675178903e-3f);
-  p = p * f + 8.989340090521493e-3f;
-  p = p * f + 5.582631805327807e-2f;
-  p = p * f + 2.401536170443785e-1f;
-  p = p * f + 6.931530732001692e-1f;
-  p = p * f + 0.99999992506352623f;
-  return (vector)_mm512_scalef_ps((__m512)p, (__m512)y);
-#else
-  return blend(x == x, exponential(x), x);
-#endif
-}
-
 static inline __attribute__((always_inline)) void
 block_sums_of(float *restrict sum, float *restrict m, const float *restrict s,
               int64_t lanes, int64_t n, int vectors) {
@@ -346,7 +348,7 @@ block_sums_of(float *restrict sum, float *restrict m, const float *restrict s,
       most[x] = vmax(load(s + j * lanes + x * WIDTH), most[x]);
   for (int64_t j = 0; j < n; ++j)
     for (int x = 0; x < vectors; ++x)
-      total[x] += exponential_or_nan(load(s + j * lanes + x * WIDTH) - most[x]);
+      total[x] += exponential(load(s + j * lanes + x * WIDTH) - most[x]);
   for (int x = 0; x < vectors; ++x) {
     store(m + x * WIDTH, most[x]);
     store(sum + x * WIDTH, total[x]);
@@ -365,7 +367,7 @@ static void block_sums(float *sum, float *m, const float *s, int64_t lanes,
       m[i] = s[j * lanes + i] > m[i] ? s[j * lanes + i] : m[i];
     sum[i] = 0;
     for (int64_t j = 0; j < n; ++j)
-      sum[i] += exponential_or_nan(splat(s[j * lanes + i] - m[i]))[0];
+      sum[i] += exponential1(s[j * lanes + i] - m[i]);
   }
 }
 
@@ -374,12 +376,12 @@ static void rescale(float *total, float *sum, const float *m, const float *last,
   int64_t i = 0;
   for (; i + WIDTH <= lanes; i += WIDTH) {
     const vector scaled =
-        load(sum + i) * exponential_or_nan(load(m + i) - load(last + i));
+        load(sum + i) * exponential(load(m + i) - load(last + i));
     store(sum + i, scaled);
     store(total + i, load(total + i) + scaled);
   }
   for (; i < lanes; ++i) {
-    sum[i] *= exponential_or_nan(splat(m[i] - last[i]))[0];
+    sum[i] *= exponential1(m[i] - last[i]);
     total[i] += sum[i];
   }
 }
@@ -400,13 +402,15 @@ static void sums(float *column, float *diagonal, const float *s, const float *m,
     vector sum = splat(0);
     int64_t i = 0;
     for (; i + WIDTH <= lanes; i += WIDTH) {
-      vector p = exponential(load(row + i) - load(m + i)) * load(inv_l + i);
+      const vector inverse = load(inv_l + i);
+      vector p = exponential(load(row + i) - load(m + i)) * inverse;
+      p = (vector)((ivector)p & (inverse != 0));
       sum += p;
       store(diagonal + i, load(diagonal + i) + p);
     }
     float total = horizontal_sum(sum);
     for (; i < lanes; ++i) {
-      float p = exponential1(row[i] - m[i]) * inv_l[i];
+      float p = inv_l[i] != 0 ? exponential1(row[i] - m[i]) * inv_l[i] : 0.0f;
       total += p;
       diagonal[i] += p;
     }

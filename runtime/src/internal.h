@@ -65,7 +65,8 @@ typedef struct pf_hot {
                 const void *k, int64_t k_stride, int64_t n, int dtype);
   /* m[i] = max(m[i], s[j][i]) over n keys. */
   void (*row_max)(float *m, const float *s, int64_t lanes, int64_t n);
-  /* l[i] += sum over j of exp(s[j][i] - m[i]); s is not changed. */
+  /* l[i] += sum over j of exp(s[j][i] - m[i]), NaN where a score is; s is not
+   * changed. */
   void (*exp_sum)(float *l, const float *s, const float *m, int64_t lanes,
                   int64_t n);
   /* m[i] = max(m[i], s[j][i]) over n keys, then sum[i] = sum over j of
@@ -76,7 +77,8 @@ typedef struct pf_hot {
   void (*rescale)(float *total, float *sum, const float *m, const float *last,
                   int64_t lanes);
   /* With p = exp(s[j][i] - m[i]) * inv_l[i]: column[j] += sum over i of p, and
-   * diagonal[i - j] += p, where diagonal points at the sum of row 0, key 0. */
+   * diagonal[i - j] += p, where diagonal points at the sum of row 0, key 0.
+   * Rows with inv_l 0 add nothing, whatever their scores are. */
   void (*sums)(float *column, float *diagonal, const float *s, const float *m,
                const float *inv_l, int64_t lanes, int64_t n);
   /* s[i] = cap * tanh(s[i] / cap). */

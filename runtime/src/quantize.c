@@ -163,21 +163,31 @@ prefill_status pf_quantize_keys(pf_call *call, const int64_t *heads,
 }
 
 void pf_quantize_query(const pf_call *call, pf_quantized_rows *rows,
-                       int64_t lane, const float *row, int limit,
+                       int64_t lane, const float *row, int64_t n, int limit,
                        const float *zeros, uint8_t *bytes) {
   const pf_quantized_hot *hot = call->quantized_hot;
-  const int64_t d = call->d, groups = pf_ceil_div(d, 4);
+  const int64_t groups = pf_ceil_div(n, 4);
   float scale;
-  const float inverse = step_of(hot->largest(row, zeros, d), limit, &scale);
+  const float inverse = step_of(hot->largest(row, zeros, n), limit, &scale);
   if (inverse == 0)
-    memset(bytes, 0, (size_t)d);
+    memset(bytes, 0, (size_t)n);
   else /* factors are not negative: the sign of the scale goes into the row */
-    hot->round(bytes, row, zeros, call->scale < 0 ? -inverse : inverse, d, 0);
+    hot->round(bytes, row, zeros, call->scale < 0 ? -inverse : inverse, n, 0);
   int32_t sum = 0;
-  for (int64_t c = 0; c < d; ++c)
+  for (int64_t c = 0; c < n; ++c)
     sum += (int8_t)bytes[c];
   for (int64_t g = 0; g < groups; ++g)
     memcpy(rows->q + (g * PF_QUANTIZED_LANES + lane) * 4, bytes + g * 4, 4);
   rows->q_sum[lane] = sum;
   rows->factor[lane] = scale * fabsf(call->scale);
+}
+
+float pf_largest_scale(const pf_call *call, const pf_quantized_keys *keys,
+                       int64_t kv_head) {
+  const float *scale = keys->scale + kv_head * call->blocks;
+  float largest = 0;
+  for (int64_t block = 0; block < call->blocks && largest == largest; ++block)
+    if (!(scale[block] <= largest))
+      largest = scale[block];
+  return largest;
 }

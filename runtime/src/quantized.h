@@ -21,8 +21,23 @@ extern "C" {
 
 /* Query rows that are scored together. */
 enum { PF_QUANTIZED_LANES = 64 };
-/* Widest heads: integer scores stay below 2^24, exact as float32. */
+/* Widest heads: integer scores stay below 2^24, exact as float32, and those of
+ * 64 rows in one within 32 bits. */
 enum { PF_QUANTIZED_WIDTH = 1024 };
+/* Stands for minus infinity where differences are taken. */
+#define PF_QUANTIZED_HIDDEN (-1e30f)
+/* Scores are smaller than that as long as a score of 1 in bytes is below
+ * this. */
+#define PF_LARGEST_STEP 1e22f
+
+/* Bits [begin, end) of a word with one for every row; 0 <= begin. */
+static inline uint64_t pf_lane_bits(int64_t begin, int64_t end) {
+  if (begin >= end)
+    return 0;
+  const uint64_t below =
+      end == PF_QUANTIZED_LANES ? ~(uint64_t)0 : ((uint64_t)1 << end) - 1;
+  return below >> begin << begin;
+}
 
 /*===-- quantized_hot.c: loops compiled once per instruction set ---------===*/
 
@@ -83,11 +98,15 @@ typedef struct pf_quantized_rows {
   int32_t q_sum[PF_QUANTIZED_LANES]; /* sums of the elements */
   float factor[PF_QUANTIZED_LANES];  /* of a dot; NaN: the row is not finite */
 } pf_quantized_rows;
-/* Quantises one row of d elements (float32, without mean), times the call's
- * scale, into a lane. bytes: width bytes of scratch, zero past d. */
+/* Quantises one row of n elements (float32, without mean), times the call's
+ * scale, into a lane. bytes: n rounded up to 4 bytes of scratch, zero past n.
+ */
 void pf_quantize_query(const pf_call *call, pf_quantized_rows *rows,
-                       int64_t lane, const float *row, int limit,
+                       int64_t lane, const float *row, int64_t n, int limit,
                        const float *zeros, uint8_t *bytes);
+/* The largest scale of the keys of a KV head (b * hk + h); NaN if one is. */
+float pf_largest_scale(const pf_call *call, const pf_quantized_keys *keys,
+                       int64_t kv_head);
 
 #ifdef __cplusplus
 }

@@ -5,25 +5,12 @@
 //
 //===----------------------------------------------------------------------===//
 #include "Mass.h"
-#include "internal.h"
+#include "Plans.h"
 #include <numeric>
 
 using namespace ref;
 
 namespace {
-
-constexpr unsigned Causal = PREFILL_TILE_CAUSAL;
-
-prefill_head_plan flex(float gamma, float tau, int32_t minBudget,
-                       int32_t last) {
-  prefill_head_plan plan{};
-  plan.pattern = PREFILL_PATTERN_FLEXPREFILL;
-  plan.top_p = gamma;
-  plan.threshold = tau;
-  plan.min_budget = minBudget;
-  plan.last = last;
-  return plan;
-}
 
 /// Indices by falling value, equal ones ascending.
 std::vector<size_t> falling(const std::vector<double> &x) {
@@ -170,9 +157,10 @@ TEST(FlexPrefill, BothKindsOfHeads) {
       p.s = s;
       p.t = s + past;
       p.spread = 4;
-      p.heads = {flex(0.5f, 0, 0, 16),    flex(0.9f, 1, 0, 16),
-                 flex(0.7f, 0.3f, 40, 7), flex(0.3f, 0, 33, 40),
-                 flex(0.2f, 1, 64, 16),   flex(0.95f, 0.35f, 16, 16)};
+      p.heads = {
+          flexPrefill(0.5f, 0, 0, 16),    flexPrefill(0.9f, 1, 0, 16),
+          flexPrefill(0.7f, 0.3f, 40, 7), flexPrefill(0.3f, 0, 33, 40),
+          flexPrefill(0.2f, 1, 64, 16),   flexPrefill(0.95f, 0.35f, 16, 16)};
       p.build(static_cast<uint64_t>(s + past));
       SCOPED_TRACE(testing::Message() << "s " << s << " past " << past);
       check(p);
@@ -184,7 +172,7 @@ TEST(FlexPrefill, TheDistanceDecides) {
   p.s = 200;
   p.t = 233;
   p.spread = 3;
-  p.heads.assign(4, flex(0.8f, 1, 16, 16));
+  p.heads.assign(4, flexPrefill(0.8f, 1, 16, 16));
   p.build();
   for (double side : {0.999, 1.001}) {
     for (int64_t h = 0; h < 4; ++h)
@@ -204,8 +192,8 @@ TEST(FlexPrefill, MasksWindowsAndLengths) {
   p.t = 263;
   p.windowLeft = 150;
   p.spread = 4;
-  p.heads = {flex(0.5f, 0, 0, 16), flex(0.9f, 1, 0, 16), flex(0.7f, 0, 40, 7),
-             flex(0.3f, 1, 33, 40)};
+  p.heads = {flexPrefill(0.5f, 0, 0, 16), flexPrefill(0.9f, 1, 0, 16),
+             flexPrefill(0.7f, 0, 40, 7), flexPrefill(0.3f, 1, 33, 40)};
   p.build();
   Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
   mask.make({4, 263}, kDLInt, 64);
@@ -226,8 +214,8 @@ TEST(FlexPrefill, OtherTilesTypesAndLevels) {
     p.s = 300;
     p.t = 337;
     p.spread = 4;
-    p.heads = {flex(0.5f, 0, 0, 16), flex(0.9f, 1, 0, 16), flex(0.7f, 0, 40, 7),
-               flex(0.3f, 1, 33, 70)};
+    p.heads = {flexPrefill(0.5f, 0, 0, 16), flexPrefill(0.9f, 1, 0, 16),
+               flexPrefill(0.7f, 0, 40, 7), flexPrefill(0.3f, 1, 33, 70)};
     p.build();
     p.variant.isa = isa;
     check(p);
@@ -249,15 +237,8 @@ TEST(FlexPrefill, NumbersThatAreNoneKeepEverything) {
     for (float bad : {NAN, INFINITY}) {
       Problem<8, 4, 16, 16, float, Causal> p;
       p.hq = p.hk = 1;
-      p.s = p.t = 200;
-      p.heads = {flex(0.1f, tau, 0, 16)};
-      p.build();
-      p.plan.dense_below = 0;
-      p.wantStatistics();
-      for (int64_t c = 0; c < 8; ++c)
-        for (int64_t i = 0; i < p.s; ++i)
-          p.q(0, 0, i, c) = std::fabs(p.q(0, 0, i, c)) + 0.1f;
-      p.k(0, 0, 90, 3) = bad;
+      p.heads = {flexPrefill(0.1f, tau, 0, 16)};
+      buildWithBadKey(p, bad);
       ASSERT_EQ(p.run(), PREFILL_OK);
       for (int64_t tile = 5; tile < 13; ++tile) {
         const std::vector<bool> kept = keptBlocks(p, 0, 0, tile);

@@ -5,23 +5,12 @@
 //
 //===----------------------------------------------------------------------===//
 #include "Mass.h"
-#include "internal.h"
+#include "Plans.h"
 #include <array>
 
 using namespace ref;
 
 namespace {
-
-constexpr unsigned Causal = PREFILL_TILE_CAUSAL;
-
-prefill_head_plan infLLM(int32_t topK, int32_t init, int32_t local) {
-  prefill_head_plan plan{};
-  plan.pattern = PREFILL_PATTERN_INFLLM_V2;
-  plan.top_k = topK;
-  plan.init = init;
-  plan.local = local;
-  return plan;
-}
 
 int64_t firstKey(int64_t t, const std::function<bool(int64_t)> &visible) {
   int64_t first = 0;
@@ -192,16 +181,8 @@ TEST(InfLLM, MasksWindowsAndLengths) {
 TEST(InfLLM, NumbersThatAreNoneKeepEverything) {
   for (float bad : {NAN, INFINITY}) {
     Problem<8, 4, 16, 16, float, Causal> p;
-    p.s = p.t = 200;
     p.heads.assign(4, infLLM(2, 0, 0));
-    p.build();
-    p.plan.dense_below = 0;
-    p.wantStatistics();
-    for (int64_t h = 0; h < 4; ++h)
-      for (int64_t c = 0; c < 8; ++c)
-        for (int64_t i = 0; i < p.s; ++i)
-          p.q(0, h, i, c) = std::fabs(p.q(0, h, i, c)) + 0.1f;
-    p.k(0, 0, 90, 3) = bad;
+    buildWithBadKey(p, bad);
     ASSERT_EQ(p.run(), PREFILL_OK);
     for (int64_t h = 0; h < 4; ++h)
       for (int64_t tile = 7; tile < 13; ++tile) {

@@ -5,31 +5,11 @@
 //
 //===----------------------------------------------------------------------===//
 #include "Mass.h"
-#include "internal.h"
+#include "Plans.h"
 
 using namespace ref;
 
 namespace {
-
-constexpr unsigned Causal = PREFILL_TILE_CAUSAL;
-
-prefill_head_plan sampled(int32_t stride, float topP, int32_t local = 0,
-                          int32_t values = 0) {
-  prefill_head_plan plan{};
-  plan.pattern = PREFILL_PATTERN_SAMPLED;
-  plan.stride = stride;
-  plan.top_p = topP;
-  plan.local = local;
-  plan.values = values;
-  return plan;
-}
-
-prefill_head_plan blockTopP(float topP) {
-  prefill_head_plan plan{};
-  plan.pattern = PREFILL_PATTERN_BLOCK_SPARSE;
-  plan.top_p = topP;
-  return plan;
-}
 
 /// Multiplies a row's mass of each block by |o - u|: u is the mean
 /// value of the block, o what all of them add up to.
@@ -153,23 +133,10 @@ TEST(Mass, ManyGroupsOfLongerPrompts) {
   check(p);
 }
 
-/// A score function as generated code has one.
-void referenceScore(const prefill_score_args *a) {
-  const float *q = static_cast<const float *>(a->q);
-  const float *k = static_cast<const float *>(a->k);
-  for (int64_t j = a->key_begin; j < a->key_end; ++j)
-    for (int64_t i = 0; i < 16; ++i) {
-      float x = 0;
-      for (int64_t c = 0; i < a->rows && c < 8; ++c)
-        x += q[i * a->q_stride + c] * k[j * a->k_stride + c];
-      a->out[(j - a->key_begin) * 16 + i] = x * a->scale;
-    }
-}
-
 TEST(Mass, LevelsAndScoreFunctions) {
   for (uint32_t isa = 2; isa <= pf_cpu_isa(); ++isa)
     for (prefill_score_fn score :
-         {prefill_score_fn(nullptr), &referenceScore}) {
+         {prefill_score_fn(nullptr), &referenceScore<8, 16>}) {
       Problem<8, 4, 16, 16, float, Causal> p;
       p.s = 150;
       p.t = 171;
@@ -248,18 +215,13 @@ TEST(Mass, RotatedQueries) {
   p.heads = {sampled(4, 0.8f), blockTopP(0.7f), sampled(8, 0.5f),
              blockTopP(0.9f)};
   p.build();
-  p.in[PREFILL_IN_COS].make({130, 4}, kDLFloat, 32);
-  p.in[PREFILL_IN_SIN].make({130, 4}, kDLFloat, 32);
   auto angle = [](int64_t i, int64_t c) {
     return static_cast<double>(i) * std::pow(10.0, -static_cast<double>(c));
   };
-  for (int64_t i = 0; i < 130; ++i)
-    for (int64_t c = 0; c < 4; ++c) {
-      p.in[PREFILL_IN_COS].at<float>({i, c}) =
-          static_cast<float>(std::cos(angle(i, c)));
-      p.in[PREFILL_IN_SIN].at<float>({i, c}) =
-          static_cast<float>(std::sin(angle(i, c)));
-    }
+  rotaryTables(p, 130, [&](int64_t i, int64_t c) {
+    return std::pair(float(std::cos(angle(i, c))),
+                     float(std::sin(angle(i, c))));
+  });
   auto plain = p.element;
   p.element = [&, plain](bool query, int64_t b, int64_t h, int64_t n,
                          int64_t c) {
@@ -277,15 +239,8 @@ TEST(Mass, NumbersThatAreNoneKeepEverything) {
   for (float bad : {NAN, INFINITY, -INFINITY}) {
     Problem<8, 4, 16, 16, float, Causal> p;
     p.hq = p.hk = 1;
-    p.s = p.t = 200;
     p.heads = {sampled(4, 0.1f)};
-    p.build();
-    p.plan.dense_below = 0;
-    p.wantStatistics();
-    for (int64_t c = 0; c < 8; ++c)
-      for (int64_t i = 0; i < p.s; ++i) // scores of a key have one sign
-        p.q(0, 0, i, c) = std::fabs(p.q(0, 0, i, c)) + 0.1f;
-    p.k(0, 0, 90, 3) = bad;
+    buildWithBadKey(p, bad);
     ASSERT_EQ(p.run(), PREFILL_OK);
     for (int64_t tile = 0; tile < 13; ++tile) {
       SCOPED_TRACE(testing::Message() << bad << " tile " << tile);
@@ -301,15 +256,8 @@ TEST(Mass, NumbersThatAreNoneKeepEverything) {
   for (float bad : {NAN, INFINITY}) {
     Problem<8, 4, 16, 16, float, Causal> p;
     p.hq = p.hk = 1;
-    p.s = p.t = 200;
     p.heads = {blockTopP(0.1f)};
-    p.build();
-    p.plan.dense_below = 0;
-    p.wantStatistics();
-    for (int64_t c = 0; c < 8; ++c)
-      for (int64_t i = 0; i < p.s; ++i)
-        p.q(0, 0, i, c) = std::fabs(p.q(0, 0, i, c)) + 0.1f;
-    p.k(0, 0, 90, 3) = bad;
+    buildWithBadKey(p, bad);
     ASSERT_EQ(p.run(), PREFILL_OK);
     for (int64_t tile = 0; tile < 13; ++tile) {
       const std::vector<bool> kept = keptBlocks(p, 0, 0, tile);

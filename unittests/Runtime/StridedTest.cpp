@@ -6,19 +6,11 @@
 //
 //===----------------------------------------------------------------------===//
 #include "Mass.h"
+#include "Plans.h"
 
 using namespace ref;
 
 namespace {
-
-prefill_head_plan strided(int32_t init, int32_t local, int32_t stride) {
-  prefill_head_plan plan{};
-  plan.pattern = PREFILL_PATTERN_STRIDED;
-  plan.init = init;
-  plan.local = local;
-  plan.stride = stride;
-  return plan;
-}
 
 /// Runs the problem and checks every tile of every head, block by block.
 template <class P>
