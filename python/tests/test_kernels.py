@@ -463,14 +463,15 @@ def test_infllm(count, init, window, sizes, build):
 def test_guard(pattern, build):
     """Blocks of keys or queries that are not alike are visited besides."""
     arrays = tensors(4, 2, 640, 640, 32)
-    arrays[1][:, :, 128:256] += 2
-    arrays[1][:, :, 384:576] += 2
+    arrays[1][:, :, 128:256] += 3
+    arrays[1][:, :, 384:576] -= 2
     arrays[0][:, :, :448] += 2
     _, _, _, plain = sparse(build, pattern, arrays)
     _, _, _, guarded = sparse(build, pattern + ",similarity=0.5", arrays)
     triangle = np.tri(10, dtype=bool)
     for head in range(4):
-        keys = oracle.dissimilar(arrays[1][0, head // 2], 0.5)
+        keys = arrays[1][0, head // 2].astype(np.float64)
+        keys = oracle.dissimilar(keys - keys.mean(0), 0.5)
         queries = oracle.dissimilar(arrays[0][0, head], 0.5)
         assert 0 < keys.sum() < 10 and 0 < queries.sum() < 10
         expected = (keys[None] | queries[:, None]) & triangle

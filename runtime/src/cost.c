@@ -39,10 +39,10 @@
 #define POOLED_PAIR 0.0013
 /* SpargeAttn's guard: cosines of bk keys or bq queries. */
 #define GUARD_BLOCK 0.35
-/* XAttention's scores of block_q strided rows against one block's, times the
- * stride: half of a block's products. And packing a tile's rows. */
-#define STRIDED_PAIR 0.52
-#define STRIDED_TILE 1.0
+/* XAttention's scores of block_q strided rows against one block's, in bytes by
+ * VNNI, times the stride. And quantising a tile's rows and a block's keys. */
+#define STRIDED_PAIR 0.055
+#define STRIDED_TILE 0.31
 /* The attention of block_q sampled rows over one block: half of its products
  * and its exponentials. And selecting for a tile. */
 #define SAMPLED_PAIR 0.55
@@ -107,9 +107,18 @@ static double grouped_pairs(const prefill_head_plan *plan,
          (mean + (side - 1) / 2);
 }
 
-double pf_cost_estimate_strided(const prefill_head_plan *plan,
+/* How much slower than by VNNI products of bytes are. */
+static double without_vnni(const pf_call *call) {
+  return call->hot->isa >= PREFILL_ISA_X86_64_V4 && pf_cpu_vnni()
+             ? 1.0
+             : QUANTIZED_WITHOUT_VNNI;
+}
+
+double pf_cost_estimate_strided(const pf_call *call,
+                                const prefill_head_plan *plan,
                                 const pf_work *dense) {
-  return FIXED + STRIDED_PAIR * grouped_pairs(plan, dense) +
+  return FIXED +
+         without_vnni(call) * STRIDED_PAIR * grouped_pairs(plan, dense) +
          STRIDED_TILE * (double)dense->tiles;
 }
 
@@ -122,11 +131,10 @@ double pf_cost_estimate_sampled(const prefill_head_plan *plan,
 double pf_cost_estimate_quantized(const pf_call *call,
                                   const prefill_head_plan *plan,
                                   const pf_work *dense) {
-  const bool vnni = call->hot->isa >= PREFILL_ISA_X86_64_V4 && pf_cpu_vnni();
   const double pair = plan->top_p > 0 ? QUANTIZED_MASS_PAIR : QUANTIZED_PAIR;
   const double pairs = (double)dense->blocks / (double)pf_max(1, plan->stride);
   return FIXED + QUANTIZED_TILE * (double)dense->tiles +
-         (vnni ? 1.0 : QUANTIZED_WITHOUT_VNNI) * pair * pairs;
+         without_vnni(call) * pair * pairs;
 }
 
 double pf_cost_estimate_compressed(const pf_work *dense) {
@@ -178,6 +186,10 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
   case PREFILL_PATTERN_SALE:
     /* Measured on attention of real models; it may be all. */
     per_tile = worst ? mean : TOP_P_DENSITY * mean + (double)own;
+    /* FlexPrefill: so many columns' blocks and so many distances in any case.
+     */
+    if (2.0 * (double)pf_ceil_div(plan->min_budget, call->bk) > per_tile)
+      per_tile = 2.0 * (double)pf_ceil_div(plan->min_budget, call->bk);
     break;
   case PREFILL_PATTERN_INFLLM_V2:
     per_tile = (double)pf_max(plan->top_k,
@@ -223,7 +235,7 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
     estimate = pf_cost_estimate_blocks(call, keys);
     exact = plan->top_p > 0;
   } else if (plan->pattern == PREFILL_PATTERN_XATTENTION) {
-    estimate = pf_cost_estimate_strided(plan, dense);
+    estimate = pf_cost_estimate_strided(call, plan, dense);
     exact = true; /* how much is kept is never known before */
   } else if (plan->pattern == PREFILL_PATTERN_SAMPLED) {
     estimate = pf_cost_estimate_sampled(plan, dense);

@@ -1,10 +1,11 @@
 /*===- estimate_guard.c - Blocks that one mean does not stand for -*- C -*-===*\
 |*
 |* SpargeAttn's guard (arXiv:2502.18137). The mean cosine of all pairs of a
-|* block's rows, each with itself included, is |sum of x / |x||^2 / n^2. Blocks
-|* of keys below `similarity` stay for every tile, tiles of queries below it
-|* visit everything; what selects among the others leaves those out. (There the
-|* mean key of the prompt is subtracted first; not here.)
+|* block's rows, each with itself included, is |sum of x / |x||^2 / n^2, where
+|* the mean of all visible keys is subtracted from keys first: what they share
+|* is no likeness. Blocks of keys below `similarity` stay for every tile, tiles
+|* of queries below it visit everything; what selects among the others leaves
+|* those out.
 |*
 \*===----------------------------------------------------------------------===*/
 #include "estimate.h"
@@ -13,7 +14,7 @@
 /* Rows of one block, one after the other. */
 typedef struct rows {
   const pf_call *call;
-  float *sum, *row, *rotary;
+  float *sum, *row, *mean, *rotary;
   char *rotated;
   int64_t count;
 } rows;
@@ -22,6 +23,7 @@ static rows lay_out(const pf_call *call, char **at) {
   rows x = {.call = call};
   x.sum = pf_take(at, call->d, sizeof(float));
   x.row = pf_take(at, call->d, sizeof(float));
+  x.mean = pf_take(at, call->d, sizeof(float));
   x.rotated = pf_take(at, call->rotary ? call->d : 0, call->element);
   x.rotary = pf_take(at, call->rotary ? 2 * (call->d + call->rotary_width) : 0,
                      sizeof(float));
@@ -37,12 +39,15 @@ int64_t pf_guard_bytes(const pf_call *call) {
   return at - anchor;
 }
 
+/* Adds a row, less x->mean. */
 static void add(rows *x, const char *source) {
   const int64_t d = x->call->d;
   x->call->hot->to_float(x->row, source, 1, d, x->call->desc->dtype);
   float square = 0;
-  for (int64_t c = 0; c < d; ++c)
+  for (int64_t c = 0; c < d; ++c) {
+    x->row[c] -= x->mean[c];
     square += x->row[c] * x->row[c];
+  }
   /* A row of zeros is like nothing. */
   const float inverse = square == 0 ? 0 : 1 / __builtin_sqrtf(square);
   for (int64_t c = 0; c < d; ++c)
@@ -72,16 +77,26 @@ pf_guard pf_guard_of(const pf_call *call, int64_t b, int64_t h,
   const char *k =
       call->k.data +
       (b * call->k.batch + h / call->group * call->k.head) * call->element;
+  const int64_t step = call->k.row * call->element;
+  memset(x.mean, 0, (size_t)bytes);
+  for (int64_t j = 0; j < batch->kv_len; ++j)
+    if (!batch->key_mask || batch->key_mask[j]) {
+      call->hot->accumulate(x.mean, k + j * step, call->d, call->desc->dtype);
+      ++x.count;
+    }
+  for (int64_t c = 0; c < call->d && x.count; ++c)
+    x.mean[c] /= (float)x.count;
   for (int64_t block = 0; block < call->blocks; ++block) {
     memset(x.sum, 0, (size_t)bytes);
     x.count = 0;
     const int64_t end = pf_min((block + 1) * call->bk, batch->kv_len);
     for (int64_t j = block * call->bk; j < end; ++j)
       if (!batch->key_mask || batch->key_mask[j])
-        add(&x, k + j * call->k.row * call->element);
+        add(&x, k + j * step);
     if (differs(&x, similarity))
       pf_set_bit(keys, block);
   }
+  memset(x.mean, 0, (size_t)bytes);
   const char *q =
       call->q.data + (b * call->q.batch + h * call->q.head) * call->element;
   for (int64_t tile = 0; tile < call->tiles; ++tile) {

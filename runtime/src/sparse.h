@@ -47,7 +47,8 @@ double pf_cost_sparse(const pf_work *work);
  * block-sparse one of a whole head. */
 double pf_cost_estimate_sums(const pf_call *call, int64_t rows, int64_t keys);
 double pf_cost_estimate_blocks(const pf_call *call, int64_t keys);
-double pf_cost_estimate_strided(const prefill_head_plan *plan,
+double pf_cost_estimate_strided(const pf_call *call,
+                                const prefill_head_plan *plan,
                                 const pf_work *dense);
 double pf_cost_estimate_sampled(const prefill_head_plan *plan,
                                 const pf_work *dense);

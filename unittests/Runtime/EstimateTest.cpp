@@ -188,6 +188,38 @@ TEST(Crossover, TooManyKeptBlocksRunDense) {
   EXPECT_LE(p.out[PREFILL_OUT_DENSITY].at<float>({0, 0}), 1.0f);
 }
 
+TEST(Crossover, FlexPrefillsBudgetIsCounted) {
+  Problem<8, 4, 64, 64, float, Causal> p;
+  p.s = p.t = 4096;
+  p.build();
+  Checked<decltype(p)> checked(p);
+  const pf_work dense = {64, 64 * 65 / 2, 0};
+  auto blocks = [&](int32_t budget) {
+    const prefill_head_plan plan = flexPrefill(0.9f, 0.1f, budget);
+    return pf_predict_work(&checked.call, &plan, &dense, 4096, false).blocks;
+  };
+  EXPECT_EQ(blocks(64), blocks(0));
+  EXPECT_GT(blocks(1024), blocks(0));
+  EXPECT_EQ(blocks(4096), dense.blocks);
+}
+
+TEST(Crossover, XAttentionsCostFollowsTheMachine) {
+  pf_call call{};
+  call.hot = &pf_hot_v3;
+  const pf_work dense = {128, 128 * 129 / 2, 0};
+  auto share = [&](int32_t stride) {
+    const prefill_head_plan plan = xAttention(stride, 0.9f);
+    return pf_cost_estimate_strided(&call, &plan, &dense) /
+           pf_cost_dense(&dense);
+  };
+  const double slow = share(8);
+  EXPECT_LT(slow, 0.06);
+  EXPECT_LT(share(16), slow);
+  EXPECT_GT(share(4), slow);
+  call.hot = &pf_hot_v4;
+  EXPECT_EQ(share(8) < slow, pf_cpu_vnni());
+}
+
 TEST(Crossover, PredictionsAreBounded) {
   Problem<8, 4, 64, 64, float, Causal> p;
   p.s = p.t = 4096;

@@ -196,16 +196,25 @@ TEST(InfLLM, NumbersThatAreNoneKeepEverything) {
 
 // --- The guard ---------------------------------------------------------------
 
-/// Mean cosine of all pairs of rows.
+/// Mean cosine of all pairs of rows, keys less the mean of all that are seen.
 template <class P>
 double alike(P &p, bool query, int64_t b, int64_t h, int64_t begin,
              int64_t end) {
   using Of = BlocksOf<P>;
-  double sum = 0, count = 0;
+  double mean[Of::dim] = {}, seen = 0, sum = 0, count = 0;
+  for (int64_t j = 0; j < p.t && !query; ++j)
+    if (unmasked(p, b, j)) {
+      ++seen;
+      for (int64_t c = 0; c < Of::dim; ++c)
+        mean[c] += p.element(false, b, h, j, c);
+    }
+  auto element = [&](int64_t i, int64_t c) {
+    return p.element(query, b, h, i, c) - (query ? 0 : mean[c] / seen);
+  };
   auto length = [&](int64_t i) {
     double square = 0;
     for (int64_t c = 0; c < Of::dim; ++c)
-      square += std::pow(p.element(query, b, h, i, c), 2);
+      square += std::pow(element(i, c), 2);
     return std::sqrt(square);
   };
   for (int64_t i = begin; i < end; ++i)
@@ -214,11 +223,40 @@ double alike(P &p, bool query, int64_t b, int64_t h, int64_t begin,
         continue;
       double product = 0;
       for (int64_t c = 0; c < Of::dim; ++c)
-        product += p.element(query, b, h, i, c) * p.element(query, b, h, j, c);
+        product += element(i, c) * element(j, c);
       sum += product / length(i) / length(j);
       ++count;
     }
   return count > 0 ? sum / count : 1;
+}
+
+TEST(Guard, CountsEveryRowWithItself) {
+  // Sixteen rows along eight axes: 2 / 16 of all pairs are alike, but 1 / 15 of
+  // those that are not a row and itself.
+  for (float below : {0.1f, 0.13f}) {
+    Problem<8, 4, 16, 16, float, Causal> p;
+    p.hq = p.hk = 1;
+    p.s = p.t = 320;
+    p.heads = {blockSparse(1)};
+    p.heads[0].similarity = below;
+    p.build();
+    p.plan.dense_below = 0;
+    p.wantStatistics();
+    for (int64_t i = 0; i < p.s; ++i)
+      for (int64_t c = 0; c < 8; ++c) {
+        const float sign = i / 16 % 2 ? -1.0f : 1.0f; // the mean key is 0
+        p.q(0, 0, i, c) = p.k(0, 0, i, c) = i % 8 == c ? sign : 0.0f;
+      }
+    ASSERT_EQ(p.run(), PREFILL_OK);
+    for (int64_t tile = 2; tile < 20; ++tile) {
+      const std::vector<bool> kept = keptBlocks(p, 0, 0, tile);
+      const int64_t count = std::count(kept.begin(), kept.end(), true);
+      if (below > 0.125f)
+        EXPECT_EQ(count, tile + 1);
+      else
+        EXPECT_LE(count, 2);
+    }
+  }
 }
 
 TEST(Guard, KeepsWhatIsNotAlike) {

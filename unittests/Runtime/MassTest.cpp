@@ -205,6 +205,19 @@ TEST(Mass, MasksWindowsAndLengths) {
   check(p);
 }
 
+TEST(Mass, Softcaps) {
+  // Low enough to make all but the smallest scores alike.
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_SOFTCAP> p;
+  p.softcap = 0.2f;
+  p.s = 300;
+  p.t = 337;
+  p.spread = 6;
+  p.heads = {blockTopP(0.5f), sampled(4, 0.5f), blockTopP(0.9f),
+             sampled(16, 0.8f)};
+  p.build();
+  check(p);
+}
+
 TEST(Mass, RotatedQueries) {
   Problem<8, 4, 16, 16, float, Causal> p;
   p.s = 100;

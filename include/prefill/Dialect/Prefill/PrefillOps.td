@@ -257,8 +257,8 @@ def Prefill_KeepDissimilarOp : Prefill_Op<"keep_dissimilar", [Pure]> {
   let summary = "Keep blocks too, that one mean does not stand for";
   let description = [{
     Adds to the selected blocks all blocks of keys, and all rows of query blocks,
-    whose rows have a mean cosine with each other below `below`. SpargeAttn
-    (arXiv:2502.18137).
+    whose rows have a mean cosine with each other below `below`; of keys less the
+    mean of all visible ones. SpargeAttn (arXiv:2502.18137).
   }];
   let arguments = (ins Prefill_SelectionType:$blocks, AnyType:$q, AnyType:$k,
                    F32Attr:$below);
@@ -334,9 +334,10 @@ def Prefill_IndexAgreeingOp : Prefill_Op<"index.agreeing", [Pure]> {
   let description = [{
     Per head: D is the square root of the Jensen-Shannon divergence between
     `columns` summed over blocks and the last row of `blocks`, both made to sum
-    up to 1. `agreeing` where D < `below`, else `otherwise`. FlexPrefill
-    (arXiv:2502.20766): a head whose pooled estimate is right where it can be
-    checked selects blocks by it.
+    up to 1. `otherwise` unless D < `below`; else `agreeing` with those columns and
+    diagonals that the selections of `otherwise` keep for their `min_tokens`.
+    FlexPrefill (arXiv:2502.20766): a head whose pooled estimate is right where it
+    can be checked selects blocks by it.
   }];
   let arguments = (ins Prefill_ScoresType:$columns, Prefill_ScoresType:$blocks,
                    F32Attr:$below, Prefill_IndexType:$agreeing,
