@@ -54,7 +54,9 @@ class KernelError(RuntimeError):
         self.status = status
 
 
-class _DLTensor(ctypes.Structure):
+class DLTensor(ctypes.Structure):
+    """A tensor as DLPack describes it (``dlpack.h``)."""
+
     _fields_ = [
         ("data", ctypes.c_void_p),
         ("device_type", ctypes.c_int32),
@@ -81,31 +83,39 @@ class _Context(ctypes.Structure):
     ]
 
 
-def _dlpack(array: np.ndarray, keep: list) -> _DLTensor:
-    """A view of `array`; `keep` gets what must outlive the call."""
-    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
-    strides = (ctypes.c_int64 * array.ndim)(*(s // array.itemsize for s in array.strides))
-    code = _BFLOAT if array.dtype.name == "bfloat16" else _TYPE_CODES.get(array.dtype.kind)
-    if code is None:
-        raise TypeError(f"a kernel takes no array of type {array.dtype}")
-    keep += [array, shape, strides]
-    return _DLTensor(
-        array.ctypes.data,
-        _CPU,
-        0,
-        array.ndim,
-        code,
-        array.itemsize * 8,
-        1,
-        ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64)),
-        ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64)),
-        0,
+def dl_tensor(
+    data: int, shape: Sequence[int], strides: Sequence[int], code: int, bits: int, keep: list
+) -> DLTensor:
+    """A descriptor of memory on the CPU; `keep` gets what must outlive its use.
+
+    Args:
+        data: address of the first element.
+        shape, strides: in elements.
+        code: DLPack's type code (2: float, 4: bfloat, 0: signed, 1: unsigned, 6: bool).
+        bits: of an element.
+    """
+    extents = (ctypes.c_int64 * len(shape))(*shape)
+    steps = (ctypes.c_int64 * len(shape))(*strides)
+    keep += [extents, steps]
+    pointer = ctypes.POINTER(ctypes.c_int64)
+    return DLTensor(
+        data, _CPU, 0, len(shape), code, bits, 1, ctypes.cast(extents, pointer), ctypes.cast(steps, pointer), 0
     )
 
 
-def _array_of_pointers(tensors: Sequence[_DLTensor | None]):
+def _dlpack(array: np.ndarray, keep: list) -> DLTensor:
+    """A view of `array`; `keep` gets what must outlive the call."""
+    code = _BFLOAT if array.dtype.name == "bfloat16" else _TYPE_CODES.get(array.dtype.kind)
+    if code is None:
+        raise TypeError(f"a kernel takes no array of type {array.dtype}")
+    keep.append(array)
+    strides = [step // array.itemsize for step in array.strides]
+    return dl_tensor(array.ctypes.data, array.shape, strides, code, array.itemsize * 8, keep)
+
+
+def _array_of_pointers(tensors: Sequence[DLTensor | None]):
     pointers = [ctypes.pointer(t) if t is not None else None for t in tensors]
-    kind = ctypes.POINTER(_DLTensor) * max(len(tensors), 1)
+    kind = ctypes.POINTER(DLTensor) * max(len(tensors), 1)
     result = kind()
     for i, pointer in enumerate(pointers):
         if pointer is not None:
@@ -201,7 +211,16 @@ class Library:
                     arrays.pop()
             return [None if a is None else _dlpack(a, keep) for a in arrays]
 
-        ins, outs = slots(inputs, INPUTS), slots(outputs, OUTPUTS)
+        self.run_tensors(kernel, slots(inputs, INPUTS), slots(outputs, OUTPUTS), isa_limit)
+
+    def run_tensors(
+        self,
+        kernel: str,
+        ins: Sequence[DLTensor | None],
+        outs: Sequence[DLTensor | None],
+        isa_limit: int = 0,
+    ) -> None:
+        """As `run`, with tensor descriptors by position (`dl_tensor`)."""
         context = _Context(struct_size=ctypes.sizeof(_Context), isa_limit=isa_limit)
         if self._pool:
             context.host = self._pool
