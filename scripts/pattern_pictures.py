@@ -26,6 +26,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import ListedColormap  # noqa: E402
 from PIL import Image  # noqa: E402
+from synthetic_video import video_attention  # noqa: E402
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "patterns" / "images"
 TOKENS, LAYER, BLOCK = 4096, 15, 64
@@ -47,6 +48,7 @@ SPECS = {
     "sale": "sale",
     "flexprefill": "flexprefill",
     "infllm-v2": "infllm-v2:top-k=12,window=256",
+    "grid": "grid",
     "duo": "duo:sparsity=0.5,rest=sampled",
     "trianglemix": "trianglemix:layers=0",
 }
@@ -93,9 +95,9 @@ def attention_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
-def block_map(spec: str, q: np.ndarray, k: np.ndarray, work: Path) -> np.ndarray:
-    """What the kernel for `spec` visited: uint8 [heads, query blocks, key blocks]; 1 is a block,
-    2 one from which single columns were taken."""
+def block_map(spec: str, q: np.ndarray, k: np.ndarray, work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel for `spec` visited: uint8 [heads, query blocks, key blocks], 1 is a block,
+    2 one from which single columns were taken; and the density of each head."""
     name, _, options = spec.partition(":")
     if name == "duo":  # a file of scores: the first KV head stays full, the others stream
         heads = work / "heads.tsv"
@@ -106,11 +108,14 @@ def block_map(spec: str, q: np.ndarray, k: np.ndarray, work: Path) -> np.ndarray
     onnx.save(attention_model(), model)
     prefill_opt.compile(model, out, sparsify=spec)
     blocks = -(-TOKENS // BLOCK)
-    result = np.zeros((1, Q_HEADS, blocks, blocks), np.uint8)
-    o = np.zeros_like(q)
+    outputs = {
+        "o": np.zeros_like(q),
+        "density": np.zeros((1, Q_HEADS), np.float32),
+        "block_map": np.zeros((1, Q_HEADS, blocks, blocks), np.uint8),
+    }
     with prefill_opt.Library(out) as library:
-        library.run(library.kernels[0], {"q": q, "k": k, "v": k}, {"o": o, "block_map": result})
-    return result[0]
+        library.run(library.kernels[0], {"q": q, "k": k, "v": k}, outputs)
+    return outputs["block_map"][0], outputs["density"][0]
 
 
 def true_mass(q: np.ndarray, k: np.ndarray) -> np.ndarray:
@@ -157,11 +162,13 @@ def main() -> int:
         draw(IMAGES / "attention.png", shown, titles, colours, 5)
     colours = ListedColormap(["white", "#d9dee7", "#1f4e9c", "#e0912f"])
     for name in arguments.names or SPECS:
+        # Text has no frames.
+        tensors = video_attention(TOKENS)[:2] if name == "grid" else (q, k)
         with tempfile.TemporaryDirectory() as work:
-            visited = block_map(SPECS[name], q, k, Path(work))
+            visited, density = block_map(SPECS[name], *tensors, Path(work))
         # 0 in the future, 1 left out, 2 visited, 3 columns only
         maps = np.where(causal > 0, visited + 1, 0)
-        share = (visited == 1).sum((1, 2)) / causal.sum()
+        share = density if name == "grid" else (visited == 1).sum((1, 2)) / causal.sum()
         draw(IMAGES / f"{name}.png", maps, [f"head {h}: {share[h]:.0%}" for h in SHOWN], colours, 3)
         print(f"{name:15} {SPECS[name]:45}", " ".join(f"{share[h]:.0%}" for h in SHOWN))
     return 0

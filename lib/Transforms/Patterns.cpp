@@ -85,11 +85,21 @@ static constexpr PatternOption strided[] = {
     {"init", "", &HeadPlan::init, nullptr, Unit::Tokens, 64},
     {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 1024},
     {"stride", "", &HeadPlan::stride, nullptr, Unit::PositiveBlocks, 8}};
+// MMInference's lines; one share for all heads instead of its search.
+static constexpr PatternOption grid[] = {
+    {"threshold", "tau", nullptr, &HeadPlan::topP, Unit::Share, 0.9, 1},
+    {"stride", "", &HeadPlan::stride, nullptr, Unit::PositiveTokens, 64, 2},
+    {"init", "", &HeadPlan::init, nullptr, Unit::Tokens, 64},
+    {"last", "", &HeadPlan::last, nullptr, Unit::Rows64, 64},
+    {"vline", "", &HeadPlan::vertical, nullptr, Unit::Switch, 1},
+    {"hline", "", &HeadPlan::horizontal, nullptr, Unit::Switch, 1},
+    {"slash", "", &HeadPlan::slash, nullptr, Unit::Switch, 1}};
 
 llvm::ArrayRef<PatternInfo> prefill::patternTable() {
   using P = SparsePattern;
   // Below 2,048 keys the default budgets lose passkeys
-  // (docs/SparseDefaults.md); SALE and InfLLM v2 name their own lengths.
+  // (docs/SparseDefaults.md); SALE and InfLLM v2 name their own lengths; below
+  // 4,096 looking for a grid in vain costs more than 3 % of dense attention.
   static const PatternInfo table[] = {
       {"dense", "", "dense", P::Dense, {}},
       {"a-shape", "stream_llm", "a_shape", P::AShape, aShape},
@@ -105,6 +115,7 @@ llvm::ArrayRef<PatternInfo> prefill::patternTable() {
       {"sale", "", "sale", P::SALE, sale, 1024},
       {"flexprefill", "", "flexprefill", P::FlexPrefill, flexPrefill, 2048},
       {"infllm-v2", "", "infllm_v2", P::InfLLMv2, infLLM, 8192, true},
+      {"grid", "", "grid", P::Grid, grid, 4096},
   };
   return table;
 }
@@ -185,6 +196,8 @@ static std::string outOfRange(const PatternOption &option, double value) {
     return whole(0, most) ? "" : "a whole number of tokens";
   case Unit::Blocks:
     return whole(0, most) ? "" : "a whole number of blocks";
+  case Unit::PositiveTokens:
+    return whole(1, most) ? "" : "a positive number of tokens";
   case Unit::PositiveBlocks:
     return whole(1, most) ? "" : "a positive number of blocks";
   case Unit::Rows64:

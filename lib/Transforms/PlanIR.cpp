@@ -82,6 +82,7 @@ private:
   }
 
   Value flexPrefill(const HeadPlan &plan);
+  Value grid(const HeadPlan &plan);
 
   OpBuilder &builder;
   Location loc;
@@ -107,6 +108,26 @@ Value IndexBuilder::flexPrefill(const HeadPlan &plan) {
   return IndexAgreeingOp::create(
       builder, loc, index(), score.getColumns(), coarse,
       builder.getF32FloatAttr(plan.threshold), aware, relative);
+}
+
+/// The cheapest lines with a share of the mass, or those of one stride.
+Value IndexBuilder::grid(const HeadPlan &plan) {
+  auto stride =
+      plan.stride ? builder.getI64IntegerAttr(plan.stride) : IntegerAttr();
+  Value score =
+      ScoreGridOp::create(builder, loc, scores(ScoreAxis::Grid), q, k,
+                          builder.getI64IntegerAttr(plan.last),
+                          builder.getI64IntegerAttr(plan.init), stride,
+                          plan.vertical ? builder.getUnitAttr() : UnitAttr(),
+                          plan.slash ? builder.getUnitAttr() : UnitAttr());
+  Selection how;
+  how.topP = plan.topP;
+  if (plan.stride)
+    how.topK = 1;
+  return IndexGridOp::create(builder, loc, index(), select(score, how),
+                             builder.getI64IntegerAttr(plan.last),
+                             plan.horizontal ? builder.getUnitAttr()
+                                             : UnitAttr());
 }
 
 Value IndexBuilder::build(const HeadPlan &plan) {
@@ -175,6 +196,8 @@ Value IndexBuilder::build(const HeadPlan &plan) {
   }
   case SparsePattern::FlexPrefill:
     return flexPrefill(plan);
+  case SparsePattern::Grid:
+    return grid(plan);
   case SparsePattern::InfLLMv2:
     how.topK = plan.topK;
     how.init = plan.init;
@@ -249,6 +272,26 @@ static std::optional<HeadPlan> readFlexPrefill(IndexAgreeingOp index) {
       valueOf(pairs.getTopP()) != plan.topP ||
       diagonals.getMinTokens() != columns.getMinTokens())
     return std::nullopt;
+  return plan;
+}
+
+static std::optional<HeadPlan> readGrid(IndexGridOp index) {
+  auto select = index.getGrid().getDefiningOp<SelectOp>();
+  auto score =
+      select ? select.getScores().getDefiningOp<ScoreGridOp>() : nullptr;
+  // The rows that are looked at are the dense ones; a lone stride is taken.
+  if (!score || score.getRows() != index.getLast() || score.getRows() > 64 ||
+      score.getStride().has_value() != select.getTopK().has_value())
+    return std::nullopt;
+  HeadPlan plan;
+  plan.pattern = SparsePattern::Grid;
+  plan.last = score.getRows();
+  plan.init = score.getInit();
+  plan.stride = score.getStride().value_or(0);
+  plan.topP = valueOf(select.getTopP());
+  plan.vertical = score.getVertical();
+  plan.slash = score.getSlash();
+  plan.horizontal = index.getHorizontal();
   return plan;
 }
 
@@ -335,6 +378,8 @@ std::optional<HeadPlan> prefill::readIndex(Value index) {
     return readRelative(relative);
   if (auto blocks = dyn_cast_or_null<IndexBlocksOp>(op))
     return readBlocks(blocks);
+  if (auto grid = dyn_cast_or_null<IndexGridOp>(op))
+    return readGrid(grid);
   if (auto agreeing = dyn_cast_or_null<IndexAgreeingOp>(op))
     return readFlexPrefill(agreeing);
   return std::nullopt;

@@ -41,6 +41,13 @@ static StringRef refusal(AttentionOp op) {
   return "";
 }
 
+/// Why a head must stay dense with this pattern only, or empty.
+static StringRef refusal(AttentionOp op, SparsePattern pattern) {
+  if (pattern == SparsePattern::Grid && op.getWindowLeft())
+    return "it has a window, which counts tokens, and grid counts strides";
+  return "";
+}
+
 namespace {
 struct SparsifyAttentionPass final
     : prefill::impl::SparsifyAttentionBase<SparsifyAttentionPass> {
@@ -73,22 +80,30 @@ private:
     int64_t heads = op.getQHeads();
     SmallVector<HeadPlan> plans;
     bool sparse = false;
+    StringRef why;
     for (int64_t head = 0; head < heads; ++head) {
       plans.push_back(config.plan(layer, head));
+      if (StringRef here = refusal(op, plans.back().pattern); !here.empty()) {
+        why = here;
+        plans.back() = HeadPlan();
+      }
       sparse |= plans.back().pattern != SparsePattern::Dense;
     }
-    if (!sparse) {
-      ++numDense;
-      return;
-    }
-    if (StringRef why = refusal(op); !why.empty()) {
+    auto missed = [&] {
       ++numDense;
       remark::missed(
           op.getLoc(),
           remark::RemarkOpts::name("StaysDense").category("sparsify-attention"))
           << ("attention stays dense: " + why).str();
+    };
+    if (!sparse && !why.empty())
+      return missed();
+    if (!sparse) {
+      ++numDense;
       return;
     }
+    if (why = refusal(op); !why.empty())
+      return missed();
     OpBuilder builder(op);
     SmallVector<HeadPlan> distinct;
     SmallVector<Value> choices;

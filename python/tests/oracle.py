@@ -560,6 +560,79 @@ def infllm(
     return result
 
 
+def grid_cost(stride: int, rows: int, offset: int, lines: dict, init: int, block: int = 64) -> int:
+    """Blocks that a grid of one stride visits for `rows` rows, were all views of one length."""
+    views, length, past = min(stride, rows), -(-rows // stride), -(-offset // stride)
+    view = line = 0
+    for done in range(0, length, block):
+        end = min(done + block, length)
+        view += -(-(past + end if lines["slash"] else block) // block)
+        view += -(-((past + end if lines["vline"] else 0) + init) // block)
+        line += -(-(offset + min(end * stride, rows)) // block)
+    return view * (views - 1) + line if lines["hline"] else view * views
+
+
+def grid(
+    q: np.ndarray,
+    k: np.ndarray,
+    tau: float = 0.9,
+    stride: int = 0,
+    init: int = 64,
+    last: int = 64,
+    vline: int = 1,
+    hline: int = 1,
+    slash: int = 1,
+    block: int = 64,
+) -> tuple[int, int, np.ndarray]:
+    """MMInference's grid (arXiv:2504.16083) for one head: stride, phase and what is allowed [s, t].
+
+    Of all strides, each with the phase whose keys get the most of the last rows' attention, the
+    cheapest that keeps a share tau of it at half of dense attention's blocks or less; stride 0: none, the head is dense. A given stride is
+    taken whatever it keeps. Raises if rounding could change the outcome.
+    """
+    s, t = len(q), len(k)
+    offset, last = t - s, min(last, s)
+    lines = {"vline": vline, "hline": hline, "slash": slash}
+    allowed = np.ones((s, t), bool)
+    rows = max(0, s - last) // block * block
+    if not rows:
+        return 0, 0, allowed
+    p = causal_probabilities(q, k)[s - last :]
+    first = min(init, t)
+    sums, diagonals = p[:, first:].sum(0), np.zeros(t)
+    for x, place in zip(p, range(t - last, t), strict=True):
+        diagonals[: place - first + 1] += x[first : place + 1][::-1]
+    columns = np.concatenate([np.zeros(first), sums])
+    dense = sum((offset + min(i + block, s) - 1) // block + 1 for i in range(0, s, block))
+    best = None
+    for each in [stride] if stride else range(2, min(1024, t // 4) + 1):
+        mass = np.bincount(np.arange(t) % each, columns)
+        phase = int(mass.argmax())
+        kept = last - columns.sum() + (mass[phase] if vline else 0)
+        kept += diagonals[::each].sum() if slash else diagonals[0]
+        if not stride:
+            assert abs(kept / last - tau) > 1e-6, "too near to the threshold to test"
+        if stride or kept >= tau * last:
+            cost = grid_cost(each, rows, offset, lines, init, block)
+            if (best is None or cost < best[0]) and (stride or 2 * cost <= dense):
+                best = cost, each, phase
+    if best is None or best[1] == 1:
+        return 0, 0, allowed
+    _, each, phase = best
+    key, place = np.arange(t)[None], np.arange(s)[:, None] + offset
+    same = key % each == place % each
+    # Without the slash a tile of a view sees the blocks of its own rows.
+    tile = (np.arange(s)[:, None] // each // block * block * each) + np.arange(s)[:, None] % each + offset
+    own = key // each >= tile // each // block * block
+    allowed = (same & (own | bool(slash))) | (key < first)
+    if vline:
+        allowed |= key % each == phase
+    if hline:
+        allowed |= place % each == phase
+    allowed[rows:] = True
+    return each, phase, allowed
+
+
 def dissimilar(x: np.ndarray, below: float, block: int = 64) -> np.ndarray:
     """bool: runs of `block` rows of x [n, d] whose mean cosine, of all pairs, is less than `below`."""
     unit = np.asarray(x, np.float64)

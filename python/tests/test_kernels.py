@@ -459,6 +459,79 @@ def test_infllm(count, init, window, sizes, build):
         assert rows_of(block_map[0, head]) == rows, f"head {head}"
 
 
+def planted_grid(s, t, dim=32, stride=24, phase=5, strength=6.0, seed=0):
+    """Two query heads on one KV head: rows like keys of their own phase, and those of `phase`."""
+    q, k, v = tensors(2, 1, s, t, dim, seed=seed)
+    rng = np.random.default_rng(seed)
+    codes = rng.standard_normal((stride, dim))
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+    of_key, of_row = np.arange(t) % stride, (np.arange(s) + t - s) % stride
+    scale = strength * dim**0.25
+    k[0, 0] = 0.3 * k[0, 0] + scale * codes[of_key]
+    q[0, :] = 0.3 * q[0] + scale * (codes[of_row] + codes[phase])
+    return q, k, v
+
+
+def check_grid(build, options, arrays, block=64):
+    """Every head attends to just what the oracle allows; returns strides and densities."""
+    q, k, v = arrays
+    named = ",".join(f"{name}={x}" for name, x in options.items())
+    out, lse, density, block_map = sparse(build, f"grid:{named}", arrays)
+    known = {"tau" if name == "threshold" else name: x for name, x in options.items()}
+    strides = []
+    for b in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            group = head * k.shape[1] // q.shape[1]
+            one = q[b, head], k[b, group], v[b, group]
+            stride, phase, allowed = oracle.grid(one[0], one[1], **known)
+            strides.append((stride, phase))
+            expected, expected_lse = oracle.attention(
+                *(x[None, None] for x in one), causal=True, allowed=allowed
+            )
+            assert row_error(out[b, head], expected[0, 0]) < 2e-5, f"{stride} {phase}"
+            assert np.allclose(lse[b, head], expected_lse[0, 0], atol=1e-4)
+            seen = allowed & oracle.visibility(*allowed.shape, causal=True)
+            s, t = seen.shape
+            padded = np.zeros((-(-s // block) * block, -(-t // block) * block), bool)
+            padded[:s, :t] = seen
+            touched = padded.reshape(padded.shape[0] // block, block, -1, block).any((1, 3))
+            assert np.array_equal(block_map[b, head] != 0, touched)
+    return strides, density
+
+
+GRID_SIZES = ((256, 256), (640, 640), (1001, 1001), (200, 640), (100, 333), (2, 2), (65, 65))
+
+
+@pytest.mark.parametrize("sizes", GRID_SIZES, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 16},
+        {"stride": 1},
+        {"stride": 7, "init": 3, "last": 1},
+        {"stride": 5000, "last": 2},
+        {"stride": 10, "hline": 0},
+        {"stride": 10, "vline": 0},
+        {"stride": 10, "slash": 0, "init": 1},
+        {"stride": 3, "slash": 0, "vline": 0, "hline": 0, "init": 0},
+        {"threshold": 0.9},
+        {"threshold": 0.5, "init": 1},
+    ],
+    ids=str,
+)
+def test_grid(options, sizes, build):
+    s, t = sizes
+    check_grid(build, options, tensors(4, 2, s, t, 32, batch=2))
+
+
+@pytest.mark.parametrize("sizes", [(1500, 1500), (1900, 2000)], ids=str)
+def test_grid_is_found(sizes, build):
+    """A planted grid is what the estimate picks, at a fraction of the keys."""
+    strides, density = check_grid(build, {"init": 1}, planted_grid(*sizes))
+    assert strides == [(24, 5)] * 2
+    assert (density < 0.6).all()
+
+
 @pytest.mark.parametrize("pattern", ["block-topk:top-k=2", "sampled:threshold=0.3", "infllm-v2:top-k=2,window=0"])
 def test_guard(pattern, build):
     """Blocks of keys or queries that are not alike are visited besides."""

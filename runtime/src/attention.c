@@ -11,7 +11,7 @@
 |*
 \*===----------------------------------------------------------------------===*/
 #include "index.h"
-#include "sparse.h"
+#include "views.h"
 #include <string.h>
 
 /* One worker's memory, cut into parts. */
@@ -109,8 +109,8 @@ static void convert_bias(const pf_call *call, int64_t b, int64_t h, int64_t row,
 }
 
 /* The contract's values for a row that sees no key. */
-static void write_masked_row(const pf_call *call, int64_t b, int64_t h,
-                             char *out, float *row) {
+void pf_write_masked_row(const pf_call *call, int64_t b, int64_t h, char *out,
+                         float *row) {
   if (call->desc->masked_row == PREFILL_MASKED_MEAN) {
     const float *mean =
         call->value_mean + (b * call->hk + h / call->group) * call->e;
@@ -150,6 +150,17 @@ static int64_t live_column_tiles(const pf_call *call, const int32_t *columns,
   return live;
 }
 
+/* What DENSITY is made of, of one tile. */
+static void count_visits(const pf_call *call, int64_t b, int64_t h,
+                         int64_t tile, const pf_span *span, int64_t visits) {
+  if (!call->visited)
+    return;
+  int32_t *visited =
+      call->visited + ((b * call->hq + h) * call->tiles + tile) * 2;
+  visited[0] = (int32_t)visits;
+  visited[1] = (int32_t)pf_count_visible(call, b, span);
+}
+
 static void tile_body(pf_call *call, void *worker, int64_t item) {
   const prefill_attention_desc *desc = call->desc;
   const tile_memory m = lay_out(call, worker);
@@ -162,6 +173,12 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
   const int64_t rows = pf_min(call->bq, call->s - row);
   const pf_batch *batch = &call->batch[b];
   const pf_span span = pf_visible_span(call, b, tile);
+  const pf_head_index *index =
+      call->index ? &call->index[b * call->hq + h] : NULL;
+  if (index && index->mode == PF_HEAD_VIEWS && tile < index->dense_tile) {
+    count_visits(call, b, h, tile, &span, 0); /* pf_run_strips did these */
+    return;
+  }
 
   prefill_tile_args args = {0};
   args.rows = rows;
@@ -205,8 +222,6 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
   }
 
   /* Blocks and columns. */
-  const pf_head_index *index =
-      call->index ? &call->index[b * call->hq + h] : NULL;
   const uint64_t *kept = NULL;
   if (index && index->mode != PF_HEAD_DENSE && tile < index->dense_tile) {
     const pf_grid grid = pf_grid_of(call, b);
@@ -264,8 +279,8 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
   if (call->may_mask_rows)
     for (int64_t i = 0; i < rows; ++i)
       if (args.lse[i] == PF_MINUS_INF)
-        write_masked_row(call, b, h, o + i * call->o.row * call->element,
-                         m.row);
+        pf_write_masked_row(call, b, h, o + i * call->o.row * call->element,
+                            m.row);
   if (lse_out && args.lse != lse_out)
     for (int64_t i = 0; i < rows; ++i)
       lse_out[i * call->lse.row] = args.lse[i];
@@ -273,18 +288,17 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
   if (call->block_map.data)
     write_map(call, b, h, tile, m.blocks, args.block_count, args.col_pos,
               args.col_count);
-  if (call->visited) {
-    int32_t *visited =
-        call->visited + ((b * call->hq + h) * call->tiles + tile) * 2;
-    visited[0] =
-        (int32_t)(args.block_count +
-                  live_column_tiles(call, args.col_pos, args.col_count));
-    visited[1] = (int32_t)pf_count_visible(call, b, &span);
-  }
+  count_visits(call, b, h, tile, &span,
+               args.block_count +
+                   live_column_tiles(call, args.col_pos, args.col_count));
 }
 
 /* DENSITY: visited by visible blocks; 1 where nothing is visible. */
-static void write_density(const pf_call *call) {
+static prefill_status write_density(pf_call *call) {
+  char *memory = pf_alloc(call, pf_strip_keys_bytes(call), 1);
+  if (!memory)
+    return PREFILL_OUT_OF_MEMORY;
+  pf_strip_keys keys = pf_take_strip_keys(call, &memory);
   for (int64_t b = 0; b < call->b; ++b)
     for (int64_t h = 0; h < call->hq; ++h) {
       int64_t visited = 0, visible = 0;
@@ -294,10 +308,17 @@ static void write_density(const pf_call *call) {
         visited += of_tile[2 * i];
         visible += of_tile[2 * i + 1];
       }
+      const pf_head_index *index =
+          call->index ? &call->index[b * call->hq + h] : NULL;
+      if (index && index->mode == PF_HEAD_VIEWS) {
+        const pf_work work = pf_views_work(index, call, b, &keys);
+        visited = work.blocks + work.column_tiles;
+      }
       ((float *)call->density
            .data)[b * call->density.batch + h * call->density.head] =
           visible ? (float)((double)visited / (double)visible) : 1.0f;
     }
+  return PREFILL_OK;
 }
 
 static prefill_status run(pf_call *call) {
@@ -306,7 +327,7 @@ static prefill_status run(pf_call *call) {
     return status;
   if ((status = pf_prepare_value_mean(call)))
     return status;
-  if ((status = pf_build_index(call)))
+  if ((status = pf_build_index(call)) || (status = pf_run_strips(call)))
     return status;
   const int64_t items = call->b * call->hq * call->tiles;
   if (call->density.data) {
@@ -320,9 +341,7 @@ static prefill_status run(pf_call *call) {
   if ((status = pf_parallel(call, items, work, lay_out(call, NULL).bytes,
                             tile_body)))
     return status;
-  if (call->density.data)
-    write_density(call);
-  return PREFILL_OK;
+  return call->density.data ? write_density(call) : PREFILL_OK;
 }
 
 prefill_status prefill_attention(const prefill_attention_desc *desc,

@@ -64,6 +64,9 @@
  * those that the others are compared with. */
 #define QUANTIZED_TILE 0.95
 
+/* Looking through the strides of a grid, per bk keys. */
+#define GRID_BLOCK 0.3
+
 /* Sparse must be cheaper by this much: the model is not exact. */
 #define MARGIN 0.95
 /* An estimate may be in vain if it costs no more than this share of the dense
@@ -184,6 +187,7 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
   case PREFILL_PATTERN_SAMPLED:
   case PREFILL_PATTERN_FLEXPREFILL:
   case PREFILL_PATTERN_SALE:
+  case PREFILL_PATTERN_GRID:
     /* Measured on attention of real models; it may be all. */
     per_tile = worst ? mean : TOP_P_DENSITY * mean + (double)own;
     /* FlexPrefill: so many columns' blocks and so many distances in any case.
@@ -247,6 +251,11 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
     exact = true;
   } else if (plan->pattern == PREFILL_PATTERN_SALE) {
     estimate = pf_cost_estimate_quantized(call, plan, dense);
+    exact = true;
+  } else if (plan->pattern == PREFILL_PATTERN_GRID) {
+    estimate = pf_cost_estimate_sums(
+                   call, pf_min(call->s, pf_max(plan->last, 1)), keys) +
+               GRID_BLOCK * (double)pf_ceil_div(keys, call->bk);
     exact = true;
   } else if (plan->pattern == PREFILL_PATTERN_INFLLM_V2) {
     estimate = pf_cost_estimate_compressed(dense);

@@ -7,6 +7,7 @@
 |*
 \*===----------------------------------------------------------------------===*/
 #include "estimate.h"
+#include "views.h"
 #include <string.h>
 
 /* Facts of a batch entry that do not depend on the head. */
@@ -79,6 +80,8 @@ static const pf_pattern *pattern_of(const prefill_head_plan *plan) {
     return &pf_pattern_sale;
   case PREFILL_PATTERN_INFLLM_V2:
     return &pf_pattern_infllm;
+  case PREFILL_PATTERN_GRID:
+    return &pf_pattern_grid;
   default:
     return NULL;
   }
@@ -168,7 +171,14 @@ static void estimate_body(pf_call *call, void *worker, int64_t item) {
   pattern_of(estimate.plan)->estimate(&estimate);
   if (call->desc->plan->dense_below >= 0)
     return;
-  const pf_work sparse = count_work(call, b, estimate.index, m.kept, m.keys);
+  pf_work sparse;
+  if (estimate.index->mode == PF_HEAD_VIEWS) {
+    char *at = m.scratch; /* the estimate is done with it */
+    pf_strip_keys keys = pf_take_strip_keys(call, &at);
+    sparse = pf_views_work(estimate.index, call, b, &keys);
+  } else {
+    sparse = count_work(call, b, estimate.index, m.kept, m.keys);
+  }
   if (!pf_worth_running(estimate.dense, &sparse))
     estimate.index->mode = PF_HEAD_DENSE;
 }
@@ -186,6 +196,12 @@ static int64_t leader_of(const pf_call *call, int64_t h) {
   return leader;
 }
 
+/* Are single keys of a head gathered once for all of its rows? */
+static bool has_columns(const pf_head_index *index) {
+  return index->columns &&
+         (index->mode == PF_HEAD_RELATIVE || index->mode == PF_HEAD_VIEWS);
+}
+
 /* Gathers the columns of one head, padded with zeros to a multiple of bk. */
 static void gather_body(pf_call *call, void *worker, int64_t item) {
   (void)worker;
@@ -193,7 +209,7 @@ static void gather_body(pf_call *call, void *worker, int64_t item) {
   const int64_t head = e->heads[item], b = head / call->hq;
   const int64_t kv_head = head % call->hq / call->group;
   pf_head_index *index = &call->index[head];
-  if (index->mode != PF_HEAD_RELATIVE || !index->columns)
+  if (!has_columns(index))
     return;
   const int64_t k_bytes = call->d * call->element;
   const int64_t v_bytes = call->e * call->element;
@@ -343,7 +359,7 @@ prefill_status pf_build_index(pf_call *call) {
   int64_t rows = 0;
   for (int64_t i = 0; i < e.count; ++i) {
     const pf_head_index *index = &call->index[e.heads[i]];
-    if (index->mode == PF_HEAD_RELATIVE && index->columns) {
+    if (has_columns(index)) {
       rows += pf_round_up(index->columns, call->bk);
       call->most_columns = pf_max(call->most_columns, index->columns);
     }
@@ -356,7 +372,7 @@ prefill_status pf_build_index(pf_call *call) {
     return PREFILL_OUT_OF_MEMORY;
   for (int64_t i = 0; i < e.count; ++i) {
     pf_head_index *index = &call->index[e.heads[i]];
-    if (index->mode != PF_HEAD_RELATIVE || !index->columns)
+    if (!has_columns(index))
       continue;
     const int64_t n = pf_round_up(index->columns, call->bk);
     index->col_k = gathered;

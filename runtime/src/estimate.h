@@ -11,6 +11,7 @@
 |*   estimate_flex.c       flexprefill
 |*   estimate_quantized.c  sale
 |*   estimate_compressed.c infllm-v2
+|*   estimate_grid.c       grid
 |*
 |*   estimate_scores.c     scores of single query rows
 |*   estimate_pool.c       scores of mean queries and mean keys
@@ -147,6 +148,9 @@ typedef struct pf_sums {
 int64_t pf_sums_bytes(const pf_call *call);
 pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
                          int64_t last, void *memory);
+/* The same without what goes to keys before `from`. */
+pf_sums pf_estimate_sums_from(const pf_call *call, int64_t b, int64_t h,
+                              int64_t last, int64_t from, void *memory);
 
 /*===-- estimate_values.c ------------------------------------------------===*/
 
@@ -239,6 +243,7 @@ extern const pf_pattern pf_pattern_sampled;        /* estimate_sampled.c */
 extern const pf_pattern pf_pattern_flexprefill;    /* estimate_flex.c */
 extern const pf_pattern pf_pattern_sale;           /* estimate_quantized.c */
 extern const pf_pattern pf_pattern_infllm;         /* estimate_compressed.c */
+extern const pf_pattern pf_pattern_grid;           /* estimate_grid.c */
 
 /* ids of a pattern that may keep everything. */
 int64_t pf_all_ids(const pf_call *call, const pf_grid *grid,

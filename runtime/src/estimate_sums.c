@@ -48,9 +48,9 @@ int64_t pf_sums_bytes(const pf_call *call) {
   return bytes;
 }
 
-/* Adds the sums of the rows that the lanes hold, which are adjacent. False: a
- * score that one of them sees is no number. */
-static bool add_group(const sums_memory *m) {
+/* Adds the sums of the rows that the lanes hold, which are adjacent, of keys
+ * from `from` on. False: a score that one of them sees is no number. */
+static bool add_group(const sums_memory *m, int64_t from) {
   const pf_call *call = m->lanes.call;
   const pf_hot *hot = call->hot;
   const int64_t lanes = call->bq;
@@ -81,7 +81,7 @@ static bool add_group(const sums_memory *m) {
     m->inverse[i] = i < m->lanes.rows && m->most[i] > PF_HIDDEN_SCORE
                         ? 1.0f / m->sum[i]
                         : 0.0f;
-  for (int64_t j = begin; j < end; j += CHUNK) {
+  for (int64_t j = pf_max(begin, from); j < end; j += CHUNK) {
     const int64_t n = pf_min(CHUNK, end - j);
     float *scores = m->scores + (resident ? (j - begin) * lanes : 0);
     if (!resident)
@@ -95,6 +95,11 @@ static bool add_group(const sums_memory *m) {
 
 pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
                          int64_t last, void *memory) {
+  return pf_estimate_sums_from(call, b, h, last, 0, memory);
+}
+
+pf_sums pf_estimate_sums_from(const pf_call *call, int64_t b, int64_t h,
+                              int64_t last, int64_t from, void *memory) {
   int64_t bytes;
   sums_memory m = lay_out_sums(call, b, h, memory, &bytes);
   const pf_batch *batch = &call->batch[b];
@@ -107,7 +112,7 @@ pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
   bool finite = true;
   for (int64_t row = row_begin; row < row_end; row += call->bq) {
     pf_load_lanes(&m.lanes, row, 1, pf_min(call->bq, row_end - row));
-    finite &= add_group(&m);
+    finite &= add_group(&m, from);
   }
   return (pf_sums){.column = m.column,
                    .diagonal = m.diagonal_base + call->bq,

@@ -1,13 +1,14 @@
 /*===- index.h - What a sparse head visits ------------------------*- C -*-===*\
 |*
-|* One index per (batch, query head), in one of three modes:
+|* One index per (batch, query head), in one of four modes:
 |*
 |*   dense     every visible block;
 |*   relative  a set of block distances, a set of blocks that all rows visit, a
 |*             sorted list of single columns: vertical-slash, A-shape,
 |*             tri-shape and strided, in a few KB a head however long the
 prompt;
-|*   blocks    a list of block ids per tile of query rows (CSR).
+|*   blocks    a list of block ids per tile of query rows (CSR);
+|*   views     rows and keys by position modulo a stride, views.h: grid.
 |*
 |* Distances. Let tile i hold the rows at positions p0 = offset + i * bq up to
 |* p0 + bq - 1, and let its top block be the one of its last position. Diagonal
@@ -33,7 +34,8 @@ extern "C" {
 enum pf_head_mode {
   PF_HEAD_DENSE = 0,
   PF_HEAD_RELATIVE = 1,
-  PF_HEAD_BLOCKS = 2
+  PF_HEAD_BLOCKS = 2,
+  PF_HEAD_VIEWS = 3
 };
 
 /* Block ids are 16 bits: longer prompts (4M keys in blocks of 64) run dense. */
@@ -58,6 +60,12 @@ typedef struct pf_head_index {
   /* PF_HEAD_BLOCKS: ids of tile i: id[row_begin[i] .. row_begin[i + 1]). */
   uint16_t *id;
   int64_t *row_begin;
+
+  /* PF_HEAD_VIEWS: a row sees the keys at distances that are multiples of the
+   * stride (slash; else those of its own tile), and the columns above. Rows of
+   * `phase` see everything if there is a horizontal line. */
+  int64_t stride, phase;
+  bool slash, horizontal;
 } pf_head_index;
 
 /* Tiles and blocks of one head. */

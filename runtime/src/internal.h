@@ -172,6 +172,8 @@ typedef struct pf_call {
   pf_rows rotated_k;           /* output or workspace, see rotary.c */
   struct pf_head_index *index; /* [b][hq], or NULL: all dense */
   int64_t most_columns;        /* longest column list of any head */
+  const int64_t *first_strip;  /* [b][hq]: number of a head's first strip */
+  int64_t most_gathered;       /* keys that a strip copies, views.c */
   const struct estimation *estimation; /* while the index is built */
   struct pf_quantized_keys {           /* quantized.h; 8 and 4 bits */
     uint8_t *bytes; /* [b][hk][blocks * bk][width], hidden keys are zeros */

@@ -13,6 +13,8 @@
 // RUN: prefill-opt %s -sparsify-attention="pattern=sale:top-p=0.95,bits=4" | FileCheck %s --check-prefix=MASS
 // RUN: prefill-opt %s -sparsify-attention="pattern=flexprefill" | FileCheck %s --check-prefix=FLEX
 // RUN: prefill-opt %s -sparsify-attention="pattern=infllm-v2" | FileCheck %s --check-prefix=INFLLM
+// RUN: prefill-opt %s -sparsify-attention="pattern=grid" | FileCheck %s --check-prefix=GRID
+// RUN: prefill-opt %s -sparsify-attention="pattern=grid:stride=16,hline=0,slash=0" | FileCheck %s --check-prefix=GRID16
 // RUN: prefill-opt %s -sparsify-attention="pattern=config:%S/Inputs/minference.json" | FileCheck %s --check-prefix=CONFIG
 // RUN: prefill-opt %s -sparsify-attention="pattern=config:%S/Inputs/extended.json" | FileCheck %s --check-prefix=EXTENDED
 
@@ -46,6 +48,15 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // TOPP: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, top_p = 0.899999976 : f32}
   // TOPP: %[[G:.*]] = prefill.keep_dissimilar %[[K]], %arg0, %arg0 below 5.000000e-01
   // TOPP: prefill.index.blocks %[[G]]
+
+  // GRID: %[[S:.*]] = prefill.score.grid %arg0, %arg0 rows 64 init 64 vertical slash :
+  // GRID: %[[K:.*]] = prefill.select %[[S]] {top_p = 0.899999976 : f32}
+  // GRID: prefill.index.grid %[[K]] last 64 horizontal
+  // GRID: prefill.sparse_attention {{.*}}prefill.dense_below = 4096
+
+  // GRID16: %[[S:.*]] = prefill.score.grid %arg0, %arg0 rows 64 init 64 stride 16 vertical :
+  // GRID16: %[[K:.*]] = prefill.select %[[S]] {top_k = 1 : i64}
+  // GRID16: prefill.index.grid %[[K]] last 64 :
 
   // SAMPLED: %[[S:.*]] = prefill.score.sampled %arg0, %arg0 values(%arg0 : {{.*}}) stride 8
   // SAMPLED: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, near = 64 : i64, top_p = 0.899999976 : f32}

@@ -21,6 +21,7 @@ namespace prefill {
 /// What an option's number counts, which also says what it may be.
 enum class OptionUnit {
   Tokens,         // a whole number
+  PositiveTokens, // at least one
   Blocks,         // a whole number of key blocks
   PositiveBlocks, // at least one
   Rows64,         // 1 .. 64 query rows

@@ -183,6 +183,10 @@ LogicalResult ScoreCompressedOp::verify() {
   return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
 }
 
+LogicalResult ScoreGridOp::verify() {
+  return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Grid);
+}
+
 /// Checks that an attribute is a share: in (0, 1].
 static LogicalResult verifyShare(Operation *op, StringRef what,
                                  std::optional<APFloat> value) {
@@ -218,8 +222,11 @@ LogicalResult SelectOp::verify() {
           "rules with those that have none");
   if (!blocks && (getThreshold() || getInit() || getNear()))
     return emitOpError("threshold, init and near need block scores");
-  if (blocks && getMinTokens())
+  const bool grid = getScores().getType().getAxis() == ScoreAxis::Grid;
+  if ((blocks || grid) && getMinTokens())
     return emitOpError("min_tokens needs column or diagonal scores");
+  if (grid && (getForced() || (getTopK() && *getTopK() != 1) || getDensity()))
+    return emitOpError("one of grid scores is kept, by top_k = 1 or top_p");
   return verifyAxis(*this, "selection", getSelection().getType(),
                     getScores().getType().getAxis());
 }
@@ -243,6 +250,10 @@ LogicalResult IndexRelativeOp::verify() {
 
 LogicalResult IndexBlocksOp::verify() {
   return verifyAxis(*this, "blocks", getBlocks().getType(), ScoreAxis::Block);
+}
+
+LogicalResult IndexGridOp::verify() {
+  return verifyAxis(*this, "grid", getGrid().getType(), ScoreAxis::Grid);
 }
 
 LogicalResult IndexAgreeingOp::verify() {

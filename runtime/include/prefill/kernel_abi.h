@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PREFILL_KERNEL_ABI 3
+#define PREFILL_KERNEL_ABI 4
 
 enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
 
@@ -139,6 +139,8 @@ enum prefill_pattern {
                                       (tokens), last */
   PREFILL_PATTERN_INFLLM_V2 = 9,   /* init, local, top_k */
   PREFILL_PATTERN_STRIDED = 10,    /* init, local, stride (blocks) */
+  PREFILL_PATTERN_GRID = 11, /* stride (tokens) | top_p, init, last; vertical,
+                                slash, horizontal: lines, 0 or 1 */
 };
 typedef struct prefill_head_plan {
   uint32_t pattern;
@@ -157,6 +159,7 @@ typedef struct prefill_head_plan {
                                 value lies from the row's output */
   float similarity; /* 0: off; else blocks whose keys or queries are less alike
                        than this (mean cosine) are kept, SpargeAttn's guard */
+  int32_t horizontal; /* GRID: nonzero: rows of the line's phase are dense */
 } prefill_head_plan;
 typedef struct prefill_plan {
   int32_t dense_below; /* keys; shorter prompts run dense. -1: by cost function */

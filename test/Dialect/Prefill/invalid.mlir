@@ -223,6 +223,23 @@ func.func @strided(%q: tensor<1x2x?x64xf32>) {
 
 // -----
 
+func.func @grid(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{scores must run along the grid axis, got block}}
+  %s = prefill.score.grid %q, %q rows 64 init 4 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
+  return
+}
+
+// -----
+
+func.func @gridSelection(%q: tensor<1x2x?x64xf32>) {
+  %s = prefill.score.grid %q, %q rows 64 init 4 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <grid>
+  // expected-error @+1 {{one of grid scores is kept, by top_k = 1 or top_p}}
+  %b = prefill.select %s {top_k = 2 : i64} : <grid> -> <grid>
+  return
+}
+
+// -----
+
 func.func @stride(%q: tensor<1x2x?x64xf32>) {
   // expected-error @+1 {{stride must be 2, 4, 8, 16, 32 or 64}}
   %s = prefill.score.antidiagonal %q, %q stride 12 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>

@@ -92,6 +92,14 @@ func.func @estimates(%q: tensor<1x2x?x64xf32>) {
   %g = prefill.keep_dissimilar %0, %q, %q below 0.5 : <block>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   // CHECK: prefill.index.strided init 64 local 1024 stride 8
   %i = prefill.index.strided init 64 local 1024 stride 8
+  // CHECK: prefill.score.grid %{{.*}}, %{{.*}} rows 64 init 4 vertical slash :
+  %ga = prefill.score.grid %q, %q rows 64 init 4 vertical slash : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <grid>
+  // CHECK: prefill.select %{{.*}} {top_p = 5.000000e-01 : f32} : <grid> -> <grid>
+  %gb = prefill.select %ga {top_p = 0.5 : f32} : <grid> -> <grid>
+  // CHECK: prefill.index.grid %{{.*}} last 64 horizontal : <grid>
+  %gc = prefill.index.grid %gb last 64 horizontal : <grid>
+  // CHECK: prefill.score.grid %{{.*}}, %{{.*}} rows 1 init 0 stride 7 :
+  %gd = prefill.score.grid %q, %q rows 1 init 0 stride 7 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <grid>
   %v, %d = prefill.score.last_rows %q, %q rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <column>, <diagonal>
   // CHECK: prefill.select %{{.*}} {min_tokens = 512 : i64, top_p = 5.000000e-01 : f32}
   %w = prefill.select %v {top_p = 0.5 : f32, min_tokens = 512 : i64} : <column> -> <column>

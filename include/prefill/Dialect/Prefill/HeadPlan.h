@@ -23,7 +23,8 @@ enum class SparsePattern : int32_t {
   SALE = 7,
   FlexPrefill = 8,
   InfLLMv2 = 9,
-  Strided = 10
+  Strided = 10,
+  Grid = 11
 };
 
 /// How one query head is made sparse (prefill_head_plan).
@@ -40,12 +41,13 @@ struct HeadPlan {
   int32_t bits = 0;
   int32_t values = 0;
   float similarity = 0;
+  int32_t horizontal = 0;
 
   /// Every field, for comparisons.
   auto fields() const {
     return std::tie(pattern, init, local, last, vertical, slash, topK, density,
                     stride, topP, threshold, minBudget, bits, values,
-                    similarity);
+                    similarity, horizontal);
   }
   bool operator==(const HeadPlan &other) const {
     return fields() == other.fields();

@@ -63,7 +63,8 @@ def Prefill_Axis : Prefill_Enum<"ScoreAxis",
   "What one score, or one selected entry, stands for", [
     I32EnumAttrCase<"Column", 0, "column">,
     I32EnumAttrCase<"Diagonal", 1, "diagonal">,
-    I32EnumAttrCase<"Block", 2, "block">]>;
+    I32EnumAttrCase<"Block", 2, "block">,
+    I32EnumAttrCase<"Grid", 3, "grid">]>;
 
 //===----------------------------------------------------------------------===//
 // Types
@@ -77,7 +78,8 @@ def Prefill_ScoresType : Prefill_Type<"Scores", "scores"> {
   let summary = "Importance per (batch, query head) along one axis, fp32";
   let description = [{
     `column`: one number a key; `diagonal`: one number a query-key distance;
-    `block`: one number a (query block, key block).
+    `block`: one number a (query block, key block); `grid`: one number a stride
+    and phase.
   }];
   let parameters = (ins EnumParameter<Prefill_Axis>:$axis);
   let assemblyFormat = "`<` $axis `>`";
@@ -94,7 +96,8 @@ def Prefill_IndexType : Prefill_Type<"SparseIndex", "index"> {
   let description = [{
     Per (batch, query head) one of: *dense*; *relative* (a set of block distances
     and a sorted list of columns: vertical-slash, A-shape, tri-shape); *blocks* (a
-    list of block ids per tile of query rows). See docs/SparseIndex.md.
+    list of block ids per tile of query rows); *views* (rows and keys by position
+    modulo a stride: grid). See docs/SparseIndex.md.
   }];
 }
 

@@ -218,6 +218,26 @@ def Prefill_ScoreCompressedOp : Prefill_Op<"score.compressed", [Pure]> {
   let hasVerifier = 1;
 }
 
+def Prefill_ScoreGridOp : Prefill_Op<"score.grid", [Pure]> {
+  let summary = "Attention of the last query rows on lines at regular distances";
+  let description = [{
+    A as of score.last_rows. scores[s, p], for strides s and phases p < s: the sum
+    of A over the first `init` keys, over other keys j with j mod s = p
+    (`vertical`) and over keys at a distance from their row that is a multiple of
+    s (`slash`; the distance 0 always counts), by the number of rows. Strides from
+    2 to 1024 and at most a quarter of the keys, or `stride` alone. Grid heads of
+    MMInference (arXiv:2504.16083).
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$rows,
+                   ConfinedAttr<I64Attr, [IntNonNegative]>:$init,
+                   OptionalAttr<ConfinedAttr<I64Attr, [IntPositive]>>:$stride,
+                   UnitAttr:$vertical, UnitAttr:$slash);
+  let results = (outs Prefill_ScoresType:$scores);
+  let assemblyFormat = "$q `,` $k `rows` $rows `init` $init (`stride` $stride^)? (`vertical` $vertical^)? (`slash` $slash^)? attr-dict `:` type($q) `,` type($k) `->` type($scores)";
+  let hasVerifier = 1;
+}
+
 //===----------------------------------------------------------------------===//
 // Select
 //===----------------------------------------------------------------------===//
@@ -239,6 +259,9 @@ def Prefill_SelectOp : Prefill_Op<"select", [Pure]> {
     with one of the first `init` keys, blocks with one of the `near` keys before a
     row, and of columns and diagonals the largest that make up `min_tokens`. Ties
     go to the lower index.
+
+    Of grid scores one is kept: the largest (`top_k = 1`), or of those that are
+    `top_p` or more the cheapest to visit, none if there is none.
   }];
   let arguments = (ins Prefill_ScoresType:$scores, OptionalAttr<I64Attr>:$top_k,
                    OptionalAttr<F32Attr>:$density,
@@ -326,6 +349,21 @@ def Prefill_IndexBlocksOp : Prefill_Op<"index.blocks", [Pure]> {
   let arguments = (ins Prefill_SelectionType:$blocks);
   let results = (outs Prefill_IndexType:$index);
   let assemblyFormat = "$blocks attr-dict `:` type($blocks)";
+  let hasVerifier = 1;
+}
+
+def Prefill_IndexGridOp : Prefill_Op<"index.grid", [Pure]> {
+  let summary = "The lines of the selected stride and phase";
+  let description = [{
+    The keys that made the selected score, for every row; with `horizontal` rows
+    at positions of the phase see everything, and so do tiles with one of the
+    `last` query rows. Dense if nothing is selected.
+  }];
+  let arguments = (ins Prefill_SelectionType:$grid,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$last,
+                   UnitAttr:$horizontal);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "$grid `last` $last (`horizontal` $horizontal^)? attr-dict `:` type($grid)";
   let hasVerifier = 1;
 }
 
