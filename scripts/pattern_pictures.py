@@ -48,7 +48,7 @@ SPECS = {
     "sale": "sale",
     "flexprefill": "flexprefill",
     "infllm-v2": "infllm-v2:top-k=12,window=256",
-    "grid": "grid",
+    "grid": "grid:stride=384",
     "duo": "duo:sparsity=0.5,rest=sampled",
     "trianglemix": "trianglemix:layers=0",
 }
@@ -162,8 +162,8 @@ def main() -> int:
         draw(IMAGES / "attention.png", shown, titles, colours, 5)
     colours = ListedColormap(["white", "#d9dee7", "#1f4e9c", "#e0912f"])
     for name in arguments.names or SPECS:
-        # Text has no frames.
-        tensors = video_attention(TOKENS)[:2] if name == "grid" else (q, k)
+        # Text has no frames; lines nearer to each other than blocks are not to be seen.
+        tensors = video_attention(TOKENS, ((384, 100), (384, 300), None))[:2] if name == "grid" else (q, k)
         with tempfile.TemporaryDirectory() as work:
             visited, density = block_map(SPECS[name], *tensors, Path(work))
         # 0 in the future, 1 left out, 2 visited, 3 columns only

@@ -27,14 +27,16 @@ FRAMES = ((128, 17), (196, 100), None)
 STRENGTH = 9.0
 
 
-def video_attention(tokens: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def video_attention(
+    tokens: int, frames: tuple = FRAMES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Queries [1, 9, tokens, 64], keys and values [1, 3, tokens, 64], float32."""
     rng = np.random.default_rng(seed)
     q = rng.standard_normal((1, Q_HEADS, tokens, DIM))
     k = rng.standard_normal((1, KV_HEADS, tokens, DIM))
     v = rng.standard_normal((1, KV_HEADS, tokens, DIM))
     length = (STRENGTH * DIM**0.5) ** 0.5
-    for head, frame in enumerate(FRAMES):
+    for head, frame in enumerate(frames):
         sink = rng.standard_normal(DIM) / DIM**0.5
         group = slice(head * Q_HEADS // KV_HEADS, (head + 1) * Q_HEADS // KV_HEADS)
         if frame is not None:
