@@ -74,13 +74,3 @@ size_t Device::countUninitialised(const void *base) const {
   const Region *region = state->find(reinterpret_cast<uintptr_t>(base), 1);
   return region ? region->countUninitialised() : 0;
 }
-
-struct Program::Impl {};
-Program::Program(std::unique_ptr<Impl> impl) : impl(std::move(impl)) {}
-Program::~Program() = default;
-Expected<std::unique_ptr<Program>> Program::compile(const Module &) {
-  return createStringError("the emulator is not complete yet");
-}
-Expected<Report> Program::run(Device &, const Launch &, const Options &) {
-  return createStringError("the emulator is not complete yet");
-}
