@@ -4,6 +4,7 @@
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Transforms/Passes.h"
 #include "prefill/Codegen/CPU.h"
+#include "prefill/Codegen/CUDA/CUDA.h"
 #include "prefill/Dialect/ONNX/ONNX.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
 #include "prefill/Driver/Driver.h"
@@ -16,11 +17,13 @@ void prefill::registerDialects(DialectRegistry &registry) {
   registry.insert<onnx::ONNXDialect, PrefillDialect, arith::ArithDialect,
                   func::FuncDialect, tile::TileDialect>();
   registerCodegenDialects(registry);
+  registerCudaDialects(registry);
 }
 
 void prefill::registerPasses() {
   registerPrefillTransformsPasses();
   registerCodegenPassesAndPipelines();
+  registerCudaPassesAndPipelines();
   mlir::registerCanonicalizerPass();
   mlir::registerCSEPass();
 }

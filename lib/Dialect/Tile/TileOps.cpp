@@ -265,7 +265,8 @@ LogicalResult MaskOp::verify() {
     return emitOpError("scores do not have one column a key");
   auto yield = dyn_cast<YieldOp>(getPredicate().front().getTerminator());
   auto wanted = RankedTensorType::get(scores.getShape(),
-                                      IntegerType::get(getContext(), 1));
+                                      IntegerType::get(getContext(), 1),
+                                      scores.getEncoding());
   if (!yield || yield.getNumOperands() != 1 ||
       yield.getOperand(0).getType() != wanted)
     return emitOpError("the predicate yields one ") << wanted;

@@ -23,11 +23,6 @@ def TileDialect : Dialect {
   let useDefaultTypePrinterParser = 1;
 }
 
-def Tile_ReduceKind : I32EnumAttr<"ReduceKind", "How a row is reduced", [
-    I32EnumAttrCase<"Max", 0, "max">, I32EnumAttrCase<"Sum", 1, "sum">]> {
-  let cppNamespace = "::prefill::tile";
-}
-
 //===----------------------------------------------------------------------===//
 // Types
 //===----------------------------------------------------------------------===//

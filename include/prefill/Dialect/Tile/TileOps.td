@@ -8,6 +8,11 @@ include "mlir/Interfaces/FunctionInterfaces.td"
 include "mlir/Interfaces/SideEffectInterfaces.td"
 include "mlir/IR/SymbolInterfaces.td"
 
+def Tile_ReduceKind : I32EnumAttr<"ReduceKind", "How a row is reduced", [
+    I32EnumAttrCase<"Max", 0, "max">, I32EnumAttrCase<"Sum", 1, "sum">]> {
+  let cppNamespace = "::prefill::tile";
+}
+
 class Tile_Op<string mnemonic, list<Trait> traits = []>
     : Op<TileDialect, mnemonic, traits>;
 

@@ -1,0 +1,63 @@
+//===- Schedule.cpp - Tile sizes and what GPUs can do ---------------------===//
+
+#include "prefill/Codegen/CUDA/CUDA.h"
+#include "prefill/Codegen/KernelBuilder.h"
+
+using namespace prefill;
+using llvm::Twine;
+
+std::string CudaSchedule::chip() const { return "sm_" + std::to_string(arch); }
+
+std::string prefill::checkCudaSpec(const KernelSpec &spec, int arch) {
+  auto refuse = [&](const Twine &reason) {
+    return ("kernel '" + Twine(spec.name) + "' for sm_" + Twine(arch) + ": " +
+            reason)
+        .str();
+  };
+  if (arch != 80)
+    return refuse("no such target; sm_80 is one (its code runs on later GPUs, "
+                  "too)");
+  if (spec.dtype == DType::F32)
+    return refuse("float32 inputs; tensor cores take float16 or bfloat16: "
+                  "convert the model, or keep this kernel on the CPU");
+  for (auto [what, size] : {std::pair("head dimension", spec.headDim),
+                            std::pair("value head dimension", spec.vHeadDim)})
+    if (size < 16 || size > 256 || size % 16)
+      return refuse(
+          Twine(what) + " " + Twine(size) +
+          "; GPUs take multiples of 16 up to 256: keep this kernel on "
+          "the CPU");
+  if (spec.hasBias)
+    return refuse("a float bias is not supported on GPUs: keep this kernel on "
+                  "the CPU");
+  if (spec.hasSegments)
+    return refuse("segments are not supported on GPUs: use one sequence a "
+                  "batch entry, or the CPU");
+  if (spec.rotary != Rotary::None)
+    return refuse("rotary embedding inside the kernel is not supported on "
+                  "GPUs: apply it to q and k before");
+  if (spec.maskedRow != MaskedRow::Zero && spec.hasKeyMask)
+    return refuse("rows without a visible key give 0 on GPUs, this model wants "
+                  "another number there: keep this kernel on the CPU");
+  return checkKernelSpec(spec);
+}
+
+bool prefill::chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
+                                 CudaSchedule &schedule, std::string &error) {
+  error = checkCudaSpec(spec, arch);
+  if (!error.empty())
+    return false;
+  schedule = CudaSchedule();
+  schedule.arch = arch;
+  schedule.lists = lists;
+  const int size = std::max(spec.headDim, spec.vHeadDim);
+  // FlashAttention-2's sizes for an A100, less where masks need registers:
+  // accumulators of 128 rows are (size + block_k) / 2 registers a thread with 8
+  // warps, twice that with 4. Q, K and V fit two blocks an SM up to 64, one
+  // above (163 KB).
+  schedule.blockQ = 128;
+  schedule.blockK = 64;
+  schedule.warps = size <= 64 ? 4 : 8;
+  schedule.stages = size <= 128 ? 2 : 1;
+  return true;
+}

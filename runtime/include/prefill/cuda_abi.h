@@ -1,0 +1,56 @@
+/*===- cuda_abi.h - Between generated CUDA kernels and their host -*- C -*-===*\
+|*
+|* A CUDA attention kernel has one parameter: this struct, by value. The code
+|* generator (lib/Codegen/CUDA) reads its fields by their offsets;
+|* PREFILL_CUDA_ABI changes with every change of layout.
+|*
+|* Launch: grid (query tiles, query heads, batch), where query tiles =
+|* ceil(q_len / block_q); block and dynamic shared memory as the kernel's report
+|* says. Tiles are numbered from the last one down, as those of a causal prompt
+|* have most to do.
+|*
+\*===----------------------------------------------------------------------===*/
+#ifndef PREFILL_CUDA_ABI_H
+#define PREFILL_CUDA_ABI_H
+
+#include <stdint.h>
+
+#define PREFILL_CUDA_ABI 1
+
+/* Strides are in elements. Elements of a row are adjacent. Rows of Q, K, V are
+ * read in 16-byte pieces: their addresses are multiples of 16 bytes, so strides
+ * of rows, heads and batches are multiples of 8; those of O are even. */
+typedef struct prefill_cuda_attention {
+  const void *q, *k, *v;
+  void *o;
+  float *lse; /* [rows] a head, adjacent; natural log; or NULL */
+  int64_t q_batch, q_head, q_row;
+  int64_t k_batch, k_head, k_row;
+  int64_t v_batch, v_head, v_row;
+  int64_t o_batch, o_head, o_row;
+  int64_t lse_batch, lse_head;
+  int64_t position;                  /* key position of query row 0 */
+  int64_t window_left, window_right; /* INT64_MAX/4: unbounded */
+  int32_t q_len, kv_len;
+  int32_t heads, group; /* query heads; query heads a KV head */
+  float scale;
+  float softcap;
+  int32_t block_rows; /* rows of the lists a head: query tiles */
+  int32_t reserved;
+  const float *sink;  /* [query heads] */
+  /* Ragged batches: [batch], or NULL: kv_len and position hold for all. */
+  const int32_t *kv_lengths;
+  const int64_t *positions;
+  /* Kernels with lists. Row r = (batch * heads + head) * block_rows + tile, where
+   * tile counts query tiles from the first. Blocks block_begin[r] up to
+   * block_begin[r + 1] of block_ids, of block_k keys each; the first
+   * full_count[r] of them need no mask. Then columns col_begin[r] up to
+   * col_begin[r + 1] of col_pos, a multiple of block_k: key numbers, gathered
+   * from K and V; INT32_MAX: none. No key twice. */
+  const int32_t *block_begin, *full_count, *block_ids;
+  const int32_t *col_begin, *col_pos;
+  const uint8_t *key_mask; /* [batch][key_mask_batch], nonzero: visible */
+  int64_t key_mask_batch;
+} prefill_cuda_attention;
+
+#endif

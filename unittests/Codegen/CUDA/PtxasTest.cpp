@@ -1,0 +1,121 @@
+//===- PtxasTest.cpp - What ptxas says, and what is refused ---------------===//
+
+#include "prefill/Codegen/CUDA/CUDA.h"
+#include "llvm/IR/Module.h"
+#include "gtest/gtest.h"
+
+using namespace prefill;
+
+static KernelSpec makeSpec(int headDim) {
+  KernelSpec spec;
+  spec.name = "layer0";
+  spec.dtype = DType::BF16;
+  spec.headDim = spec.vHeadDim = headDim;
+  spec.causal = true;
+  return spec;
+}
+
+TEST(Ptxas, Log) {
+  PtxasReport report = parsePtxasLog(
+      "ptxas info    : 0 bytes gmem\n"
+      "ptxas info    : Compiling entry function 'k' for 'sm_90a'\n"
+      "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async "
+      "instructions are serialized due to insufficient register resources\n"
+      "ptxas info    : Function properties for k\n"
+      "    336 bytes stack frame, 496 bytes spill stores, 312 bytes spill "
+      "loads\n"
+      "ptxas info    : Used 168 registers, used 16 barriers, 288 bytes "
+      "cmem[0]\n");
+  EXPECT_EQ(report.registers, 168);
+  EXPECT_EQ(report.stackBytes, 336);
+  EXPECT_EQ(report.spillStores, 496);
+  EXPECT_EQ(report.spillLoads, 312);
+  ASSERT_EQ(report.messages.size(), 1u);
+  EXPECT_NE(report.messages[0].find("C7510"), std::string::npos);
+}
+
+/// Every head dimension and feature of sm_80 assembles without spills.
+TEST(Ptxas, NoSpills) {
+  if (findPtxas("").empty())
+    GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
+  for (int headDim : {64, 96, 128, 192, 256})
+    for (bool lists : {false, true}) {
+      CudaOptions options;
+      options.lists = lists;
+      CudaKernel kernel;
+      std::string error;
+      EXPECT_TRUE(compileCuda(makeSpec(headDim), options, kernel, error))
+          << error;
+      EXPECT_TRUE(kernel.report.assembled);
+      EXPECT_FALSE(kernel.cubin.empty());
+      EXPECT_GT(kernel.report.ptxas.registers, 64);
+      EXPECT_EQ(kernel.report.ptxas.spillStores, 0);
+    }
+}
+
+/// Spills fail the compilation with the kernel's name, unless allowed.
+TEST(Ptxas, Spills) {
+  if (findPtxas("").empty())
+    GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
+  CudaOptions options;
+  options.warps = 4; // twice the accumulators a thread
+  CudaKernel kernel;
+  std::string error;
+  EXPECT_FALSE(compileCuda(makeSpec(256), options, kernel, error));
+  EXPECT_NE(error.find("prefill_attention_bf16_d256"), std::string::npos)
+      << error;
+  EXPECT_NE(error.find("spills"), std::string::npos) << error;
+  options.allowSpills = true;
+  EXPECT_TRUE(compileCuda(makeSpec(256), options, kernel, error)) << error;
+  EXPECT_GT(kernel.report.ptxas.spillStores, 0);
+  EXPECT_FALSE(kernel.cubin.empty());
+}
+
+TEST(Ptxas, Missing) {
+  CudaOptions options;
+  options.ptxas = "/nowhere/ptxas";
+  CudaKernel kernel;
+  std::string error;
+  EXPECT_FALSE(compileCuda(makeSpec(64), options, kernel, error));
+  EXPECT_NE(error.find("/nowhere/ptxas"), std::string::npos) << error;
+  options.runPtxas = false;
+  EXPECT_TRUE(compileCuda(makeSpec(64), options, kernel, error)) << error;
+  EXPECT_FALSE(kernel.report.assembled);
+  EXPECT_NE(kernel.ptx.find(".target sm_80"), std::string::npos);
+  EXPECT_NE(kernel.module.get(), nullptr);
+}
+
+TEST(Refusals, NameWhatAndWhy) {
+  auto refused = [](KernelSpec spec, const char *word) {
+    CudaKernel kernel;
+    std::string error;
+    EXPECT_FALSE(compileCuda(spec, {}, kernel, error)) << word;
+    EXPECT_NE(error.find("layer0"), std::string::npos) << error;
+    EXPECT_NE(error.find(word), std::string::npos) << error;
+    EXPECT_EQ(error.find('\n'), std::string::npos);
+  };
+  KernelSpec spec = makeSpec(64);
+  spec.dtype = DType::F32;
+  refused(spec, "float32");
+  refused(makeSpec(72), "head dimension 72");
+  refused(makeSpec(512), "head dimension 512");
+  spec = makeSpec(64);
+  spec.hasBias = true;
+  refused(spec, "bias");
+  spec = makeSpec(64);
+  spec.hasSegments = true;
+  refused(spec, "segments");
+  spec = makeSpec(64);
+  spec.rotary = Rotary::Half;
+  refused(spec, "rotary");
+  CudaOptions options;
+  options.arch = 75;
+  CudaKernel kernel;
+  std::string error;
+  EXPECT_FALSE(compileCuda(makeSpec(64), options, kernel, error));
+  EXPECT_NE(error.find("sm_75"), std::string::npos) << error;
+  options = {};
+  options.stages = 5;
+  EXPECT_FALSE(compileCuda(makeSpec(256), options, kernel, error));
+  EXPECT_NE(error.find("shared memory"), std::string::npos) << error;
+}
