@@ -2,6 +2,7 @@
 
 #include "prefill/Analysis/SymbolicAnalysis.h"
 #include "Rules.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
 
 #include "llvm/ADT/STLExtras.h"
 
@@ -175,7 +176,9 @@ SymbolicAnalysis::SymbolicAnalysis(onnx::GraphOp graph)
           context.assumePositive(e);
   }
   for (Operation &op : body) {
-    if (auto node = dyn_cast<onnx::NodeOp>(op))
+    if (auto attention = dyn_cast<AttentionOp>(op))
+      inferAttention(attention);
+    else if (auto node = dyn_cast<onnx::NodeOp>(op))
       inferNode(node);
     else
       for (Value result : op.getResults())
@@ -212,6 +215,20 @@ void SymbolicAnalysis::setDeclared(Value value, bool trusted) {
     if (!ShapedType::isDynamic(size) && e->is(Kind::Symbol) &&
         e->name.starts_with("? "))
       e = context.getInt(size);
+}
+
+void SymbolicAnalysis::inferAttention(AttentionOp op) {
+  // Batch and rows are those of q; the rest is in the type.
+  auto type = dyn_cast<RankedTensorType>(op.getO().getType());
+  int64_t rows = op.getQLayout() == TensorLayout::BSHD ? 1 : 2;
+  ExprRef batch = dim(op.getQ(), 0), count = dim(op.getQ(), rows);
+  for (Value result : op.getResults())
+    setDeclared(result, /*trusted=*/false);
+  if (!type || !batch || !count)
+    return;
+  TensorFacts &f = table[op.getO()];
+  f.shape[0] = batch;
+  f.shape[op.getOLayout() == TensorLayout::BSHD ? 1 : 2] = count;
 }
 
 void SymbolicAnalysis::inferNode(onnx::NodeOp node) {

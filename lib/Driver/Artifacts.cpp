@@ -69,6 +69,7 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
                              mlir::ModuleOp module,
                              const OutlineResult &outlined,
                              llvm::ArrayRef<DeclinedSite> declined,
+                             const LivenessReport &liveness,
                              std::string &error) {
   llvm::SmallString<256> output(options.output);
   if (std::error_code ec = fs::make_absolute(output)) {
@@ -85,7 +86,8 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
   if (!compileLibrary(outlined.kernels, library, error))
     return false;
   if (!writeFileAtomically(staging.at(manifestName),
-                           writeManifest(options, outlined, declined), error))
+                           writeManifest(options, outlined, declined, liveness),
+                           error))
     return false;
 
   // The model last: whoever sees it finds the rest.

@@ -13,7 +13,8 @@ namespace prefill {
 /// it is left and `error` is one line.
 bool writeArtifacts(const CompilerOptions &options, mlir::ModuleOp module,
                     const OutlineResult &outlined,
-                    llvm::ArrayRef<DeclinedSite> declined, std::string &error);
+                    llvm::ArrayRef<DeclinedSite> declined,
+                    const LivenessReport &liveness, std::string &error);
 
 /// The text of -emit=tile|llvm|asm.
 bool emitKernelText(const CompilerOptions &options,

@@ -8,6 +8,7 @@
 #include "prefill/Analysis/AttentionSite.h"
 #include "prefill/Driver/Outline.h"
 #include "prefill/Import/ONNXImport.h"
+#include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/SparsityConfig.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Format.h"
@@ -80,7 +81,7 @@ static void installDiagnostics(MLIRContext &context, bool remarks) {
     (void)remark::enableOptimizationRemarks(
         context, std::make_unique<RemarkPrinter>(),
         std::make_unique<remark::RemarkEmittingPolicyAll>(),
-        remark::RemarkCategories{{}, {}, ".*", {}, {}});
+        remark::RemarkCategories{{}, ".*", ".*", {}, {}});
 }
 
 static std::unique_ptr<MLIRContext>
@@ -168,6 +169,15 @@ static bool validate(const CompilerOptions &options, std::string &error) {
     }
   if (!parseSparsity(options.sparsify, error))
     return false;
+  if (options.logits != "all" && options.logits != "last" &&
+      options.logits != "rows") {
+    error = "-logits=" + options.logits + ": expected all, last or rows";
+    return false;
+  }
+  if (options.logits != "all" && !options.rowLiveness) {
+    error = "-logits=" + options.logits + " needs -row-liveness=on";
+    return false;
+  }
   bool isFile = options.emit == EmitKind::ONNX;
   bool isFolder = options.emit == EmitKind::Artifacts;
   if ((isFile || isFolder) &&
@@ -240,6 +250,11 @@ int prefill::compile(const CompilerOptions &given) {
   if (options.emit == EmitKind::Prefill)
     return printModule(*module, options);
 
+  LivenessReport liveness;
+  if (!run(*context, *module,
+           [&](OpPassManager &pm) { buildRowPipeline(pm, options, liveness); }))
+    return 1;
+  watch.lap("rows");
   if (!run(*context, *module,
            [&](OpPassManager &pm) { buildSparsifyPipeline(pm, options); }))
     return 1;
@@ -257,7 +272,8 @@ int prefill::compile(const CompilerOptions &given) {
       return fail(error);
     return writeText(options.output, [&](raw_ostream &os) { os << text; });
   }
-  bool written = writeArtifacts(options, *module, outlined, declined, error);
+  bool written =
+      writeArtifacts(options, *module, outlined, declined, liveness, error);
   watch.lap("generate");
   return written ? 0 : fail(error);
 }

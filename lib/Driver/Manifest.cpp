@@ -1,6 +1,7 @@
 //===- Manifest.cpp - manifest.json: what was changed ---------------------===//
 
 #include "Manifest.h"
+#include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/Patterns.h"
 #include "llvm/Support/JSON.h"
 #include "llvm/Support/Path.h"
@@ -48,9 +49,33 @@ static json::Object describe(const KernelSpec &spec) {
   return object;
 }
 
+/// Which rows are computed; nothing of it changes a number.
+static json::Object describe(const LivenessReport &liveness) {
+  json::Array selections;
+  for (const LivenessReport::Selection &selection : liveness.selections) {
+    json::Array layers;
+    for (const std::string &layer : selection.layers)
+      layers.push_back(layer);
+    selections.push_back(json::Object{{"before", selection.node},
+                                      {"rows", selection.rows},
+                                      {"nodes", selection.nodes},
+                                      {"queries", std::move(layers)}});
+  }
+  json::Object object{{"exact", true},
+                      {"attentions", liveness.attentions},
+                      {"selections", std::move(selections)}};
+  // The contents of an output changed: not what the model gave.
+  if (!liveness.logits.empty())
+    object["logits"] = liveness.logits == "last"
+                           ? "last row only (was: all rows)"
+                           : "rows of the input logits_rows (was: all rows)";
+  return object;
+}
+
 std::string prefill::writeManifest(const CompilerOptions &options,
                                    const OutlineResult &outlined,
-                                   llvm::ArrayRef<DeclinedSite> declined) {
+                                   llvm::ArrayRef<DeclinedSite> declined,
+                                   const LivenessReport &liveness) {
   bool exact = true;
   json::Array kernels, attentions, left;
   for (const KernelSpec &spec : outlined.kernels) {
@@ -78,6 +103,8 @@ std::string prefill::writeManifest(const CompilerOptions &options,
       {"attention", std::move(attentions)},
       {"left_as_it_was", std::move(left)},
   };
+  if (options.rowLiveness)
+    root["row_liveness"] = describe(liveness);
   std::string text;
   llvm::raw_string_ostream os(text);
   os << llvm::formatv("{0:2}", json::Value(std::move(root))) << "\n";

@@ -9,6 +9,7 @@
 #include <string>
 
 namespace prefill {
+struct LivenessReport;
 
 /// An attention that stayed an onnx.node, and why.
 struct DeclinedSite {
@@ -18,7 +19,8 @@ struct DeclinedSite {
 /// The text of manifest.json.
 std::string writeManifest(const CompilerOptions &options,
                           const OutlineResult &outlined,
-                          llvm::ArrayRef<DeclinedSite> declined);
+                          llvm::ArrayRef<DeclinedSite> declined,
+                          const LivenessReport &liveness);
 
 } // namespace prefill
 

@@ -136,7 +136,8 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
   for (Value operand :
        {op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
         op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
-        op.getQOffset(), op.getCos(), op.getSin()}) {
+        op.getQOffset(), op.getCos(), op.getSin(), op.getQPositions(),
+        op.getSegmentStarts()}) {
     if (!operand && !absent)
       absent = onnx::createAbsent(builder, op.getLoc());
     inputs.push_back(operand ? operand : absent);

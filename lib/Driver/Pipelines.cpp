@@ -33,6 +33,16 @@ void prefill::buildRaisePipeline(OpPassManager &pm,
   pm.addPass(createRaiseAttention(reports));
 }
 
+void prefill::buildRowPipeline(OpPassManager &pm,
+                               const CompilerOptions &options,
+                               LivenessReport &report) {
+  if (!options.rowLiveness)
+    return;
+  RowLivenessOptions liveness;
+  liveness.logits = options.logits;
+  pm.addPass(createRowLiveness(liveness, report));
+}
+
 void prefill::buildSparsifyPipeline(OpPassManager &pm,
                                     const CompilerOptions &options) {
   SparsifyAttentionOptions sparsify;

@@ -197,6 +197,7 @@ private:
         get(site.k), get(site.v), get(site.bias), get(site.keyMask),
         get(site.kvLengths), get(site.sinks), get(site.qSegment),
         get(site.kSegment), get(site.qOffset), get(site.cos), get(site.sin),
+        /*q_positions=*/Value(), /*segment_starts=*/Value(),
         i64(site.qHeads), i64(site.kvHeads), i64(site.headDim),
         i64(site.vHeadDim),
         builder.getF32FloatAttr(static_cast<float>(site.scale)),

@@ -35,6 +35,8 @@ INPUTS = (
     "q_offset",
     "cos",
     "sin",
+    "q_positions",
+    "segment_starts",
 )
 #: Names of the result slots, in order (prefill_attention_output).
 OUTPUTS = ("o", "lse", "density", "block_map")

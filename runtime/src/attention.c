@@ -323,7 +323,7 @@ static prefill_status write_density(pf_call *call) {
 
 static prefill_status run(pf_call *call) {
   prefill_status status;
-  if (call->rotary && (status = pf_rotate_keys(call)))
+  if (call->rotary && !call->keys_rotated && (status = pf_rotate_keys(call)))
     return status;
   if ((status = pf_prepare_value_mean(call)))
     return status;
@@ -361,7 +361,8 @@ prefill_status prefill_attention(const prefill_attention_desc *desc,
   prefill_status status =
       pf_check(&call, inputs, input_count, outputs, output_count);
   if (!status && call.b > 0)
-    status = run(&call);
+    status = call.q_positions || call.segment_starts ? pf_run_ragged(&call, run)
+                                                     : run(&call);
   pf_release_all(&call);
   return status;
 }

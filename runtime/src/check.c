@@ -12,8 +12,9 @@
 #include <string.h>
 
 static const char *const input_names[PREFILL_IN_COUNT] = {
-    "Q",     "K",         "V",         "BIAS",     "KEY_MASK", "KV_LENGTHS",
-    "SINKS", "Q_SEGMENT", "K_SEGMENT", "Q_OFFSET", "COS",      "SIN"};
+    "Q",          "K",     "V",           "BIAS",          "KEY_MASK",
+    "KV_LENGTHS", "SINKS", "Q_SEGMENT",   "K_SEGMENT",     "Q_OFFSET",
+    "COS",        "SIN",   "Q_POSITIONS", "SEGMENT_STARTS"};
 static const char *const output_names[PREFILL_OUT_COUNT] = {
     "O", "LSE", "DENSITY", "BLOCK_MAP", "ROTATED_K"};
 
@@ -409,6 +410,63 @@ static prefill_status check_statistics(subject *x) {
   return PREFILL_OK;
 }
 
+/* Q_POSITIONS and SEGMENT_STARTS: types and shapes; pf_prepare_ragged looks at
+ * the numbers. */
+static prefill_status check_ragged(pf_call *call, subject *in, subject *out) {
+  subject *positions = &in[PREFILL_IN_Q_POSITIONS];
+  subject *starts = &in[PREFILL_IN_SEGMENT_STARTS];
+  subject *const given = positions->tensor ? positions : starts;
+  if (!given->tensor)
+    return PREFILL_OK;
+  static const int alone[] = {PREFILL_IN_BIAS, PREFILL_IN_KEY_MASK,
+                              PREFILL_IN_KV_LENGTHS, PREFILL_IN_Q_SEGMENT};
+  for (size_t i = 0; starts->tensor && i < sizeof(alone) / sizeof(int); ++i)
+    if (in[alone[i]].tensor)
+      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                     "input SEGMENT_STARTS: not together with %s",
+                     slot_name(&in[alone[i]]));
+  if (out[PREFILL_OUT_BLOCK_MAP].tensor)
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                   "output BLOCK_MAP: not together with %s", slot_name(given));
+  prefill_status status;
+  if (positions->tensor) {
+    if ((status = check_any(positions)))
+      return status;
+    const DLTensor *tensor = positions->tensor;
+    if (!is_type(tensor->dtype, kDLInt, 64))
+      return wrong_type(positions, "int64");
+    const bool shared = tensor->ndim == 2 && tensor->shape[0] == 1;
+    const int64_t expected[2] = {shared ? 1 : call->b, call->s};
+    const bool flat = tensor->ndim == 1;
+    if ((status = check_shape(positions, expected + flat, flat ? 1 : 2)))
+      return status;
+    call->q_positions = tensor;
+  }
+  if (!starts->tensor)
+    return PREFILL_OK;
+  if ((status = check_any(starts)))
+    return status;
+  if (!is_type(starts->tensor->dtype, kDLInt, 64))
+    return wrong_type(starts, "int64");
+  const int64_t any = starts->tensor->ndim == 1 && starts->tensor->shape[0] > 0
+                          ? starts->tensor->shape[0]
+                          : -1;
+  if ((status = check_shape(starts, &any, 1)))
+    return status;
+  if (call->b > 1)
+    return pf_fail(call, PREFILL_INVALID_SHAPE,
+                   "input SEGMENT_STARTS: a pack is one sequence, got batch "
+                   "%lld",
+                   (long long)call->b);
+  if (!positions->tensor && call->s != call->t)
+    return pf_fail(call, PREFILL_INVALID_SHAPE,
+                   "input SEGMENT_STARTS: expected as many query rows as keys, "
+                   "got %lld and %lld",
+                   (long long)call->s, (long long)call->t);
+  call->segment_starts = starts->tensor;
+  return PREFILL_OK;
+}
+
 /* The description comes from the code generator; a damaged one must not lead
  * anywhere. */
 static prefill_status check_desc(pf_call *call) {
@@ -577,9 +635,11 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
                    "inputs COS and SIN: expected tensors, got null");
   call->rotary = desc->rotary != 0;
   if (desc->alignment == PREFILL_ALIGN_OPERAND &&
-      !in[PREFILL_IN_Q_OFFSET].tensor)
+      !in[PREFILL_IN_Q_OFFSET].tensor && !in[PREFILL_IN_Q_POSITIONS].tensor)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "input Q_OFFSET: expected a tensor, got null");
+  if ((status = check_ragged(call, in, out)))
+    return status;
   return pf_prepare_batches(
       call, in[PREFILL_IN_KEY_MASK].tensor, in[PREFILL_IN_KV_LENGTHS].tensor,
       in[PREFILL_IN_Q_SEGMENT].tensor, in[PREFILL_IN_K_SEGMENT].tensor,

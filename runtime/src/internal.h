@@ -167,6 +167,10 @@ typedef struct pf_call {
   int64_t rotary_width, rotary_rows;
   bool rotary;
 
+  /* Rows that are not one after the other (ragged.c), or NULL. */
+  const DLTensor *q_positions, *segment_starts;
+  bool keys_rotated; /* call->k is rotated already */
+
   const uint8_t *ones;         /* [t], for kernels with an absent key mask */
   const int32_t *zeros;        /* [max(s, t)], for absent segments */
   pf_rows rotated_k;           /* output or workspace, see rotary.c */
@@ -248,6 +252,13 @@ prefill_status pf_rotate_keys(pf_call *call);
  * q); scratch: 2 * d + 2 * rotary_width floats. */
 void pf_rotate_queries(const pf_call *call, int64_t b, int64_t h, int64_t row,
                        int64_t rows, void *out, float *scratch);
+
+/*===-- ragged.c ---------------------------------------------------------===*/
+
+/* Runs a call with q_positions or segment_starts: `run` on every piece of
+ * consecutive rows of one prompt. */
+prefill_status pf_run_ragged(pf_call *call,
+                             prefill_status (*run)(pf_call *call));
 
 /*===-- exact.c ----------------------------------------------------------===*/
 

@@ -145,8 +145,10 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
         desc->alignment == PREFILL_ALIGN_END ? call->t - call->s : 0;
     if (q_offset)
       offset = read_per_batch(q_offset, b);
-    if (call->rotary && call->s > 0 &&
-        (offset < 0 || offset > call->rotary_rows - call->s))
+    if (call->q_positions || call->segment_starts)
+      offset = 0; /* Every piece gets its own. */
+    else if (call->rotary && call->s > 0 &&
+             (offset < 0 || offset > call->rotary_rows - call->s))
       return pf_fail(call, PREFILL_INVALID_SHAPE,
                      "input COS: has %lld rows, query rows are at positions "
                      "%lld to %lld",

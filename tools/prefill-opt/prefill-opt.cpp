@@ -88,6 +88,17 @@ static cl::opt<bool>
 static cl::opt<bool>
     verbose("explain", cl::cat(category),
             cl::desc("Say why an attention was left as it was"));
+enum class Switch { Off, On };
+static cl::opt<Switch> rowLiveness(
+    "row-liveness", cl::cat(category), cl::init(Switch::On),
+    cl::desc("Compute only the rows that reach the outputs:"),
+    cl::values(clEnumValN(Switch::On, "on", "default; exact"),
+               clEnumValN(Switch::Off, "off", "compute all rows")));
+static cl::opt<std::string>
+    logits("logits", cl::cat(category), cl::init("all"),
+           cl::value_desc("all|last|rows"),
+           cl::desc("Rows of the output 'logits': as the model gives them, the "
+                    "last one, or those of a new input logits_rows"));
 static cl::opt<bool> timing("stage-timing", cl::cat(category),
                             cl::desc("Print seconds per stage"));
 static cl::opt<bool> json("json", cl::cat(category),
@@ -149,8 +160,9 @@ static int calibrate(int argc, char **argv) {
 static bool hasDriverFlag() {
   return sparsify.getNumOccurrences() || target.getNumOccurrences() ||
          emit.getNumOccurrences() || externalData.getNumOccurrences() ||
-         cacheDir.getNumOccurrences() || noCache || stats || verbose ||
-         timing || json;
+         cacheDir.getNumOccurrences() || rowLiveness.getNumOccurrences() ||
+         logits.getNumOccurrences() || noCache || stats || verbose || timing ||
+         json;
 }
 
 int main(int argc, char **argv) {
@@ -206,6 +218,8 @@ int main(int argc, char **argv) {
   options.sparsify = sparsify.empty() ? "auto" : sparsify.getValue();
   if (!target.empty())
     options.targets.assign(target.begin(), target.end());
+  options.rowLiveness = rowLiveness == Switch::On;
+  options.logits = logits;
   options.externalData = externalData;
   options.runtimeArchive = runtimeArchive(argv[0]);
   options.cacheDir = cacheDir;

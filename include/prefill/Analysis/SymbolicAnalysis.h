@@ -20,6 +20,7 @@
 #include <memory>
 
 namespace prefill {
+class AttentionOp;
 
 /// What is known about a value.
 struct TensorFacts {
@@ -98,6 +99,7 @@ private:
 
   struct Constants;
   void inferNode(onnx::NodeOp node);
+  void inferAttention(AttentionOp op);
   void setDeclared(mlir::Value value, bool trusted);
 
   onnx::GraphOp graph;

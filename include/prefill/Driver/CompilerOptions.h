@@ -28,6 +28,8 @@ struct CompilerOptions {
   std::string output; ///< folder for Artifacts, file ("-": stdout) otherwise
   EmitKind emit = EmitKind::Artifacts;
   std::string sparsify = "dense";
+  bool rowLiveness = true;    ///< compute only the rows that reach the outputs
+  std::string logits = "all"; ///< rows of the output `logits`: all, last, rows
   std::vector<std::string> targets = {"cpu"};
   ExternalData externalData = ExternalData::Reference;
   std::string runtimeArchive; ///< libprefill_runtime.a

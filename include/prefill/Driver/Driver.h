@@ -10,6 +10,7 @@
 
 namespace prefill {
 struct SiteReport;
+struct LivenessReport;
 
 /// The dialects that the tool reads and writes.
 void registerDialects(mlir::DialectRegistry &registry);
@@ -21,6 +22,11 @@ void registerPasses();
 /// appended to `reports`, which must outlive `pm`.
 void buildRaisePipeline(mlir::OpPassManager &pm,
                         std::vector<SiteReport> &reports);
+
+/// prefill -> prefill with fewer rows, the first part of what -emit=sparse adds.
+/// What was done is written to `report`, which must outlive `pm`.
+void buildRowPipeline(mlir::OpPassManager &pm, const CompilerOptions &options,
+                      LivenessReport &report);
 
 /// prefill -> prefill with sparse attention: what -emit=sparse adds.
 void buildSparsifyPipeline(mlir::OpPassManager &pm,

@@ -15,6 +15,23 @@ struct SiteReport;
 #define GEN_PASS_REGISTRATION
 #include "prefill/Transforms/Passes.h.inc"
 
+/// What row liveness did, for the manifest.
+struct LivenessReport {
+  struct Selection {
+    std::string node;                ///< the node that selected the rows
+    std::string rows;                ///< which: "last rows", or what says so
+    int64_t nodes;                   ///< with fewer rows
+    std::vector<std::string> layers; ///< attentions with fewer query rows
+  };
+  std::vector<Selection> selections;
+  int64_t attentions = 0; ///< of the model
+  std::string logits;     ///< how the output `logits` changed, or ""
+};
+
+/// row-liveness that also tells what it did. `report` must outlive the pass.
+std::unique_ptr<mlir::Pass> createRowLiveness(RowLivenessOptions options,
+                                              LivenessReport &report);
+
 /// raise-attention that also tells what it found, attention by attention.
 /// `reports` must outlive the pass.
 std::unique_ptr<mlir::Pass>

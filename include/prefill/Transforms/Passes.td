@@ -19,6 +19,33 @@ def RaiseAttention : Pass<"raise-attention", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def RowLiveness : Pass<"eliminate-dead-rows", "::mlir::ModuleOp"> {
+  let summary = "Compute only the rows that reach the outputs";
+  let description = [{
+    Where the model takes some rows (tokens) of a value and drops the others, as
+    before its last product, everything that only those rows need is computed for
+    them alone: products, norms and the queries of attention up to what the KV
+    cache or another row needs in full. Exact. The table of operators that treat
+    rows one by one is lib/Analysis/RowRules.cpp; what is not in it, and what
+    something else reads in full, stops it. A selection that saves no product and
+    no attention stays, with a missed remark where something stopped it.
+
+    `logits` says which rows of the output `logits` the model shall give: `all` as
+    it does, `last` (the last row of the tensor), or `rows` (a new graph input
+    `logits_rows`, int64 [rows]).
+  }];
+  let options = [
+    Option<"logits", "logits", "std::string", /*default=*/"\"all\"",
+           "all, last or rows">
+  ];
+  let statistics = [
+    Statistic<"numNodes", "nodes", "Number of nodes with fewer rows">,
+    Statistic<"numAttentions", "attentions",
+              "Number of attentions with fewer query rows">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
 def SparsifyAttention : Pass<"sparsify-attention", "::mlir::ModuleOp"> {
   let summary = "Rewrite causal prefill.attention to sparse attention";
   let description = [{

@@ -70,9 +70,17 @@ static LogicalResult verifyAttention(OpTy op) {
   if (static_cast<bool>(op.getQSegment()) !=
       static_cast<bool>(op.getKSegment()))
     return op.emitOpError("needs both segment operands or none");
+  if (op.getQOffset() && op.getQPositions())
+    return op.emitOpError("takes q_offset or q_positions, not both");
   if ((op.getAlignment() == QueryAlignment::Operand) !=
-      static_cast<bool>(op.getQOffset()))
-    return op.emitOpError("needs q_offset exactly with alignment operand");
+      static_cast<bool>(op.getQOffset() ? op.getQOffset() : op.getQPositions()))
+    return op.emitOpError(
+        "needs q_offset or q_positions exactly with alignment operand");
+  if (op.getSegmentStarts() &&
+      (op.getBias() || op.getKeyMask() || op.getKvLengths() ||
+       op.getQSegment() || op.getQOffset()))
+    return op.emitOpError("takes segment_starts only without bias, key_mask, "
+                          "kv_lengths, segments and q_offset");
   if ((op.getRotary() != RotaryKind::None) != static_cast<bool>(op.getCos()) ||
       static_cast<bool>(op.getCos()) != static_cast<bool>(op.getSin()))
     return op.emitOpError("needs cos and sin exactly with rotary");

@@ -46,7 +46,7 @@ func.func @result(%q: tensor<1x2x?x64xf32>) {
 // -----
 
 func.func @alignment(%q: tensor<1x2x?x64xf32>) {
-  // expected-error @+1 {{needs q_offset exactly with alignment operand}}
+  // expected-error @+1 {{needs q_offset or q_positions exactly with alignment operand}}
   %o = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32, alignment = #prefill<align operand>}
     : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
   return

@@ -19,7 +19,8 @@ defvar attentionOperands = (ins
   Optional<AnyType>:$bias, Optional<AnyType>:$key_mask,
   Optional<AnyType>:$kv_lengths, Optional<AnyType>:$sinks,
   Optional<AnyType>:$q_segment, Optional<AnyType>:$k_segment,
-  Optional<AnyType>:$q_offset, Optional<AnyType>:$cos, Optional<AnyType>:$sin);
+  Optional<AnyType>:$q_offset, Optional<AnyType>:$cos, Optional<AnyType>:$sin,
+  Optional<AnyType>:$q_positions, Optional<AnyType>:$segment_starts);
 defvar attentionAttrs = (ins
   ConfinedAttr<I64Attr, [IntPositive]>:$q_heads,
   ConfinedAttr<I64Attr, [IntPositive]>:$kv_heads,
@@ -55,7 +56,12 @@ defvar attentionDescription = [{
     * `kv_lengths`: `[b]`; keys at or past it are invisible.
     * `causal`: j <= i + offset. `window_left`: j >= i + offset - window_left (so
       window_left + 1 keys with `causal`). `window_right` likewise.
-    * `alignment`: the offset is t - s (`end`), 0 (`start`), or `q_offset`.
+    * `alignment`: the offset is t - s (`end`), 0 (`start`), or `q_offset`; or
+      each row's key position is in `q_positions` (`[s]` or `[b|1, s]`, any
+      order), with `operand` too.
+    * `segment_starts`: `[n+1]`; the rows are n prompts one after the other, each
+      with the keys from its start to the next one's, and sees only those.
+      Positions and table rows count through all of them.
     * `masked_row`: a row without visible keys gives 0, the mean of all values
       (additive masks with equal finite minima) or NaN (unguarded -inf).
     * `rotary`: the first rotary_dim elements of q's and k's rows are rotated by
@@ -83,6 +89,8 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
     (`segments` `(` $q_segment^ `,` $k_segment `:` type($q_segment) `,` type($k_segment) `)`)?
     (`q_offset` `(` $q_offset^ `:` type($q_offset) `)`)?
     (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
+    (`q_positions` `(` $q_positions^ `:` type($q_positions) `)`)?
+    (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
   }];
@@ -108,6 +116,8 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
     (`segments` `(` $q_segment^ `,` $k_segment `:` type($q_segment) `,` type($k_segment) `)`)?
     (`q_offset` `(` $q_offset^ `:` type($q_offset) `)`)?
     (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
+    (`q_positions` `(` $q_positions^ `:` type($q_positions) `)`)?
+    (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
   }];

@@ -1,0 +1,68 @@
+//===- RowPlan.h - Which rows of which values are needed ---------*- C++ -*-==//
+//
+// Private to lib/Transforms: what row liveness knows before it rewrites.
+//
+//===----------------------------------------------------------------------===//
+#ifndef PREFILL_LIB_TRANSFORMS_ROWPLAN_H
+#define PREFILL_LIB_TRANSFORMS_ROWPLAN_H
+
+#include "prefill/Analysis/RowRules.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
+
+#include "llvm/ADT/DenseMap.h"
+#include "llvm/ADT/MapVector.h"
+
+namespace prefill {
+
+/// A node that takes some rows of a value and drops the others.
+struct RowSelection {
+  onnx::NodeOp node;
+  enum class Kind { Gather, GatherND, Slice } kind = Kind::Gather;
+  int64_t axis = 0;        ///< of operand 0, where the rows lie
+  ExprRef count = nullptr; ///< rows before the selection
+  bool last = false;       ///< proven: the last rows, in order
+};
+
+/// `op` as a selection of rows, or nothing.
+std::optional<RowSelection> matchSelection(SymbolicAnalysis &analysis,
+                                           mlir::Operation *op);
+
+/// Where q, o and bias of an attention have their rows.
+inline int64_t rowAxis(TensorLayout layout) {
+  return layout == TensorLayout::BSHD ? 1 : 2;
+}
+
+/// What can do with the selected rows only.
+struct RowPlan {
+  /// Ops whose results shrink to the selected rows, with the operands that
+  /// shrink too; users come before what they use.
+  llvm::MapVector<mlir::Operation *, llvm::SmallVector<RowOperand, 2>> shrunk;
+  /// Where the rows of their results lie.
+  llvm::DenseMap<mlir::Value, RowAxis> rows;
+  /// Shape nodes that must not read a shrunk value.
+  llvm::SmallVector<onnx::NodeOp> shapes;
+  /// The op that stopped it first, and why.
+  mlir::Operation *stop = nullptr;
+  std::string why;
+
+  /// Whether it leaves out work that counts: a product with weights or an
+  /// attention.
+  bool saves() const;
+};
+
+/// Finds everything that only the rows of `selection` need.
+RowPlan planRows(SymbolicAnalysis &analysis, const RowSelection &selection);
+
+/// Graph inputs and axes whose sizes are those of dimensions [begin, end) of
+/// `value`; a null value where the size is the constant beside it. Nothing when
+/// one is not known.
+std::optional<llvm::SmallVector<std::pair<mlir::Value, int64_t>>>
+findSizes(SymbolicAnalysis &analysis, mlir::Value value, int64_t begin,
+          int64_t end);
+
+/// The part [begin, end) of the dimensions that a Shape node gives.
+std::pair<int64_t, int64_t> shapeRange(onnx::NodeOp shape, int64_t rank);
+
+} // namespace prefill
+
+#endif

@@ -1,0 +1,240 @@
+/*===- ragged.c - Rows that do not follow one another -------------*- C -*-===*\
+|*
+|* Two inputs say where query rows stand: Q_POSITIONS (any rows of the prompt:
+|* what row liveness leaves of a layer) and SEGMENT_STARTS (several prompts one
+|* after the other: prepacking, arXiv:2404.09529). Both cut a call into pieces:
+|* consecutive query rows at consecutive positions of one prompt, with the keys
+|* of that prompt. A piece is an ordinary call on a part of Q, K, V and O, so
+that
+|* tiles and estimates never see another prompt; it runs on all threads, and the
+|* pieces one after the other.
+|*
+|* Positions and rows of rotary tables count through the whole pack; the graph
+|* makes the tables from positions that restart in every prompt.
+|*
+\*===----------------------------------------------------------------------===*/
+#include "internal.h"
+#include <string.h>
+
+/* Rows [row, row + rows) of batch entries [batch, batch + batches), at
+ * positions from `position` on, see keys [key, key + keys). */
+typedef struct piece {
+  int64_t batch, batches, row, rows, position, key, keys;
+} piece;
+
+static int64_t element_at(const DLTensor *tensor, int64_t index) {
+  const char *data = (const char *)tensor->data + tensor->byte_offset;
+  return ((const int64_t *)(const void *)data)[index];
+}
+
+/* Position of row i of batch entry b. */
+static int64_t position_of(const pf_call *call, int64_t b, int64_t i) {
+  const DLTensor *tensor = call->q_positions;
+  if (!tensor)
+    return i;
+  const int32_t last = tensor->ndim - 1;
+  const int64_t step = tensor->strides ? tensor->strides[last] : 1;
+  if (!last || tensor->shape[0] == 1)
+    b = 0;
+  return element_at(
+      tensor,
+      b * (tensor->strides && last ? tensor->strides[0] : call->s) + i * step);
+}
+
+static int64_t start_of(const pf_call *call, int64_t segment) {
+  const DLTensor *tensor = call->segment_starts;
+  return element_at(tensor,
+                    segment * (tensor->strides ? tensor->strides[0] : 1));
+}
+
+static int64_t segment_count(const pf_call *call) {
+  return call->segment_starts->shape[0] - 1;
+}
+
+/* The segment that holds key `position`, which one of them does. */
+static int64_t segment_of(const pf_call *call, int64_t position) {
+  int64_t low = 0, high = segment_count(call);
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    if (start_of(call, middle) <= position)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+static prefill_status check_starts(const pf_call *call) {
+  const int64_t count = segment_count(call);
+  int64_t last = 0;
+  for (int64_t i = 0; i <= count; ++i) {
+    const int64_t start = start_of(call, i);
+    if (start < last || start > call->t || (i == 0 && start))
+      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                     "input SEGMENT_STARTS: expected ascending numbers from 0 "
+                     "to %lld, got %lld at place %lld",
+                     (long long)call->t, (long long)start, (long long)i);
+    last = start;
+  }
+  if (last != call->t)
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                   "input SEGMENT_STARTS: expected to end at %lld, the number "
+                   "of keys, got %lld",
+                   (long long)call->t, (long long)last);
+  return PREFILL_OK;
+}
+
+/* Every position, before anything is computed. */
+static prefill_status check_positions(pf_call *call) {
+  const DLTensor *tensor = call->q_positions;
+  if (!tensor)
+    return PREFILL_OK;
+  const int64_t batches = tensor->ndim == 1 ? 1 : tensor->shape[0];
+  int64_t low = -PF_MAX_LENGTH, high = PF_MAX_LENGTH;
+  if (call->rotary || call->segment_starts)
+    low = 0;
+  if (call->rotary)
+    high = call->rotary_rows;
+  if (call->segment_starts)
+    high = pf_min(high, call->t);
+  for (int64_t b = 0; b < batches; ++b)
+    for (int64_t i = 0; i < call->s; ++i) {
+      const int64_t position = position_of(call, b, i);
+      if (position < low || position >= high)
+        return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                       "input Q_POSITIONS: expected positions from %lld to "
+                       "%lld, got %lld for row %lld",
+                       (long long)low, (long long)(high - 1),
+                       (long long)position, (long long)i);
+      call->may_mask_rows |= position + call->window_right < 0 &&
+                             call->desc->masked_row != PREFILL_MASKED_ZERO;
+    }
+  return PREFILL_OK;
+}
+
+/* The longest piece of batch entry b that begins at `row`. */
+static piece piece_at(const pf_call *call, int64_t b, int64_t row) {
+  piece p = {.batch = b,
+             .batches = 1,
+             .row = row,
+             .rows = 1,
+             .position = position_of(call, b, row),
+             .keys = call->t};
+  int64_t rest = call->s - row;
+  if (call->segment_starts) {
+    const int64_t segment = segment_of(call, p.position);
+    p.key = start_of(call, segment);
+    p.keys = start_of(call, segment + 1) - p.key;
+    rest = pf_min(rest, p.key + p.keys - p.position);
+  }
+  while (p.rows < rest &&
+         position_of(call, b, row + p.rows) == p.position + p.rows)
+    ++p.rows;
+  return p;
+}
+
+static void advance(pf_rows *rows, int64_t batch, int64_t row, int64_t bytes) {
+  if (rows->data)
+    rows->data += (batch * rows->batch + row * rows->row) * bytes;
+}
+
+/* Adds what a piece visited to the sums that DENSITY is made of. */
+static void add_visited(const pf_call *part, int64_t *sums) {
+  for (int64_t i = 0; i < part->b * part->hq; ++i)
+    for (int64_t tile = 0; tile < part->tiles; ++tile)
+      for (int64_t what = 0; what < 2; ++what)
+        sums[2 * i + what] +=
+            part->visited[(i * part->tiles + tile) * 2 + what];
+}
+
+static prefill_status run_piece(const pf_call *call, const piece *p,
+                                prefill_status (*run)(pf_call *call),
+                                int64_t *sums) {
+  pf_call part = *call;
+  part.owned_count = 0;
+  part.q_positions = part.segment_starts = NULL;
+  part.b = p->batches;
+  part.s = p->rows;
+  part.t = p->keys;
+  part.tiles = pf_ceil_div(part.s, part.bq);
+  part.blocks = pf_ceil_div(part.t, part.bk);
+  advance(&part.q, p->batch, p->row, call->element);
+  advance(&part.o, p->batch, p->row, call->element);
+  advance(&part.k, p->batch, p->key, call->element);
+  advance(&part.v, p->batch, p->key, call->element);
+  advance(&part.lse, p->batch, p->row, (int64_t)sizeof(float));
+  const int64_t table_bytes = call->rotary_dtype == PREFILL_F32 ? 4 : 2;
+  advance(&part.cosine, p->batch, p->key, table_bytes);
+  advance(&part.sine, p->batch, p->key, table_bytes);
+  if (part.bias.data)
+    part.bias.data +=
+        (p->batch * part.bias.stride[0] + p->row * part.bias.stride[2]) *
+        part.bias.bytes;
+  pf_batch *batch = pf_alloc(&part, part.b, sizeof(pf_batch));
+  if (!batch)
+    return PREFILL_OUT_OF_MEMORY;
+  for (int64_t b = 0; b < part.b; ++b) {
+    batch[b] = call->batch[p->batch + b];
+    batch[b].offset = p->position - p->key;
+    if (call->segment_starts)
+      batch[b].kv_len = batch[b].last_key = part.t;
+    if (batch[b].q_segment)
+      batch[b].q_segment += p->row;
+  }
+  part.batch = batch;
+  /* An estimate for one tile of rows would look at the keys as often as dense
+   * attention does. */
+  prefill_attention_desc dense = *call->desc;
+  dense.plan = NULL;
+  if (part.tiles == 1 && part.s < part.t)
+    part.desc = &dense;
+  prefill_status status = run(&part);
+  if (!status && sums)
+    add_visited(&part, sums + p->batch * call->hq * 2);
+  pf_release_all(&part);
+  return status;
+}
+
+static prefill_status
+run_pieces(pf_call *call, prefill_status (*run)(pf_call *call), int64_t *sums) {
+  const DLTensor *positions = call->q_positions;
+  const bool same =
+      !positions || positions->ndim == 1 || positions->shape[0] == 1;
+  const int64_t batches = same ? call->b : 1;
+  for (int64_t b = 0; b < call->b; b += batches)
+    for (int64_t row = 0; row < call->s;) {
+      piece p = piece_at(call, b, row);
+      p.batches = batches;
+      prefill_status status = run_piece(call, &p, run, sums);
+      if (status)
+        return status;
+      row += p.rows;
+    }
+  return PREFILL_OK;
+}
+
+prefill_status pf_run_ragged(pf_call *call,
+                             prefill_status (*run)(pf_call *call)) {
+  prefill_status status;
+  if ((call->segment_starts && (status = check_starts(call))) ||
+      (status = check_positions(call)))
+    return status;
+  if (call->rotary && (status = pf_rotate_keys(call)))
+    return status;
+  call->keys_rotated = true;
+  int64_t *sums = NULL;
+  if (call->density.data) {
+    const int64_t count = call->b * call->hq * 2;
+    if (!(sums = pf_alloc(call, count, sizeof(int64_t))))
+      return PREFILL_OUT_OF_MEMORY;
+    memset(sums, 0, (size_t)count * sizeof(int64_t));
+  }
+  if ((status = run_pieces(call, run, sums)))
+    return status;
+  for (int64_t i = 0; sums && i < call->b * call->hq; ++i)
+    ((float *)call->density.data)[i / call->hq * call->density.batch +
+                                  i % call->hq * call->density.head] =
+        sums[2 * i + 1] ? (float)((double)sums[2 * i] / (double)sums[2 * i + 1])
+                        : 1.0f;
+  return PREFILL_OK;
+}
