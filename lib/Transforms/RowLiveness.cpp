@@ -259,7 +259,9 @@ struct Rewriter {
     if (scalar) {
       root->setOperand(1, ints({0}, true)); // The axis goes, as before.
     } else {
-      data.setType(root.getResult(0).getType());
+      // An attention's type must stay known.
+      if (isa<RankedTensorType>(root.getResult(0).getType()))
+        data.setType(root.getResult(0).getType());
       root.getResult(0).replaceAllUsesWith(data);
       root->erase();
     }

@@ -66,3 +66,68 @@ def test_selected_logits_equal_the_original(name, which, compiled):
         done += 1
     assert not wrong, f"{len(wrong)} wrong, first: " + "; ".join(wrong[:6])
     assert done >= len(LENGTHS)
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="SmolLM2 is not exported: python -m prefill_opt.demo")
+def test_smollm2_is_the_same_to_the_bit(compiled):
+    """The export selects rows itself; on two threads about ten seconds."""
+    on, off = compiled(SMOLLM2), compiled(SMOLLM2, row_liveness="off")
+    (selection,) = liveness(on)["selections"]
+    assert selection["queries"] == ["inner.model.layers.29.self_attn"]
+    assert selection["rows"] == "rows 'logits_to_keep'"
+    assert "row_liveness" not in json.loads((off / "manifest.json").read_text())
+    rng = np.random.default_rng(0)
+    feeds = [
+        {"input_ids": rng.integers(0, smollm2.VOCABULARY, (b, n)), "logits_to_keep": np.array(rows)}
+        for b, n, rows in (
+            (1, 1, [0]),
+            (1, 2, [-1]),
+            (2, 65, [64]),
+            (1, 200, [199, 0, 5, 6, 7, -3, 0]),
+            (1, 130, list(range(30, 130))),
+        )
+    ]
+    results = []
+    for folder in (on, off):
+        session = prefill_opt.session(folder, intra_op_num_threads=1, log_severity_level=4)
+        results.append([session.run(None, f) for f in feeds])
+        del session
+    for mine, theirs in zip(*results, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="SmolLM2 is not exported: python -m prefill_opt.demo")
+def test_few_rows_run_dense_in_a_sparse_model(compiled):
+    """Of three single rows the last layer visits every visible block."""
+    folder = compiled(SMOLLM2, sparsify="a-shape:init=64,local=64,dense-below=0", density_output=True)
+    session = prefill_opt.session(folder, intra_op_num_threads=2, log_severity_level=4)
+    ids = np.random.default_rng(1).integers(0, smollm2.VOCABULARY, (1, 600))
+    names = ["prefill.density.0", "prefill.density.29"]
+    first, last = session.run(names, {"input_ids": ids, "logits_to_keep": np.array([599, 3, 400])})
+    assert (first < 0.9).all()
+    assert (last == 1).all()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"logits": "first"}, "-logits=first: expected all, last or rows"),
+        ({"logits": "last", "row_liveness": "off"}, "-logits=last needs -row-liveness=on"),
+    ],
+)
+def test_wrong_options(options, message, compiler, tmp_path):
+    model = SHARED_MODELS / "llama-dynamo18.onnx"
+    with pytest.raises(prefill_opt.CompileError, match=message):
+        prefill_opt.compile(model, tmp_path / "out", **options)
+
+
+@pytest.mark.skipif("bert-ts17" not in PATHS, reason="no shared/models/onnx beside the repository")
+def test_models_without_logits(compiler, tmp_path):
+    with pytest.raises(prefill_opt.CompileError, match="-logits=last: the model has no output 'logits'"):
+        prefill_opt.compile(PATHS["bert-ts17"], tmp_path / "out", logits="last")
+    # Its rows are all read: nothing changes.
+    on = prefill_opt.compile(PATHS["bert-ts17"], tmp_path / "on")
+    off = prefill_opt.compile(PATHS["bert-ts17"], tmp_path / "off", row_liveness="off")
+    assert (on / "model.onnx").read_bytes() == (off / "model.onnx").read_bytes()
+    assert liveness(on)["selections"] == []

@@ -365,6 +365,11 @@ struct Problem {
     return x.template at<uint8_t>(index);
   }
   int64_t position(int64_t bi, int64_t i) {
+    if (Tensor &x = in[PREFILL_IN_Q_POSITIONS]; !x.absent)
+      return integer(PREFILL_IN_Q_POSITIONS,
+                     x.dl.ndim == 1
+                         ? std::vector<int64_t>{i}
+                         : std::vector<int64_t>{x.shape[0] == 1 ? 0 : bi, i});
     if (!in[PREFILL_IN_Q_OFFSET].absent)
       return i + integer(PREFILL_IN_Q_OFFSET, in[PREFILL_IN_Q_OFFSET].dl.ndim
                                                   ? std::vector<int64_t>{bi}
@@ -395,9 +400,18 @@ struct Problem {
     return x.dl.dtype.code == kDLBfloat ? widen(x.template at<bf16>(index))
                                         : widen(x.template at<_Float16>(index));
   }
+  /// The segment of a pack that key `j` belongs to.
+  int64_t segment(int64_t j) {
+    int64_t i = 0;
+    while (integer(PREFILL_IN_SEGMENT_STARTS, {i + 1}) <= j)
+      ++i;
+    return i;
+  }
   bool visible(int64_t bi, int64_t i, int64_t j) {
     int64_t p = position(bi, i);
     if (j >= kvLen(bi))
+      return false;
+    if (!in[PREFILL_IN_SEGMENT_STARTS].absent && segment(p) != segment(j))
       return false;
     if (F & PREFILL_TILE_CAUSAL && j > p + windowRight)
       return false;
