@@ -7,7 +7,7 @@ import lit.util
 
 config.name = "prefill-opt"
 config.test_format = lit.formats.ShTest(execute_external=False)
-config.suffixes = [".mlir", ".test"]
+config.suffixes = [".mlir", ".test", ".ll"]
 config.excludes = ["Inputs", "CMakeLists.txt"]
 config.test_source_root = os.path.join(config.prefill_source_dir, "test")
 config.test_exec_root = os.path.join(config.prefill_binary_dir, "test")

@@ -130,7 +130,7 @@ void Machine::startBlock(Block &block, Dim3 id, size_t slot) {
   block.liveThreads = count;
   unsigned perThread = options.registersPerThread;
   if (!perThread)
-    perThread = std::min(255u, 65536 / std::max(count, 32u) / 8 * 8);
+    perThread = std::min(248u, 65536 / std::max(count, 32u) / 8 * 8);
   block.freeRegisters = 65536 - std::min(65536u, perThread * count);
   for (NamedBarrier &barrier : block.barriers)
     barrier.members.assign(count, false);
@@ -297,7 +297,7 @@ void Machine::reportDeadlock() {
          << members.front();
       if (members.size() > 1)
         os << ".." << members.back();
-      os << ") waits " << how;
+      os << (members.size() == 1 ? ") waits " : ") wait ") << how;
     }
     unsigned exited = block->threads.size() - block->liveThreads;
     if (exited)

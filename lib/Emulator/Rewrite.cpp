@@ -1,9 +1,11 @@
 //===- Rewrite.cpp - An NVPTX module becomes one for the host -------------===//
 
 #include "Lowering.h"
+#include "llvm/IR/InstIterator.h"
 #include "llvm/IR/IntrinsicInst.h"
 #include "llvm/IR/ReplaceConstant.h"
 #include "llvm/TargetParser/Host.h"
+#include "llvm/Transforms/Utils/Cloning.h"
 
 using namespace llvm;
 using namespace prefill::emu;
@@ -105,6 +107,26 @@ static void makeEntry(Function &kernel) {
   b.CreateRetVoid();
 }
 
+/// Device functions go into their callers, as kernels have it on the GPU. What
+/// cannot (recursion) stays a call.
+static void inlineCalls(Function &kernel) {
+  for (unsigned round = 0; round < 16; ++round) {
+    SmallVector<CallInst *, 16> calls;
+    for (Instruction &instruction : instructions(kernel))
+      if (auto *call = dyn_cast<CallInst>(&instruction))
+        if (Function *callee = call->getCalledFunction())
+          if (!callee->isDeclaration() && callee != &kernel)
+            calls.push_back(call);
+    bool changed = false;
+    for (CallInst *call : calls) {
+      InlineFunctionInfo info;
+      changed |= InlineFunction(*call, info).isSuccess();
+    }
+    if (!changed)
+      return;
+  }
+}
+
 Error prefill::emu::rewriteModule(Module &module, ModuleInfo &info) {
   if (Error error = placeShared(module, info))
     return error;
@@ -122,6 +144,15 @@ Error prefill::emu::rewriteModule(Module &module, ModuleInfo &info) {
   }
   if (kernels.empty())
     return createStringError("the module has no kernel (ptx_kernel function)");
+  for (Function *kernel : kernels)
+    inlineCalls(*kernel);
+  // What was inlined everywhere is not needed any more.
+  erase_if(bodies, [](Function *function) {
+    if (!function->hasLocalLinkage() || !function->use_empty())
+      return false;
+    function->eraseFromParent();
+    return true;
+  });
   for (Function *function : bodies)
     if (Error error = Lowering(*function, info).run())
       return error;
