@@ -210,13 +210,14 @@ void *emu_shared_access(Site *site, uint64_t address, uint32_t size,
 void *emu_global_access(Site *site, uint64_t address, uint32_t size,
                         uint32_t alignment, uint32_t flags) {
   Machine &m = *machine;
-  // A generic address may point to shared memory or to the thread's own stack.
-  auto window = reinterpret_cast<uintptr_t>(m.shared().windowBase());
-  if (address - window < SharedMemory::kWindow)
-    return emu_shared_access(site, address - window, size, alignment, flags);
-  auto stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
-  if (address - stack < Stacks::kBytes)
-    return reinterpret_cast<void *>(address);
+  if (flags & kGenericAccess) {
+    auto window = reinterpret_cast<uintptr_t>(m.shared().windowBase());
+    if (address - window < SharedMemory::kWindow)
+      return emu_shared_access(site, address - window, size, alignment, flags);
+    auto stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
+    if (address - stack < Stacks::kBytes)
+      return reinterpret_cast<void *>(address);
+  }
   ++site->count;
   // Spinning on memory must let the writer run.
   if ((flags & (kVolatileAccess | kAtomicAccess)) && !(flags & kWriteAccess))

@@ -160,6 +160,8 @@ void Lowering::lowerAccess(Instruction &instruction) {
                      : space == 1 ? ".global"
                      : space == 4 ? ".const"
                                   : "";
+  if (space == 0)
+    flags |= kGenericAccess;
   beginSite(instruction, std::string(verb) + name);
   uint64_t size = module.getDataLayout().getTypeStoreSize(type);
   // No PTX access is wider than 16 bytes.

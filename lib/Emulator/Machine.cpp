@@ -171,6 +171,8 @@ void Machine::run(Report &report) {
   uint64_t next = 0;
   unsigned resident = std::max(1u, options.residentBlocks);
   blocks.resize(resident);
+  for (unsigned i = 0; i < resident; ++i)
+    sharedMemories.push_back(std::make_unique<SharedMemory>());
   uint64_t progressAtPoll = 0;
   unsigned idlePolls = 0;
   while (!stopped) {
@@ -183,7 +185,7 @@ void Machine::run(Report &report) {
       }
       if (!block && next < total) {
         uint64_t i = order[next++];
-        block = std::make_unique<Block>();
+        block = std::make_unique<Block>(*sharedMemories[slot]);
         startBlock(*block,
                    {uint32_t(i % launch.grid.x),
                     uint32_t(i / launch.grid.x % launch.grid.y),

@@ -118,8 +118,7 @@ struct MBarrier {
 
 struct Block {
   Dim3 id;
-  bool done = false;
-  SharedMemory shared;
+  SharedMemory &shared;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::vector<WgmmaGroup> groups;
@@ -132,6 +131,8 @@ struct Block {
   unsigned nextBulkAgent = 0;
   unsigned freeRegisters = 0;
   std::vector<Thread *> registerWaiters;
+
+  explicit Block(SharedMemory &shared) : shared(shared) {}
 };
 
 /// One launch. Runtime functions find it in `machine`.
@@ -227,6 +228,8 @@ private:
   std::deque<Thread *> ready;
   std::vector<Thread *> pollers;
   std::vector<std::unique_ptr<Block>> blocks;
+  /// Of each resident block; used again by the next one in its place.
+  std::vector<std::unique_ptr<SharedMemory>> sharedMemories;
   Stacks stacks;
   Context scheduler;
   uint64_t randomState;

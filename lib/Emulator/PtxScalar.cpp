@@ -214,6 +214,8 @@ bool PtxLowering::lowerMemory(const PtxStatement &s) {
                              : kWriteAccess | kAtomicAccess;
   if (s.has("volatile") || s.has("acquire") || s.has("relaxed"))
     flags |= kVolatileAccess;
+  if (!isShared && !s.has("global"))
+    flags |= kGenericAccess;
   unsigned bytes = width / 8;
   Value *host = l.emitAt(
       isShared ? "emu_shared_access" : "emu_global_access", b.getPtrTy(),

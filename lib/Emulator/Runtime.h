@@ -16,7 +16,9 @@ struct Site;
 enum AccessFlags : uint32_t {
   kWriteAccess = 1,
   kAtomicAccess = 2,
-  kVolatileAccess = 4
+  kVolatileAccess = 4,
+  /// The address may also be one of shared or private memory.
+  kGenericAccess = 8
 };
 
 /// Special registers, the low two bits choose x, y, z.

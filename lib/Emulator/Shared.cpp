@@ -9,7 +9,8 @@ using namespace prefill::emu;
 void SharedMemory::reset(uint32_t newBytes) {
   bytes = newBytes;
   size_t size = kBase + bytes, count = (size + 15) / 16;
-  memory.assign(count * 16, char(0xff));
+  memory.resize(kWindow);
+  std::memset(memory.data(), 0xff, count * 16);
   initialised.assign(count, 0);
   generic.assign(count, {});
   granules.resize(count);

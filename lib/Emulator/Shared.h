@@ -40,6 +40,7 @@ public:
     return address >= kBase && address <= end() && count <= end() - address;
   }
   char *data(uint32_t address) { return memory.data() + address; }
+  /// Generic address of shared address 0; the whole window belongs to it.
   char *windowBase() { return memory.data(); }
 
   bool isInitialised(uint32_t address, size_t count) const;

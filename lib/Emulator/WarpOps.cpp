@@ -331,16 +331,17 @@ void emu_yield() { machine->yield(); }
 
 void emu_copy(Site *site, uint64_t to, uint64_t from, uint64_t size) {
   for (uint64_t i = 0; i < size; ++i) {
-    void *source = emu_global_access(site, from + i, 1, 1, 0);
-    void *target = emu_global_access(site, to + i, 1, 1, kWriteAccess);
+    void *source = emu_global_access(site, from + i, 1, 1, kGenericAccess);
+    void *target =
+        emu_global_access(site, to + i, 1, 1, kWriteAccess | kGenericAccess);
     std::memcpy(target, source, 1);
   }
 }
 
 void emu_fill(Site *site, uint64_t to, uint32_t value, uint64_t size) {
   for (uint64_t i = 0; i < size; ++i)
-    *static_cast<char *>(emu_global_access(site, to + i, 1, 1, kWriteAccess)) =
-        char(value);
+    *static_cast<char *>(emu_global_access(
+        site, to + i, 1, 1, kWriteAccess | kGenericAccess)) = char(value);
 }
 
 static float flush(float value) {

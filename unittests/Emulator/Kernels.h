@@ -45,14 +45,12 @@ struct ElementType {
     if (isInteger)
       return uint32_t(int32_t(value)) & (bits == 32 ? ~0u : (1u << bits) - 1);
     using llvm::APFloat;
-    const llvm::fltSemantics &semantics = name == "bf16" ? APFloat::BFloat()
-                                          : name == "f16"
-                                              ? APFloat::IEEEhalf()
-                                          : name == "e4m3"
-                                              ? APFloat::Float8E4M3FN()
-                                          : name == "e5m2"
-                                              ? APFloat::Float8E5M2()
-                                              : APFloat::IEEEsingle();
+    const llvm::fltSemantics &semantics =
+        name == "bf16"   ? APFloat::BFloat()
+        : name == "f16"  ? APFloat::IEEEhalf()
+        : name == "e4m3" ? APFloat::Float8E4M3FN()
+        : name == "e5m2" ? APFloat::Float8E5M2()
+                         : APFloat::IEEEsingle();
     APFloat number(value);
     bool lossy;
     number.convert(semantics, APFloat::rmNearestTiesToEven, &lossy);
@@ -60,19 +58,21 @@ struct ElementType {
   }
 };
 
-/// Numbers that every type holds exactly, with exact sums: multiples of 1/2 (1 for
-/// integers) up to 3 in magnitude.
+/// Numbers that every type holds exactly, with exact sums: multiples of 1/2 (1
+/// for integers) up to 3 in magnitude.
 struct Matrix {
   unsigned rows, columns;
   std::vector<double> values;
 
-  Matrix(unsigned rows, unsigned columns, unsigned seed, const ElementType &type)
+  Matrix(unsigned rows, unsigned columns, unsigned seed,
+         const ElementType &type)
       : rows(rows), columns(columns), values(rows * columns) {
     std::mt19937 generator(seed);
     bool isUnsigned = type.name[0] == 'u';
     for (double &value : values) {
       int number = int(generator() % 13) - 6;
-      value = type.isInteger ? (isUnsigned ? number + 6 : number) : number / 2.0;
+      value =
+          type.isInteger ? (isUnsigned ? number + 6 : number) : number / 2.0;
     }
   }
   double at(unsigned row, unsigned column) const {

@@ -56,7 +56,8 @@ TEST_P(Product, MatchesFloat64) {
   Matrix a(16, test.k, 1, test.a), b(test.k, 8, 2, test.b), c(16, 8, 3, dType);
   unsigned per = 32 / test.a.bits, half = 4 * per;
   unsigned na = 2 * test.k / half, nb = test.k / half, nc = halfC ? 2 : 4;
-  // As in the fragment figures of the PTX ISA: lane = 4 * group + thread in group.
+  // As in the fragment figures of the PTX ISA: lane = 4 * group + thread in
+  // group.
   std::vector<uint32_t> in, out(32 * nc);
   for (unsigned lane = 0; lane < 32; ++lane) {
     unsigned group = lane / 4, inGroup = lane % 4;
@@ -80,7 +81,8 @@ TEST_P(Product, MatchesFloat64) {
         in.push_back(dType.encode(c.at(group + 8 * i, 2 * inGroup)) |
                      dType.encode(c.at(group + 8 * i, 2 * inGroup + 1)) << 16);
       else
-        in.push_back(dType.encode(c.at(group + 8 * (i / 2), 2 * inGroup + i % 2)));
+        in.push_back(
+            dType.encode(c.at(group + 8 * (i / 2), 2 * inGroup + i % 2)));
     }
   }
   auto program = compileText(kernel(test, na, nb, nc));
