@@ -229,6 +229,12 @@ void SymbolicAnalysis::inferAttention(AttentionOp op) {
   TensorFacts &f = table[op.getO()];
   f.shape[0] = batch;
   f.shape[op.getOLayout() == TensorLayout::BSHD ? 1 : 2] = count;
+  ExprRef keys = dim(op.getK(), op.getKLayout() == TensorLayout::BSHD ? 1 : 2);
+  Value rotated = op.getRotatedK();
+  if (rotated && keys && table[rotated].shape.size() == 4) {
+    table[rotated].shape[0] = batch;
+    table[rotated].shape[2] = keys;
+  }
 }
 
 void SymbolicAnalysis::inferNode(onnx::NodeOp node) {

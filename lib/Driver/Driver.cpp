@@ -174,6 +174,11 @@ static bool validate(const CompilerOptions &options, std::string &error) {
     error = "-logits=" + options.logits + ": expected all, last or rows";
     return false;
   }
+  if (options.pack != "off" && options.pack != "ffd" &&
+      options.pack != "exact") {
+    error = "-pack=" + options.pack + ": expected ffd, exact or off";
+    return false;
+  }
   if (options.logits != "all" && !options.rowLiveness) {
     error = "-logits=" + options.logits + " needs -row-liveness=on";
     return false;
@@ -202,8 +207,8 @@ static bool run(MLIRContext &context, ModuleOp module,
   return succeeded(pm.run(module));
 }
 
-/// With plain `-sparsify`, the plan that `prefill-opt calibrate` left beside the
-/// model decides; `-sparsify=auto:` does without it.
+/// With plain `-sparsify`, the plan that `prefill-opt calibrate` left beside
+/// the model decides; `-sparsify=auto:` does without it.
 static void takeCalibratedPlan(CompilerOptions &options) {
   if (options.sparsify != "auto")
     return;

@@ -103,6 +103,10 @@ std::string prefill::writeManifest(const CompilerOptions &options,
       {"attention", std::move(attentions)},
       {"left_as_it_was", std::move(left)},
   };
+  if (options.pack != "off")
+    root["pack"] = json::Object{{"exact", true},
+                                {"algorithm", options.pack},
+                                {"input", "segment_starts"}};
   if (options.rowLiveness)
     root["row_liveness"] = describe(liveness);
   std::string text;

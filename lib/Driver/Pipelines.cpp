@@ -36,6 +36,8 @@ void prefill::buildRaisePipeline(OpPassManager &pm,
 void prefill::buildRowPipeline(OpPassManager &pm,
                                const CompilerOptions &options,
                                LivenessReport &report) {
+  if (options.pack != "off")
+    pm.addPass(createPackPrompts());
   if (!options.rowLiveness)
     return;
   RowLivenessOptions liveness;

@@ -185,7 +185,7 @@ struct Rewriter {
 
   void attention(AttentionOp op) {
     bool placed = op.getCausal() || op.getWindowLeft() || op.getWindowRight() ||
-                  op.getRotary() != RotaryKind::None;
+                  op.getRotary() != RotaryKind::None || op.getSegmentStarts();
     if (!placed)
       return;
     ExprContext &ctx = analysis.expressions();
@@ -195,7 +195,7 @@ struct Rewriter {
     auto end = QueryAlignmentAttr::get(op.getContext(), QueryAlignment::End);
     switch (op.getAlignment()) {
     case QueryAlignment::End:
-      if (selection.last)
+      if (selection.last && !op.getSegmentStarts())
         return;
       break;
     case QueryAlignment::Start:

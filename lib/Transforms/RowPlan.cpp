@@ -232,8 +232,6 @@ struct Planner {
     }
     if (op.getLse() && !op.getLse().use_empty())
       rule.refusal = "all of its lse is read";
-    if (op.getSegmentStarts())
-      rule.refusal = "it has several segments";
     rule.operands.push_back({0, {rowAxis(op.getQLayout()), false}});
     auto number = [&](Value operand) {
       return static_cast<unsigned>(llvm::find(op->getOperands(), operand) -

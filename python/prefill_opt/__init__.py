@@ -8,12 +8,14 @@
 * `compile` runs the compiler as a process and raises `CompileError` with its one-line message.
 * `inspect` returns what the compiler found in a model, as a dictionary.
 * `session` gives an ``onnxruntime.InferenceSession`` for a folder the compiler wrote.
+* `pack` puts several prompts into one sequence, `run_packed` runs them (models compiled with ``-pack``).
 * `Library` calls the kernels of such a folder with NumPy arrays, without ONNX Runtime.
 """
 
 from .compiler import CompileError, compile, find_compiler, inspect, run_compiler
 from .hosting import LoadError, attention_statistics, session
 from .library import KernelError, Library
+from .packing import pack, run_packed
 
 __all__ = [
     "CompileError",
@@ -24,6 +26,8 @@ __all__ = [
     "compile",
     "find_compiler",
     "inspect",
+    "pack",
     "run_compiler",
+    "run_packed",
     "session",
 ]

@@ -89,11 +89,16 @@ static cl::opt<bool>
     verbose("explain", cl::cat(category),
             cl::desc("Say why an attention was left as it was"));
 enum class Switch { Off, On };
-static cl::opt<Switch> rowLiveness(
-    "row-liveness", cl::cat(category), cl::init(Switch::On),
-    cl::desc("Compute only the rows that reach the outputs:"),
-    cl::values(clEnumValN(Switch::On, "on", "default; exact"),
-               clEnumValN(Switch::Off, "off", "compute all rows")));
+static cl::opt<Switch>
+    rowLiveness("row-liveness", cl::cat(category), cl::init(Switch::On),
+                cl::desc("Compute only the rows that reach the outputs:"),
+                cl::values(clEnumValN(Switch::On, "on", "default; exact"),
+                           clEnumValN(Switch::Off, "off", "compute all rows")));
+static cl::opt<std::string>
+    packing("pack", cl::cat(category), cl::init("off"),
+            cl::value_desc("ffd|exact|off"),
+            cl::desc("Take several prompts in one sequence, by a new input "
+                     "segment_starts; how the Python package packs them"));
 static cl::opt<std::string>
     logits("logits", cl::cat(category), cl::init("all"),
            cl::value_desc("all|last|rows"),
@@ -161,8 +166,8 @@ static bool hasDriverFlag() {
   return sparsify.getNumOccurrences() || target.getNumOccurrences() ||
          emit.getNumOccurrences() || externalData.getNumOccurrences() ||
          cacheDir.getNumOccurrences() || rowLiveness.getNumOccurrences() ||
-         logits.getNumOccurrences() || noCache || stats || verbose || timing ||
-         json;
+         logits.getNumOccurrences() || packing.getNumOccurrences() || noCache ||
+         stats || verbose || timing || json;
 }
 
 int main(int argc, char **argv) {
@@ -220,6 +225,7 @@ int main(int argc, char **argv) {
     options.targets.assign(target.begin(), target.end());
   options.rowLiveness = rowLiveness == Switch::On;
   options.logits = logits;
+  options.pack = packing;
   options.externalData = externalData;
   options.runtimeArchive = runtimeArchive(argv[0]);
   options.cacheDir = cacheDir;

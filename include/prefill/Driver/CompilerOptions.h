@@ -30,6 +30,7 @@ struct CompilerOptions {
   std::string sparsify = "dense";
   bool rowLiveness = true;    ///< compute only the rows that reach the outputs
   std::string logits = "all"; ///< rows of the output `logits`: all, last, rows
+  std::string pack = "off";   ///< several prompts a sequence: off, ffd, exact
   std::vector<std::string> targets = {"cpu"};
   ExternalData externalData = ExternalData::Reference;
   std::string runtimeArchive; ///< libprefill_runtime.a

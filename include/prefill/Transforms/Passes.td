@@ -46,6 +46,21 @@ def RowLiveness : Pass<"eliminate-dead-rows", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def PackPrompts : Pass<"pack-prompts", "::mlir::ModuleOp"> {
+  let summary = "Several prompts side by side in one sequence";
+  let description = [{
+    Adds a graph input `segment_starts` (int64 [n + 1]: where each prompt begins,
+    and the end). Position ids that the model counts itself begin anew in every
+    prompt; every attention keeps to its prompt. Exact. Fails with the reason
+    where the model cannot be packed: an attention with a mask or a KV cache, an
+    operator that mixes rows, outputs without rows.
+  }];
+  let statistics = [
+    Statistic<"numAttentions", "attentions", "Number of attentions that keep to a prompt">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
 def SparsifyAttention : Pass<"sparsify-attention", "::mlir::ModuleOp"> {
   let summary = "Rewrite causal prefill.attention to sparse attention";
   let description = [{
