@@ -59,6 +59,36 @@ struct Walk {
     return false;
   }
 
+  DenseMap<Value, bool> known; ///< results of isFixed
+
+  /// Whether `value` is the same in every call.
+  bool isFixed(Value value) {
+    Operation *op = value.getDefiningOp();
+    if (!op || isa<AttentionOp>(op) || op->getNumRegions())
+      return false;
+    if (auto it = known.find(value); it != known.end())
+      return it->second;
+    bool fixed = llvm::all_of(op->getOperands(),
+                              [&](Value operand) { return isFixed(operand); });
+    return known[value] = fixed;
+  }
+
+  /// The rule for `node`, whose operands without rows must be the same for
+  /// every prompt: rotary frequencies chosen by the longest position are not.
+  RowRule ruleOf(onnx::NodeOp node, unsigned result, RowAxis rows,
+                 ExprRef number) {
+    RowRule rule = findRowRule(analysis, node, result, rows, number);
+    for (auto [i, operand] : llvm::enumerate(node->getOperands())) {
+      bool hasRows = llvm::any_of(
+          rule.operands, [&](const RowOperand &o) { return o.operand == i; });
+      // A Reshape's target is about shapes: the rule has looked at it.
+      if (rule.refusal.empty() && !hasRows && !(node.is("Reshape") && i == 1) &&
+          !isFixed(operand))
+        rule.refusal = "an operand of it is about the whole sequence";
+    }
+    return rule;
+  }
+
   /// `value` has its rows at `axis`.
   bool demand(Value value, RowAxis rows, Operation *reader) {
     auto [it, isNew] = seen.insert({value, rows});
@@ -129,8 +159,8 @@ struct Walk {
       ranges.insert(node);
       return true;
     }
-    RowRule rule = findRowRule(
-        analysis, node, cast<OpResult>(value).getResultNumber(), rows, count);
+    RowRule rule =
+        ruleOf(node, cast<OpResult>(value).getResultNumber(), rows, count);
     if (!rule.refusal.empty())
       return fail(node, rule.refusal);
     for (const RowOperand &operand : rule.operands)
@@ -239,9 +269,8 @@ private:
       auto node = dyn_cast<onnx::NodeOp>(op);
       if (!node)
         return false;
-      RowRule rule =
-          findRowRule(analysis, node, cast<OpResult>(value).getResultNumber(),
-                      rows, selected);
+      RowRule rule = walk.ruleOf(node, cast<OpResult>(value).getResultNumber(),
+                                 rows, selected);
       if (!rule.refusal.empty() || rule.operands.size() != 1)
         return false;
       value = node->getOperand(rule.operands[0].operand);
