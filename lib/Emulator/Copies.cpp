@@ -90,6 +90,7 @@ void emu_cp_async_mbar(Site *site, uint64_t address, uint32_t noinc) {
     ++barrier->pending;
   uint32_t time = thread->copyTime++;
   // The arrival comes when all copies of the thread are done.
+  Clock issuer = thread->warp->clock;
   auto arrival = [=, &m] {
     performUntil(*thread, time);
     if (barrier->pending < 1)
@@ -97,7 +98,7 @@ void emu_cp_async_mbar(Site *site, uint64_t address, uint32_t noinc) {
                      "mbarrier " + hex(address) + " for " +
                          Twine(barrier->expected) + " arrivals gets more");
     --barrier->pending;
-    barrier->arriving.join(thread->warp->clock);
+    barrier->arriving.join(issuer);
     barrier->arriving.learn(copyAgent(*thread), time);
     m.completeIfDue(*barrier);
   };

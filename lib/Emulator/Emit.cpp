@@ -1,6 +1,7 @@
 //===- Emit.cpp - Calls of the runtime in generated code ------------------===//
 
 #include "Lowering.h"
+#include "Product.h"
 
 using namespace llvm;
 using namespace prefill::emu;
@@ -24,6 +25,14 @@ bool prefill::emu::parseShape(StringRef name, ProductKind &kind) {
          name.consume_front("n") && !name.consumeInteger(10, kind.n) &&
          name.consume_front("k") && !name.consumeInteger(10, kind.k) &&
          name.empty();
+}
+
+unsigned prefill::emu::countMmaRegisters(const ProductKind &kind) {
+  unsigned step = 4 * (32 / bitsOfElement(kind.a));
+  if (bitsOfElement(kind.a) != bitsOfElement(kind.b) || kind.k % step ||
+      kind.k / step > 2)
+    return 0;
+  return 3 * (kind.k / step) + (kind.accumulator == Element::F16 ? 2 : 4);
 }
 
 void Lowering::beginSite(Instruction &at, StringRef opcode) {

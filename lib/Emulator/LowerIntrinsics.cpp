@@ -209,7 +209,7 @@ Value *Lowering::lowerWarpOp(CallInst &call, StringRef name) {
         return nullptr;
     }
     // f16: types of D and C; fp8: D, A, B, C; otherwise A and, if another, B.
-    if (types.size() == 4) {
+    if (types.size() == 4 && types[0] == types[3]) {
       kind.accumulator = types[0];
       kind.a = types[1];
       kind.b = types[2];
@@ -219,14 +219,18 @@ Value *Lowering::lowerWarpOp(CallInst &call, StringRef name) {
         return nullptr;
       kind.a = kind.b = Element::F16;
       kind.accumulator = types[0];
+    } else if (types.size() > 2 || types.empty()) {
+      return nullptr;
     } else {
       kind.a = types[0];
       kind.b = types.back();
-      unsigned bits = kind.a == Element::S8 || kind.a == Element::U8 ||
-                      kind.a == Element::S4 || kind.a == Element::U4;
+      bool bits = kind.a == Element::S8 || kind.a == Element::U8 ||
+                  kind.a == Element::S4 || kind.a == Element::U4;
       kind.accumulator = bits ? Element::S32 : Element::F32;
     }
     Values operands(call.arg_begin(), call.arg_end());
+    if (operands.size() != countMmaRegisters(kind))
+      return nullptr;
     return packStruct(call.getType(), emitProduct(kind, operands));
   }
   if (name == "wgmma.fence.sync.aligned")
@@ -324,9 +328,14 @@ Value *Lowering::lowerCopy(CallInst &call, StringRef name) {
   if (!name.consume_front("tile.") || name.consumeInteger(10, rank) ||
       name != "d")
     return nullptr;
-  // Multicast needs clusters: the flag follows mask and hint.
   Values coordinates;
   unsigned first = isLoad ? 3 : 2;
+  // Multicast needs clusters: mask, hint, and a flag for each.
+  if (isLoad && call.arg_size() > first + rank + 2) {
+    auto *multicast = dyn_cast<ConstantInt>(arg(first + rank + 2));
+    if (!multicast || !multicast->isZero())
+      return nullptr;
+  }
   for (unsigned i = 0; i < rank; ++i)
     coordinates.push_back(arg(first + i));
   return emitTensorCopy(!isLoad, arg(0), arg(isLoad ? 2 : 1),

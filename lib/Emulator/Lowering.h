@@ -116,6 +116,8 @@ private:
 
 /// Element type of a PTX or intrinsic name part; false if it is none.
 bool parseElement(llvm::StringRef name, Element &element);
+/// Registers of A, B and C that a lane gives to an mma; 0: no such mma.
+unsigned countMmaRegisters(const ProductKind &kind);
 /// "m64n128k16"
 bool parseShape(llvm::StringRef name, ProductKind &kind);
 

@@ -1,5 +1,6 @@
 //===- PtxInstructions.cpp - What each PTX instruction does ---------------===//
 
+#include "Product.h"
 #include "PtxLowering.h"
 #include "Runtime.h"
 
@@ -174,7 +175,7 @@ bool PtxLowering::lowerProducts(const PtxStatement &s) {
   if (s.parts[0] == "mma") {
     // D, A, B, C types.
     if (!hasShape || types.size() != 4 || ops.size() != 4 || kind.m != 16 ||
-        kind.n != 8)
+        kind.n != 8 || types[0] != types[3] || !s.has("row") || !s.has("col"))
       return false;
     kind.accumulator = types[0];
     kind.a = types[1];
@@ -182,6 +183,7 @@ bool PtxLowering::lowerProducts(const PtxStatement &s) {
     kind.saturate = s.has("satfinite");
     return readAll(ops[1], values) && readAll(ops[2], values) &&
            readAll(ops[3], values) &&
+           values.size() == countMmaRegisters(kind) &&
            writeAll(ops[0], l.emitProduct(kind, values));
   }
   if (s.has("fence")) {
@@ -208,7 +210,8 @@ bool PtxLowering::lowerProducts(const PtxStatement &s) {
   }
   // wgmma.mma_async d, a, b, scale-d, imm-scale-a, imm-scale-b, trans-a,
   // trans-b
-  if (!s.has("mma_async") || !hasShape || types.size() != 3 || ops.size() < 4)
+  if (!s.has("mma_async") || s.has("sp") || !hasShape || types.size() != 3 ||
+      ops.size() < 4)
     return false;
   kind.accumulator = types[0];
   kind.a = types[1];
@@ -232,6 +235,13 @@ bool PtxLowering::lowerProducts(const PtxStatement &s) {
     return false;
   for (Value *&value : values)
     value = l.toBits(value);
+  unsigned halves = kind.accumulator == Element::F16 ? 2 : 1;
+  if (kind.m != 64 || kind.n % 8 || kind.n > 256 ||
+      kind.k * bitsOfElement(kind.a) != 256 ||
+      values.size() != kind.n / (2 * halves) ||
+      a.size() != (kind.fromRegisters ? 4 : 1) ||
+      (kind.transposeB && bitsOfElement(kind.b) != 16))
+    return false;
   if (!kind.fromRegisters)
     a[0] = bits(ops[1], 64);
   Value *descriptorB = bits(ops[2], 64);

@@ -186,7 +186,9 @@ static void fetch(SharedMemory &memory, uint64_t descriptor, Element element,
 //===----------------------------------------------------------------------===//
 
 /// sums[row][column] += a[k][row] * b[k][column]
-#if defined(__x86_64__) && defined(__clang__)
+// (Sanitizers are not ready yet when the loader chooses a clone.)
+#if defined(__x86_64__) && defined(__clang__) &&                               \
+    !__has_feature(address_sanitizer)
 __attribute__((target_clones("arch=x86-64-v3", "default")))
 #endif
 static void multiplyFloat(float *sums, const float *a, const float *b,
