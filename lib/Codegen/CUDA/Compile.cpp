@@ -159,8 +159,7 @@ bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
   report.schedule = compilation.schedule;
   report.threads = 32 * compilation.schedule.warps;
   report.sharedBytes = compilation.sharedBytes;
-  // What a block may have at most on the architecture.
-  const int64_t limit = 163 << 10;
+  const int limit = getSharedLimit(report.schedule.arch);
   if (report.sharedBytes > limit) {
     error = "kernel '" + spec.name + "': needs " +
             std::to_string(report.sharedBytes) + " bytes of shared memory, " +

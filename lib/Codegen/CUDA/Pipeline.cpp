@@ -17,7 +17,8 @@ using namespace prefill;
 void prefill::addCudaPasses(OpPassManager &manager,
                             const CudaSchedule &schedule) {
   ConvertTileToWarpOptions options;
-  options.arch = schedule.arch;
+  // One schedule serves all targets: later GPUs run sm_80's instructions.
+  options.arch = 80;
   options.warps = schedule.warps;
   options.stages = schedule.stages;
   options.lists = schedule.lists;

@@ -8,15 +8,28 @@ using llvm::Twine;
 
 std::string CudaSchedule::chip() const { return "sm_" + std::to_string(arch); }
 
+int prefill::getSharedLimit(int arch) {
+  switch (arch) {
+  case 80:
+    return 163 << 10;
+  case 86:
+  case 89:
+    return 99 << 10;
+  case 90:
+    return 227 << 10;
+  default:
+    return 0;
+  }
+}
+
 std::string prefill::checkCudaSpec(const KernelSpec &spec, int arch) {
   auto refuse = [&](const Twine &reason) {
     return ("kernel '" + Twine(spec.name) + "' for sm_" + Twine(arch) + ": " +
             reason)
         .str();
   };
-  if (arch != 80)
-    return refuse("no such target; sm_80 is one (its code runs on later GPUs, "
-                  "too)");
+  if (getSharedLimit(arch) == 0)
+    return refuse("no such target; there are sm_80, sm_86, sm_89 and sm_90");
   if (spec.dtype == DType::F32)
     return refuse("float32 inputs; tensor cores take float16 or bfloat16: "
                   "convert the model, or keep this kernel on the CPU");
@@ -53,11 +66,32 @@ bool prefill::chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
   const int size = std::max(spec.headDim, spec.vHeadDim);
   // FlashAttention-2's sizes for an A100, less where masks need registers:
   // accumulators of 128 rows are (size + block_k) / 2 registers a thread with 8
-  // warps, twice that with 4. Q, K and V fit two blocks an SM up to 64, one
-  // above (163 KB).
+  // warps, twice that with 4.
   schedule.blockQ = 128;
   schedule.blockK = 64;
   schedule.warps = size <= 64 ? 4 : 8;
   schedule.stages = size <= 128 ? 2 : 1;
+  // Lists and masks want registers beside the accumulators.
+  if (lists && (spec.softcap != 0 || spec.hasKeyMask ||
+                spec.windowLeft < KernelSpec::Unbounded)) {
+    schedule.warps = 8;
+    if (size > 192)
+      schedule.blockK = 32;
+  }
+  auto bytes = [&] {
+    auto row = [](int elements) { return (elements + 63) / 64 * 128; };
+    const int staged = schedule.stages * schedule.blockK;
+    return row(spec.headDim) * (schedule.blockQ + staged) +
+           row(spec.vHeadDim) * staged;
+  };
+  // sm_86 and sm_89 have less shared memory: there, 64 rows at 256.
+  while (bytes() > getSharedLimit(arch)) {
+    if (schedule.stages > 1) {
+      --schedule.stages;
+    } else {
+      schedule.blockQ /= 2;
+      schedule.warps /= 2;
+    }
+  }
   return true;
 }

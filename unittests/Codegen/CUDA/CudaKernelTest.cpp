@@ -133,6 +133,22 @@ TEST(CudaKernel, Lists) {
     }
 }
 
+TEST(CudaKernel, ListsWithAllFeatures) {
+  for (int headDim : {64, 256}) {
+    KernelSpec spec = makeSpec(DType::F16, headDim, true);
+    spec.qHeads = 2;
+    spec.windowLeft = 90;
+    spec.softcap = 20;
+    spec.hasSink = spec.hasKeyMask = true;
+    GpuProblem problem(spec, 140, 200);
+    problem.batch = 2;
+    problem.keyLengths = {200, 111};
+    problem.options.lists = true;
+    problem.columnShare = 0.3;
+    EXPECT_RIGHT(problem);
+  }
+}
+
 TEST(CudaKernel, Schedules) {
   struct {
     int blockQ, blockK, warps, stages;
@@ -150,6 +166,12 @@ TEST(CudaKernel, Schedules) {
     problem.columnShare = 0.2;
     EXPECT_RIGHT(problem);
   }
+}
+
+TEST(CudaKernel, SmallerSharedMemory) {
+  GpuProblem problem(makeSpec(DType::BF16, 256, true), 100, 70);
+  problem.options.arch = 89; // 64 rows a block
+  EXPECT_RIGHT(problem);
 }
 
 /// Whatever the order of threads and of asynchronous work.

@@ -53,6 +53,41 @@ TEST(Ptxas, NoSpills) {
     }
 }
 
+/// All features at once, which need most registers.
+TEST(Ptxas, NoSpillsWithAllFeatures) {
+  if (findPtxas("").empty())
+    GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
+  for (int headDim : {64, 128, 192, 256}) {
+    KernelSpec spec = makeSpec(headDim);
+    spec.windowLeft = 100;
+    spec.softcap = 30;
+    spec.hasSink = spec.hasKeyMask = true;
+    CudaOptions options;
+    options.lists = true;
+    CudaKernel kernel;
+    std::string error;
+    EXPECT_TRUE(compileCuda(spec, options, kernel, error)) << error;
+  }
+}
+
+/// Later GPUs have code of their own, in the shared memory that they have.
+TEST(Ptxas, OtherTargets) {
+  if (findPtxas("").empty())
+    GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
+  for (int arch : {86, 89, 90})
+    for (int headDim : {64, 128, 256}) {
+      CudaOptions options;
+      options.arch = arch;
+      CudaKernel kernel;
+      std::string error;
+      EXPECT_TRUE(compileCuda(makeSpec(headDim), options, kernel, error))
+          << error;
+      EXPECT_LE(kernel.report.sharedBytes, getSharedLimit(arch));
+      EXPECT_NE(kernel.ptx.find(".target sm_" + std::to_string(arch)),
+                std::string::npos);
+    }
+}
+
 /// Spills fail the compilation with the kernel's name, unless allowed.
 TEST(Ptxas, Spills) {
   if (findPtxas("").empty())

@@ -35,6 +35,9 @@ struct CudaSchedule {
   std::string chip() const;
 };
 
+/// Bytes of shared memory that a thread block may have; 0: no such target.
+int getSharedLimit(int arch);
+
 /// The schedule for a kernel; or why there is none in `error`. `lists` asks for
 /// tiles of block_q x block_k as the launch's index has them.
 bool chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
@@ -45,7 +48,9 @@ bool chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
 std::string checkCudaSpec(const KernelSpec &spec, int arch);
 
 struct CudaOptions {
-  int arch = 80;            ///< 80
+  /// 80, 86, 89 or 90. All of them run sm_80's instructions; there is no
+  /// schedule for wgmma and TMA (sm_90a) yet.
+  int arch = 80;
   bool lists = false;       ///< blocks and columns from the launch
   std::string ptxas;        ///< empty: CUDA_HOME/bin, then PATH
   bool allowSpills = false; ///< spills and ptxas warnings are no errors
