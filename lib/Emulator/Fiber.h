@@ -30,7 +30,9 @@ void switchTo(Context &from, Context &to);
 /// Stacks of one size, kept from block to block.
 class Stacks {
 public:
-  static constexpr size_t kBytes = 128 << 10;
+  /// Unoptimised code keeps every value of a kernel there; untouched pages cost
+  /// nothing.
+  static constexpr size_t kBytes = 1 << 20;
   ~Stacks();
   void *get(size_t index);
 

@@ -67,7 +67,8 @@ static Expected<std::unique_ptr<orc::LLJIT>> makeJit() {
   // The same results on every CPU that has fused multiply-add.
   for (const char *feature : {"-avx512f", "-avx512bf16", "-avxneconvert"})
     host->getFeatures().AddFeature(feature);
-  host->setCodeGenOptLevel(CodeGenOptLevel::Less);
+  // Kernels are big and run on small shapes: compiling them is the larger part.
+  host->setCodeGenOptLevel(CodeGenOptLevel::None);
   auto jit = orc::LLJITBuilder().setJITTargetMachineBuilder(*host).create();
   if (!jit)
     return jit.takeError();
