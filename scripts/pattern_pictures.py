@@ -49,6 +49,8 @@ SPECS = {
     "flexprefill": "flexprefill",
     "infllm-v2": "infllm-v2:top-k=12,window=256",
     "grid": "grid:stride=384",
+    "q-boundary": "q-boundary:vertical=64,slash=256",
+    "2d-boundary": "2d-boundary:vertical=64,slash=256",
     "duo": "duo:sparsity=0.5,rest=sampled",
     "trianglemix": "trianglemix:layers=0",
 }
@@ -89,6 +91,7 @@ def attention_model() -> onnx.ModelProto:
     info = helper.make_tensor_value_info
     names = (("q", Q_HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
     inputs = [info(name, TensorProto.FLOAT, [1, heads, "s", DIM]) for name, heads in names]
+    inputs.append(info("kinds", TensorProto.INT64, [1, "s"]))
     output = info("o", TensorProto.FLOAT, [1, Q_HEADS, "s", DIM])
     node = helper.make_node("Attention", ["q", "k", "v"], ["o"], is_causal=1)
     graph = helper.make_graph([node], "attention", inputs, [output])
@@ -106,15 +109,21 @@ def block_map(spec: str, q: np.ndarray, k: np.ndarray, work: Path) -> tuple[np.n
     spec = f"{name}:dense-below=0,{options}"
     model, out = work / "attention.onnx", work / "out"
     onnx.save(attention_model(), model)
-    prefill_opt.compile(model, out, sparsify=spec)
+    modality = "kinds" if "boundary" in name else None
+    prefill_opt.compile(model, out, sparsify=spec, modality=modality)
     blocks = -(-TOKENS // BLOCK)
     outputs = {
         "o": np.zeros_like(q),
         "density": np.zeros((1, Q_HEADS), np.float32),
         "block_map": np.zeros((1, Q_HEADS, blocks, blocks), np.uint8),
     }
+    # Made up: pictures of 576 tokens in the text.
+    kinds = np.isin(np.arange(TOKENS) // 64, [*range(8, 17), *range(20, 29), *range(33, 42), *range(50, 59)])
+    inputs = {"q": q, "k": k, "v": k}
+    if modality:
+        inputs["modality"] = kinds[None].astype(np.int64)
     with prefill_opt.Library(out) as library:
-        library.run(library.kernels[0], {"q": q, "k": k, "v": k}, outputs)
+        library.run(library.kernels[0], inputs, outputs)
     return outputs["block_map"][0], outputs["density"][0]
 
 
@@ -168,7 +177,7 @@ def main() -> int:
             visited, density = block_map(SPECS[name], *tensors, Path(work))
         # 0 in the future, 1 left out, 2 visited, 3 columns only
         maps = np.where(causal > 0, visited + 1, 0)
-        share = density if name == "grid" else (visited == 1).sum((1, 2)) / causal.sum()
+        share = density if SPECS[name].startswith(("grid", "q-", "2d-")) else (visited == 1).sum((1, 2)) / causal.sum()
         draw(IMAGES / f"{name}.png", maps, [f"head {h}: {share[h]:.0%}" for h in SHOWN], colours, 3)
         print(f"{name:15} {SPECS[name]:45}", " ".join(f"{share[h]:.0%}" for h in SHOWN))
     return 0

@@ -131,13 +131,15 @@ static std::string internSpec(KernelSpec spec, std::vector<KernelSpec> &specs) {
 template <typename OpTy>
 static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
                                size_t site, bool stats) {
-  Value absent;
+  Value absent, modality;
+  if constexpr (std::is_same_v<OpTy, SparseAttentionOp>)
+    modality = readModality(op.getIndex());
   SmallVector<Value> inputs;
   for (Value operand :
        {op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
         op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
         op.getQOffset(), op.getCos(), op.getSin(), op.getQPositions(),
-        op.getSegmentStarts()}) {
+        op.getSegmentStarts(), modality}) {
     if (!operand && !absent)
       absent = onnx::createAbsent(builder, op.getLoc());
     inputs.push_back(operand ? operand : absent);

@@ -49,5 +49,6 @@ void prefill::buildSparsifyPipeline(OpPassManager &pm,
                                     const CompilerOptions &options) {
   SparsifyAttentionOptions sparsify;
   sparsify.pattern = options.sparsify;
+  sparsify.modality = options.modality;
   pm.addPass(createSparsifyAttention(sparsify));
 }

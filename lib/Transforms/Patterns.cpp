@@ -94,6 +94,13 @@ static constexpr PatternOption grid[] = {
     {"vline", "", &HeadPlan::vertical, nullptr, Unit::Switch, 1},
     {"hline", "", &HeadPlan::horizontal, nullptr, Unit::Switch, 1},
     {"slash", "", &HeadPlan::slash, nullptr, Unit::Switch, 1}};
+// MMInference's smallest budget, with what vertical-slash always keeps.
+static constexpr PatternOption boundary[] = {
+    {"vertical", "", &HeadPlan::vertical, nullptr, Unit::Tokens, 1000},
+    {"slash", "", &HeadPlan::slash, nullptr, Unit::Tokens, 1024},
+    {"init", "", &HeadPlan::init, nullptr, Unit::Tokens, 30},
+    {"local", "", &HeadPlan::local, nullptr, Unit::Tokens, 100},
+    {"last", "", &HeadPlan::last, nullptr, Unit::Rows64, 64}};
 
 llvm::ArrayRef<PatternInfo> prefill::patternTable() {
   using P = SparsePattern;
@@ -116,6 +123,8 @@ llvm::ArrayRef<PatternInfo> prefill::patternTable() {
       {"flexprefill", "", "flexprefill", P::FlexPrefill, flexPrefill, 2048},
       {"infllm-v2", "", "infllm_v2", P::InfLLMv2, infLLM, 8192, true},
       {"grid", "", "grid", P::Grid, grid, 4096},
+      {"q-boundary", "", "q_boundary", P::QBoundary, boundary},
+      {"2d-boundary", "", "2d_boundary", P::TwoDBoundary, boundary},
   };
   return table;
 }

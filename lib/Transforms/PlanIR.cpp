@@ -31,8 +31,9 @@ struct Selection {
 
 class IndexBuilder {
 public:
-  IndexBuilder(OpBuilder &builder, Location loc, Value q, Value k, Value v)
-      : builder(builder), loc(loc), q(q), k(k), v(v) {}
+  IndexBuilder(OpBuilder &builder, Location loc, Value q, Value k, Value v,
+               Value modality)
+      : builder(builder), loc(loc), q(q), k(k), v(v), modality(modality) {}
 
   Value build(const HeadPlan &plan);
 
@@ -83,10 +84,11 @@ private:
 
   Value flexPrefill(const HeadPlan &plan);
   Value grid(const HeadPlan &plan);
+  Value boundary(const HeadPlan &plan);
 
   OpBuilder &builder;
   Location loc;
-  Value q, k, v;
+  Value q, k, v, modality;
 };
 } // namespace
 
@@ -128,6 +130,23 @@ Value IndexBuilder::grid(const HeadPlan &plan) {
                              builder.getI64IntegerAttr(plan.last),
                              plan.horizontal ? builder.getUnitAttr()
                                              : UnitAttr());
+}
+
+/// Vertical-slash for each modality of rows, or pair of one with one of keys.
+Value IndexBuilder::boundary(const HeadPlan &plan) {
+  const bool pairs = plan.pattern == SparsePattern::TwoDBoundary;
+  auto score = ScoreBoundaryOp::create(
+      builder, loc, scores(ScoreAxis::Column), scores(ScoreAxis::Diagonal), q,
+      k, modality, builder.getI64IntegerAttr(plan.last),
+      pairs ? builder.getUnitAttr() : UnitAttr());
+  Selection columns, diagonals;
+  columns.topK = plan.vertical;
+  columns.forced = plan.init;
+  diagonals.topK = plan.slash;
+  diagonals.forced = plan.local;
+  return IndexBoundaryOp::create(
+      builder, loc, index(), select(score.getColumns(), columns),
+      select(score.getDiagonals(), diagonals), modality);
 }
 
 Value IndexBuilder::build(const HeadPlan &plan) {
@@ -198,6 +217,9 @@ Value IndexBuilder::build(const HeadPlan &plan) {
     return flexPrefill(plan);
   case SparsePattern::Grid:
     return grid(plan);
+  case SparsePattern::QBoundary:
+  case SparsePattern::TwoDBoundary:
+    return boundary(plan);
   case SparsePattern::InfLLMv2:
     how.topK = plan.topK;
     how.init = plan.init;
@@ -211,8 +233,9 @@ Value IndexBuilder::build(const HeadPlan &plan) {
 }
 
 Value prefill::buildIndex(OpBuilder &builder, Location loc, Value q, Value k,
-                          Value v, const HeadPlan &plan) {
-  return IndexBuilder(builder, loc, q, k, v).build(plan);
+                          Value v, const HeadPlan &plan, Value modality) {
+  assert((modality || !needsModality(plan.pattern)) && "no modality");
+  return IndexBuilder(builder, loc, q, k, v, modality).build(plan);
 }
 
 //===----------------------------------------------------------------------===//
@@ -292,6 +315,26 @@ static std::optional<HeadPlan> readGrid(IndexGridOp index) {
   plan.vertical = score.getVertical();
   plan.slash = score.getSlash();
   plan.horizontal = index.getHorizontal();
+  return plan;
+}
+
+static std::optional<HeadPlan> readBoundary(IndexBoundaryOp index) {
+  auto columns = index.getColumns().getDefiningOp<SelectOp>();
+  auto diagonals = index.getDiagonals().getDefiningOp<SelectOp>();
+  if (!columns || !diagonals || !columns.getTopK() || !diagonals.getTopK())
+    return std::nullopt;
+  auto score = columns.getScores().getDefiningOp<ScoreBoundaryOp>();
+  if (!score || diagonals.getScores().getDefiningOp() != score ||
+      score.getModality() != index.getModality() || score.getRows() > 64)
+    return std::nullopt;
+  HeadPlan plan;
+  plan.pattern =
+      score.getPairs() ? SparsePattern::TwoDBoundary : SparsePattern::QBoundary;
+  plan.last = score.getRows();
+  plan.vertical = *columns.getTopK();
+  plan.slash = *diagonals.getTopK();
+  plan.init = columns.getForced();
+  plan.local = diagonals.getForced();
   return plan;
 }
 
@@ -380,7 +423,20 @@ std::optional<HeadPlan> prefill::readIndex(Value index) {
     return readBlocks(blocks);
   if (auto grid = dyn_cast_or_null<IndexGridOp>(op))
     return readGrid(grid);
+  if (auto boundary = dyn_cast_or_null<IndexBoundaryOp>(op))
+    return readBoundary(boundary);
   if (auto agreeing = dyn_cast_or_null<IndexAgreeingOp>(op))
     return readFlexPrefill(agreeing);
   return std::nullopt;
+}
+
+Value prefill::readModality(Value index) {
+  if (auto perHead = index.getDefiningOp<IndexPerHeadOp>()) {
+    for (Value choice : perHead.getChoices())
+      if (Value found = readModality(choice))
+        return found;
+    return Value();
+  }
+  auto boundary = index.getDefiningOp<IndexBoundaryOp>();
+  return boundary ? boundary.getModality() : Value();
 }

@@ -13,6 +13,7 @@
 //
 //===----------------------------------------------------------------------===//
 
+#include "ModalityInput.h"
 #include "mlir/IR/Remarks.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
 #include "prefill/Transforms/Passes.h"
@@ -71,11 +72,32 @@ struct SparsifyAttentionPass final
           << "-sparsify=" << pattern << ": " << error;
       return signalPassFailure();
     }
+    bool asked = false;
+    for (auto [layer, shape] : llvm::enumerate(shapes))
+      for (int64_t head = 0; head < shape.queryHeads; ++head)
+        asked |= needsModality(config->plan(layer, head).pattern);
+    if (asked && modality.empty())
+      error =
+          "-sparsify=" + pattern +
+          ": q-boundary and 2d-boundary need to know what kind of token "
+          "each key is: give -modality=NAME (an integer value [batch, keys] "
+          "of the model) or -modality=token:ID[,ID...] (of input_ids)";
+    else if (!asked && !modality.empty())
+      error = "-modality=" + modality + ": no pattern of -sparsify=" + pattern +
+              " asks for it";
+    if (asked && error.empty() && !attentions.empty())
+      kinds = findModality(getOperation(), attentions.front(), modality, error);
+    if (!error.empty()) {
+      emitError(UnknownLoc::get(&getContext()), error);
+      return signalPassFailure();
+    }
     for (auto [layer, op] : llvm::enumerate(attentions))
       rewrite(op, layer, *config);
   }
 
 private:
+  Value kinds; ///< of the keys; null: not asked for
+
   void rewrite(AttentionOp op, int64_t layer, const SparsityConfig &config) {
     int64_t heads = op.getQHeads();
     SmallVector<HeadPlan> plans;
@@ -83,7 +105,11 @@ private:
     StringRef why;
     for (int64_t head = 0; head < heads; ++head) {
       plans.push_back(config.plan(layer, head));
-      if (StringRef here = refusal(op, plans.back().pattern); !here.empty()) {
+      StringRef here = refusal(op, plans.back().pattern);
+      if (here.empty() && needsModality(plans.back().pattern) &&
+          !isVisibleAt(kinds, op))
+        here = "the value of -modality is not to be had in its function";
+      if (!here.empty()) {
         why = here;
         plans.back() = HeadPlan();
       }
@@ -113,7 +139,7 @@ private:
       choice.push_back(it - distinct.begin());
       if (it == distinct.end()) {
         choices.push_back(buildIndex(builder, op.getLoc(), op.getQ(), op.getK(),
-                                     op.getV(), plan));
+                                     op.getV(), plan, kinds));
         distinct.push_back(plan);
       }
     }

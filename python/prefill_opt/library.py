@@ -37,6 +37,7 @@ INPUTS = (
     "sin",
     "q_positions",
     "segment_starts",
+    "modality",
 )
 #: Names of the result slots, in order (prefill_attention_output).
 OUTPUTS = ("o", "lse", "density", "block_map")

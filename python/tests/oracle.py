@@ -633,6 +633,78 @@ def grid(
     return each, phase, allowed
 
 
+def modality_runs(kinds: np.ndarray, block: int = 64) -> list[tuple[int, int]]:
+    """First row and end of runs of one modality, cut into `block` rows at most."""
+    edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+    return [
+        (i, min(i + block, end))
+        for begin, end in zip(edges[:-1], edges[1:], strict=True)
+        for i in range(begin, end, block)
+    ]
+
+
+def boundary(
+    q: np.ndarray,
+    k: np.ndarray,
+    modality: np.ndarray,
+    vertical: int,
+    slash: int,
+    init: int = 30,
+    local: int = 100,
+    last: int = 64,
+    pairs: bool = False,
+    block: int = 64,
+) -> np.ndarray:
+    """MMInference's Q- and 2D-boundary (arXiv:2504.16083) for one head: what is allowed [s, t].
+
+    Rows of a modality [t] keep the columns and diagonals that `last` rows of it attend to: of its
+    last run of so many, or its longest. With `pairs` each modality of keys has its own share, and
+    its diagonals keep the blocks that hold keys of it.
+    """
+    s, t = len(q), len(k)
+    offset = t - s
+    p = causal_probabilities(q, k)
+    of_row = modality[offset:]
+    edges = [0, *(np.flatnonzero(np.diff(of_row)) + 1).tolist(), s]
+    kept: dict = {}
+    for kind in np.unique(of_row):
+        best = (0, 0)
+        for begin, end in zip(edges[:-1], edges[1:], strict=True):
+            if of_row[begin] == kind and min(end - begin, last) >= best[1] - best[0]:
+                best = (end - min(end - begin, last), end)
+        columns, distances = set(), {}
+        for of_key in np.unique(modality) if pairs else [None]:
+            mine = np.ones(t, bool) if of_key is None else modality == of_key
+            column, diagonal = np.full(t, -np.inf), np.zeros(t)
+            column[mine] = p[best[0] : best[1], mine].sum(0)
+            for i in range(*best):
+                place = i + offset
+                diagonal[: place + 1] += np.where(mine, p[i], 0)[place::-1]
+            forced = mine & (np.arange(t) < init)
+            column[forced] = np.inf
+            near = min(max(local, 1), t)
+            diagonal[:near] = np.inf
+            chosen = top_k(column, max(vertical, int(forced.sum())))
+            columns |= {int(j) for j in chosen if column[j] > -np.inf}
+            distances[of_key] = top_k(diagonal, max(slash, near))
+        kept[kind] = sorted(columns), distances
+    allowed = np.zeros((s, t), bool)
+    for begin, end in modality_runs(of_row, block):
+        columns, distances = kept[of_row[begin]]
+        first, final = offset + begin, offset + end - 1
+        blocks = set(range(first // block, final // block + 1))
+        for of_key, chosen in distances.items():
+            for delta in chosen:
+                for b in range((first - delta) // block, (final - delta) // block + 1):
+                    part = modality[b * block : (b + 1) * block] if b >= 0 else ()
+                    if len(part) and (of_key is None or (part == of_key).any()):
+                        blocks.add(b)
+        for b in blocks:
+            allowed[begin:end, b * block : (b + 1) * block] = True
+        allowed[begin:end, columns] = True
+    return allowed
+
+
 def dissimilar(x: np.ndarray, below: float, block: int = 64) -> np.ndarray:
     """bool: runs of `block` rows of x [n, d] whose mean cosine, of all pairs, is less than `below`."""
     unit = np.asarray(x, np.float64)

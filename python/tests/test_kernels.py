@@ -27,6 +27,7 @@ def attention_model(
     dtype: str = "float32",
     past: bool = False,
     mask: int | None = None,
+    kinds: int | None = None,
     **attributes,
 ) -> onnx.ModelProto:
     """One ai.onnx Attention-23 on 4-D tensors.
@@ -34,6 +35,7 @@ def attention_model(
     Args:
         past: with past_key and past_value inputs and present outputs.
         mask: element type of a fourth input ``mask`` [b, 1, s, t]; None: no such input.
+        kinds: element type of an input ``kinds`` [b, t] that no node has; None: no such input.
         attributes: of the op (is_causal, scale, softcap).
     """
     v_dim = v_dim or dim
@@ -56,6 +58,8 @@ def attention_model(
         for x, d in (("k", dim), ("v", v_dim)):
             inputs.append(info(f"past_{x}", kind, ["b", kv_heads, "p", d]))
             outputs.append(info(f"present_{x}", kind, ["b", kv_heads, "t", d]))
+    if kinds is not None:
+        inputs.append(info("kinds", kinds, ["b", "t"]))
     node = helper.make_node("Attention", names, results, **attributes)
     graph = helper.make_graph([node], "attention", inputs, outputs)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
@@ -71,7 +75,10 @@ def build(compiler, tmp_path_factory):
         if key not in made:
             root = tmp_path_factory.mktemp("kernel")
             path = save_model(attention_model(**arguments), root / "model.onnx")
-            made[key] = prefill_opt.compile(path, root / "out", sparsify=sparsify, timeout=60)
+            modality = "kinds" if arguments.get("kinds") is not None else None
+            made[key] = prefill_opt.compile(
+                path, root / "out", sparsify=sparsify, modality=modality, timeout=60
+            )
         return made[key]
 
     return get
@@ -530,6 +537,79 @@ def test_grid_is_found(sizes, build):
     strides, density = check_grid(build, {"init": 1}, planted_grid(*sizes))
     assert strides == [(24, 5)] * 2
     assert (density < 0.6).all()
+
+
+def kinds_of(layout, t, batch):
+    """Modalities [batch, t] int64: of one kind, in turns, or runs of the given lengths."""
+    if layout == "one":
+        kinds = np.full(t, 7)
+    elif layout == "turns":
+        kinds = np.arange(t) % 2
+    else:
+        lengths = np.resize(layout, t)
+        kinds = np.repeat(np.arange(t) % 3 * 5 - 5, lengths)[:t]
+    return np.stack([np.roll(kinds, 31 * b) for b in range(batch)]).astype(np.int64)
+
+
+@pytest.mark.parametrize("sizes", [(256, 256), (1001, 1001), (200, 640), (100, 333), (2, 2)], ids=str)
+@pytest.mark.parametrize("layout", ["one", "turns", (70, 130, 5), (300, 20)], ids=str)
+@pytest.mark.parametrize("name", ["q-boundary", "2d-boundary"])
+@pytest.mark.parametrize(
+    "options",
+    [{"vertical": 40, "slash": 120}, {"vertical": 0, "slash": 0, "init": 3, "local": 1, "last": 16}],
+    ids=str,
+)
+def test_boundaries(options, name, layout, sizes, build):
+    s, t = sizes
+    q, k, v = tensors(4, 2, s, t, 32, batch=2)
+    q *= 2
+    kinds = kinds_of(layout, t, 2)
+    text = ",".join(f"{key}={x}" for key, x in options.items())
+    folder = build(
+        f"{name}:{text},dense-below=0", q_heads=4, kv_heads=2, dim=32, is_causal=1, kinds=TensorProto.INT64
+    )
+    out, lse = np.empty_like(q), np.empty(q.shape[:3], np.float32)
+    density = np.empty((2, 4), np.float32)
+    with prefill_opt.Library(folder, 1) as library:
+        library.run(
+            library.kernels[0],
+            {"q": q, "k": k, "v": v, "modality": kinds},
+            {"o": out, "lse": lse, "density": density},
+        )
+    for b in range(2):
+        for head in range(4):
+            one = q[b, head], k[b, head // 2], v[b, head // 2]
+            allowed = oracle.boundary(one[0], one[1], kinds[b], **options, pairs=name == "2d-boundary")
+            expected, expected_lse = oracle.attention(
+                *(x[None, None] for x in one), causal=True, allowed=allowed
+            )
+            assert row_error(out[b, head], expected[0, 0]) < 2e-5, f"batch {b}, head {head}"
+            assert np.allclose(lse[b, head], expected_lse[0, 0], atol=1e-4)
+    assert (density > 0).all()
+
+
+def test_modality_in_onnxruntime(build):
+    """The input reaches the kernel, and wrong ones are refused."""
+    folder = build(
+        "q-boundary:vertical=40,slash=120,dense-below=0",
+        q_heads=4, kv_heads=2, dim=32, is_causal=1, kinds=TensorProto.INT32,
+    )  # fmt: skip
+    session = prefill_opt.session(folder)
+    q, k, v = tensors(4, 2, 640, 640, 32)
+    kinds = kinds_of((70, 130, 5), 640, 1).astype(np.int32)
+    got = session.run(None, {"q": q, "k": k, "v": v, "kinds": kinds})[0]
+    for head in range(4):
+        one = q[0, head], k[0, head // 2], v[0, head // 2]
+        allowed = oracle.boundary(one[0], one[1], kinds[0], 40, 120)
+        expected, _ = oracle.attention(*(x[None, None] for x in one), causal=True, allowed=allowed)
+        assert row_error(got[0, head], expected[0, 0]) < 2e-5
+    with pytest.raises(Exception, match="MODALITY: expected .1,640., got .1,600."):
+        session.run(None, {"q": q, "k": k, "v": v, "kinds": kinds[:, :600]})
+    many = np.arange(640, dtype=np.int32)[None]
+    with pytest.raises(Exception, match="at most 8 different ids"):
+        session.run(None, {"q": q, "k": k, "v": v, "kinds": many})
+    with prefill_opt.Library(folder) as library, pytest.raises(prefill_opt.KernelError, match="MODALITY"):
+        library.run(library.kernels[0], {"q": q, "k": k, "v": v}, {"o": np.empty_like(q)})
 
 
 @pytest.mark.parametrize("pattern", ["block-topk:top-k=2", "sampled:threshold=0.3", "infllm-v2:top-k=2,window=0"])

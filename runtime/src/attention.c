@@ -294,11 +294,7 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
 }
 
 /* DENSITY: visited by visible blocks; 1 where nothing is visible. */
-static prefill_status write_density(pf_call *call) {
-  char *memory = pf_alloc(call, pf_strip_keys_bytes(call), 1);
-  if (!memory)
-    return PREFILL_OUT_OF_MEMORY;
-  pf_strip_keys keys = pf_take_strip_keys(call, &memory);
+static void write_density(const pf_call *call) {
   for (int64_t b = 0; b < call->b; ++b)
     for (int64_t h = 0; h < call->hq; ++h) {
       int64_t visited = 0, visible = 0;
@@ -308,17 +304,10 @@ static prefill_status write_density(pf_call *call) {
         visited += of_tile[2 * i];
         visible += of_tile[2 * i + 1];
       }
-      const pf_head_index *index =
-          call->index ? &call->index[b * call->hq + h] : NULL;
-      if (index && index->mode == PF_HEAD_VIEWS) {
-        const pf_work work = pf_views_work(index, call, b, &keys);
-        visited = work.blocks + work.column_tiles;
-      }
       ((float *)call->density
            .data)[b * call->density.batch + h * call->density.head] =
           visible ? (float)((double)visited / (double)visible) : 1.0f;
     }
-  return PREFILL_OK;
 }
 
 static prefill_status run(pf_call *call) {
@@ -341,7 +330,12 @@ static prefill_status run(pf_call *call) {
   if ((status = pf_parallel(call, items, work, lay_out(call, NULL).bytes,
                             tile_body)))
     return status;
-  return call->density.data ? write_density(call) : PREFILL_OK;
+  if (call->density.data) {
+    if ((status = pf_count_strips(call)))
+      return status;
+    write_density(call);
+  }
+  return PREFILL_OK;
 }
 
 prefill_status prefill_attention(const prefill_attention_desc *desc,

@@ -12,9 +12,9 @@
 #include <string.h>
 
 static const char *const input_names[PREFILL_IN_COUNT] = {
-    "Q",          "K",     "V",           "BIAS",          "KEY_MASK",
-    "KV_LENGTHS", "SINKS", "Q_SEGMENT",   "K_SEGMENT",     "Q_OFFSET",
-    "COS",        "SIN",   "Q_POSITIONS", "SEGMENT_STARTS"};
+    "Q",          "K",     "V",           "BIAS",           "KEY_MASK",
+    "KV_LENGTHS", "SINKS", "Q_SEGMENT",   "K_SEGMENT",      "Q_OFFSET",
+    "COS",        "SIN",   "Q_POSITIONS", "SEGMENT_STARTS", "MODALITY"};
 static const char *const output_names[PREFILL_OUT_COUNT] = {
     "O", "LSE", "DENSITY", "BLOCK_MAP", "ROTATED_K"};
 
@@ -305,6 +305,26 @@ static prefill_status check_mask(subject *x, int64_t length, uint32_t feature,
                       bool_or_int ? "bool, int32 or int64" : "int64 or int32");
   const int64_t expected[2] = {call->b, length};
   return check_shape(x, expected, 2);
+}
+
+/* MODALITY: [n] or [b|1, n], n keys, or rows. */
+static prefill_status check_modality(subject *x) {
+  pf_call *call = x->call;
+  prefill_status status = check_any(x);
+  if (status)
+    return status;
+  const DLTensor *tensor = x->tensor;
+  if (!is_type(tensor->dtype, kDLInt, 64) &&
+      !is_type(tensor->dtype, kDLInt, 32) &&
+      !is_type(tensor->dtype, kDLUInt, 8) && !is_bool(tensor->dtype))
+    return wrong_type(x, "int64, int32, uint8 or bool");
+  const int64_t expected[2] = {call->b, call->t};
+  const int rank = tensor->ndim == 1 ? 1 : 2;
+  const int64_t *dims = tensor->shape;
+  const bool fits = tensor->ndim == rank &&
+                    (rank == 1 || dims[0] == 1 || dims[0] == call->b) &&
+                    (dims[rank - 1] == call->t || dims[rank - 1] == call->s);
+  return fits ? PREFILL_OK : wrong_shape(x, expected + 2 - rank, rank);
 }
 
 /* SINKS: [hq], float32 or the type of Q; converted here. */
@@ -612,6 +632,7 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
                  check_rotary(&in[PREFILL_IN_COS], &call->cosine));
   OPTIONAL_INPUT(PREFILL_IN_SIN,
                  check_rotary(&in[PREFILL_IN_SIN], &call->sine));
+  OPTIONAL_INPUT(PREFILL_IN_MODALITY, check_modality(&in[PREFILL_IN_MODALITY]));
 #undef OPTIONAL_INPUT
   for (int i = PREFILL_OUT_LSE; i <= PREFILL_OUT_BLOCK_MAP; ++i)
     if (out[i].tensor && (status = check_statistics(&out[i])))
@@ -643,5 +664,5 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
   return pf_prepare_batches(
       call, in[PREFILL_IN_KEY_MASK].tensor, in[PREFILL_IN_KV_LENGTHS].tensor,
       in[PREFILL_IN_Q_SEGMENT].tensor, in[PREFILL_IN_K_SEGMENT].tensor,
-      in[PREFILL_IN_Q_OFFSET].tensor);
+      in[PREFILL_IN_Q_OFFSET].tensor, in[PREFILL_IN_MODALITY].tensor);
 }

@@ -160,6 +160,8 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
     per_tile = (double)(pf_ceil_div(plan->init, call->bk) +
                         pf_ceil_div(plan->local, call->bk) + own);
     break;
+  case PREFILL_PATTERN_Q_BOUNDARY:
+  case PREFILL_PATTERN_2D_BOUNDARY: /* of the modality that keeps most */
   case PREFILL_PATTERN_VERTICAL_SLASH:
     if (plan->density > 0) {
       per_tile = (double)(pf_max(own + 2, 1) + 1);
@@ -252,6 +254,12 @@ bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
   } else if (plan->pattern == PREFILL_PATTERN_SALE) {
     estimate = pf_cost_estimate_quantized(call, plan, dense);
     exact = true;
+  } else if (plan->pattern == PREFILL_PATTERN_Q_BOUNDARY ||
+             plan->pattern == PREFILL_PATTERN_2D_BOUNDARY) {
+    estimate = (double)call->modalities *
+               pf_cost_estimate_sums(
+                   call, pf_min(call->s, pf_max(plan->last, 1)), keys);
+    exact = true; /* depends on where modalities begin */
   } else if (plan->pattern == PREFILL_PATTERN_GRID) {
     estimate = pf_cost_estimate_sums(
                    call, pf_min(call->s, pf_max(plan->last, 1)), keys) +

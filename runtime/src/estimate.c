@@ -82,6 +82,9 @@ static const pf_pattern *pattern_of(const prefill_head_plan *plan) {
     return &pf_pattern_infllm;
   case PREFILL_PATTERN_GRID:
     return &pf_pattern_grid;
+  case PREFILL_PATTERN_Q_BOUNDARY:
+  case PREFILL_PATTERN_2D_BOUNDARY:
+    return &pf_pattern_boundary;
   default:
     return NULL;
   }
@@ -314,7 +317,9 @@ prefill_status pf_build_index(pf_call *call) {
       e.heads[e.count++] = b * call->hq + h;
       const pf_pattern *pattern = pattern_of(head);
       int64_t bytes;
-      if (pattern->ids) {
+      if (pattern->bytes) {
+        bytes = pattern->bytes(call, head);
+      } else if (pattern->ids) {
         bytes = pf_blocks_bytes(
             &grid, pattern->ids(call, &grid, head, &e.batch[b].dense));
       } else {

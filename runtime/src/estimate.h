@@ -12,6 +12,7 @@
 |*   estimate_quantized.c  sale
 |*   estimate_compressed.c infllm-v2
 |*   estimate_grid.c       grid
+|*   estimate_boundary.c   q-boundary, 2d-boundary
 |*
 |*   estimate_scores.c     scores of single query rows
 |*   estimate_pool.c       scores of mean queries and mean keys
@@ -224,6 +225,8 @@ typedef struct pf_pattern {
   int64_t (*ids)(const pf_call *call, const pf_grid *grid,
                  const prefill_head_plan *plan, const pf_work *dense);
   int64_t (*columns)(const pf_call *call, const prefill_head_plan *plan);
+  /* Bytes of an index of its own kind, instead of these. NULL: none. */
+  int64_t (*bytes)(const pf_call *call, const prefill_head_plan *plan);
   /* Bytes of scratch; limit: distances of the longest batch entry. NULL: 0. */
   int64_t (*scratch)(const pf_call *call, const prefill_head_plan *plan,
                      int64_t limit);
@@ -244,6 +247,7 @@ extern const pf_pattern pf_pattern_flexprefill;    /* estimate_flex.c */
 extern const pf_pattern pf_pattern_sale;           /* estimate_quantized.c */
 extern const pf_pattern pf_pattern_infllm;         /* estimate_compressed.c */
 extern const pf_pattern pf_pattern_grid;           /* estimate_grid.c */
+extern const pf_pattern pf_pattern_boundary;       /* estimate_boundary.c */
 
 /* ids of a pattern that may keep everything. */
 int64_t pf_all_ids(const pf_call *call, const pf_grid *grid,

@@ -112,9 +112,8 @@ static int64_t list_bits(const uint64_t *bits, int64_t count, uint16_t *out) {
   return n;
 }
 
-/* The first bit at or after `from` that equals `value`; count if none. */
-static int64_t next_bit(const uint64_t *bits, int64_t from, int64_t count,
-                        bool value) {
+int64_t pf_next_bit(const uint64_t *bits, int64_t from, int64_t count,
+                    bool value) {
   while (from < count) {
     uint64_t word = bits[from / 64];
     word = (value ? word : ~word) >> (from % 64);
@@ -138,14 +137,14 @@ void pf_relative_from_diagonals(pf_head_index *index, const pf_grid *grid,
     for (int64_t t = 0; t <= pf_own_distance(grid, phase); ++t)
       set_bit(distances, t);
     /* A run of diagonals [begin, end) touches a run of distances. */
-    int64_t begin = next_bit(diagonals, 0, count, true);
+    int64_t begin = pf_next_bit(diagonals, 0, count, true);
     while (begin < count) {
-      int64_t end = next_bit(diagonals, begin, count, false);
+      int64_t end = pf_next_bit(diagonals, begin, count, false);
       int64_t near = top - pf_floor_div(last - begin, grid->bk);
       int64_t far = top - pf_floor_div(first - (end - 1), grid->bk);
       for (int64_t t = near; t <= far && t < limit; ++t)
         set_bit(distances, t);
-      begin = next_bit(diagonals, end, count, true);
+      begin = pf_next_bit(diagonals, end, count, true);
     }
     for (int64_t t = 0; stride > 0 && t < limit; t += stride)
       set_bit(distances, t);

@@ -8,7 +8,8 @@
 |*             tri-shape and strided, in a few KB a head however long the
 prompt;
 |*   blocks    a list of block ids per tile of query rows (CSR);
-|*   views     rows and keys by position modulo a stride, views.h: grid.
+|*   views     rows and keys by position modulo a stride, or runs of rows of
+|*             one modality, views.h: grid, q-boundary, 2d-boundary.
 |*
 |* Distances. Let tile i hold the rows at positions p0 = offset + i * bq up to
 |* p0 + bq - 1, and let its top block be the one of its last position. Diagonal
@@ -66,6 +67,12 @@ typedef struct pf_head_index {
    * `phase` see everything if there is a horizontal line. */
   int64_t stride, phase;
   bool slash, horizontal;
+  /* The same mode for q-boundary and 2d-boundary, `diagonals` not NULL: strips
+   * are runs of rows of one modality m, which see the columns column_first[m]
+   * .. column_first[m + 1] and, of blocks with keys of modality n, those that
+   * diagonals [m][n], a bitmap over distances, touch. */
+  uint64_t *diagonals; /* [modalities][modalities][t / 64 + 1] */
+  int32_t *column_first;
 } pf_head_index;
 
 /* Tiles and blocks of one head. */
@@ -86,6 +93,10 @@ int64_t pf_top_block(const pf_grid *grid, int64_t tile);
 int64_t pf_own_distance(const pf_grid *grid, int64_t tile);
 /* The largest distance that any tile of the grid can use. */
 int64_t pf_max_distance(const pf_grid *grid);
+
+/* The first bit at or after `from` that equals `value`; count if none. */
+int64_t pf_next_bit(const uint64_t *bits, int64_t from, int64_t count,
+                    bool value);
 
 /* Bytes of storage for a relative index with room for `columns` columns, and
  * for a block index with `ids` ids. */

@@ -32,6 +32,8 @@ extern "C" {
 #define PF_MINUS_INF (-__builtin_inff())
 /* Tile functions with a bias take a score below this for invisible. */
 #define PF_BIAS_HIDES (-3e38f)
+/* Kinds of token that q-boundary and 2d-boundary tell from each other. */
+#define PF_MAX_MODALITIES 8
 /* Longest accepted block_q and block_k. */
 #define PF_MAX_BLOCK 1024
 /* DLPack's code of bool, newer than Debian's header. */
@@ -128,7 +130,12 @@ typedef struct pf_batch {
   const uint8_t *key_mask; /* [t] 0 or 1; NULL: all visible */
   const uint8_t *state;    /* [blocks] PF_BLOCK_*; NULL: all ALL */
   const int32_t *q_segment, *k_segment; /* [s], [t]; NULL: one segment */
-  const int32_t *block_segment; /* [blocks][2] least and greatest segment */
+  const int32_t *block_segment;    /* [blocks][2] least and greatest segment */
+  const uint8_t *modality;         /* [t] kinds of keys; NULL: not known */
+  const uint8_t *block_modalities; /* [blocks]: one bit each that it holds */
+  const int64_t *strip; /* [strips][2]: first row and number of rows of runs of
+                           one modality, at most bq */
+  int64_t strips;
 } pf_batch;
 
 struct pf_head_index;
@@ -176,6 +183,7 @@ typedef struct pf_call {
   pf_rows rotated_k;           /* output or workspace, see rotary.c */
   struct pf_head_index *index; /* [b][hq], or NULL: all dense */
   int64_t most_columns;        /* longest column list of any head */
+  int64_t modalities;          /* of the call; 0: not known */
   const int64_t *first_strip;  /* [b][hq]: number of a head's first strip */
   int64_t most_gathered;       /* keys that a strip copies, views.c */
   const struct estimation *estimation; /* while the index is built */
@@ -240,7 +248,8 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
                                   const DLTensor *kv_lengths,
                                   const DLTensor *q_segment,
                                   const DLTensor *k_segment,
-                                  const DLTensor *q_offset);
+                                  const DLTensor *q_offset,
+                                  const DLTensor *modality);
 /* call->value_mean, for kernels that give it to masked rows. */
 prefill_status pf_prepare_value_mean(pf_call *call);
 

@@ -5,7 +5,7 @@
 |* that tiles skip blocks without looking at single keys.
 |*
 \*===----------------------------------------------------------------------===*/
-#include "internal.h"
+#include "views.h"
 #include <string.h>
 
 /* Element `index` (in elements) of an int32, int64 or one-byte tensor. */
@@ -132,7 +132,8 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
                                   const DLTensor *kv_lengths,
                                   const DLTensor *q_segment,
                                   const DLTensor *k_segment,
-                                  const DLTensor *q_offset) {
+                                  const DLTensor *q_offset,
+                                  const DLTensor *modality) {
   const prefill_attention_desc *desc = call->desc;
   pf_batch *batch = pf_alloc(call, call->b, sizeof(pf_batch));
   if (!batch)
@@ -167,6 +168,8 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
     return status;
   if (q_segment &&
       (status = prepare_segments(call, q_segment, k_segment, batch)))
+    return status;
+  if ((status = pf_prepare_modalities(call, batch, modality)))
     return status;
   if ((desc->features & PREFILL_TILE_KEY_MASK) && !key_mask) {
     uint8_t *ones = pf_alloc(call, call->t, 1);

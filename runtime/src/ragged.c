@@ -153,6 +153,7 @@ static prefill_status run_piece(const pf_call *call, const piece *p,
   pf_call part = *call;
   part.owned_count = 0;
   part.q_positions = part.segment_starts = NULL;
+  part.modalities = 0; /* what is known of them is of the rows of the call */
   part.b = p->batches;
   part.s = p->rows;
   part.t = p->keys;

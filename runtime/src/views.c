@@ -8,6 +8,7 @@ pf_strip_keys pf_take_strip_keys(const pf_call *call, char **at) {
   keys.blocks = pf_take(at, call->blocks, sizeof(uint32_t));
   keys.mask = pf_take(at, call->blocks * call->bk, 1);
   keys.positions = pf_take(at, call->t + call->bk, sizeof(int32_t));
+  keys.kept = pf_take(at, pf_words(call->blocks), sizeof(uint64_t));
   return keys;
 }
 
@@ -16,6 +17,27 @@ int64_t pf_strip_keys_bytes(const pf_call *call) {
   char *at = anchor;
   pf_take_strip_keys(call, &at);
   return at - anchor;
+}
+
+static int64_t bitmap_bytes(const pf_call *call) {
+  return call->modalities * call->modalities * pf_words(call->t) * 8;
+}
+
+int64_t pf_boundary_bytes(const pf_call *call) {
+  return bitmap_bytes(call) + pf_round_up((call->modalities + 1) * 4, 8) +
+         call->modalities * call->t * 4;
+}
+
+void pf_boundary_init(pf_head_index *index, const pf_call *call,
+                      void *storage) {
+  char *at = storage;
+  *index = (pf_head_index){.mode = PF_HEAD_VIEWS, .dense_tile = call->tiles};
+  index->diagonals = storage;
+  at += bitmap_bytes(call);
+  memset(storage, 0, (size_t)(at - (char *)storage));
+  index->column_first = (int32_t *)at;
+  at += pf_round_up((call->modalities + 1) * 4, 8);
+  index->column = (int32_t *)at;
 }
 
 /*===-- strips -----------------------------------------------------------===*/
@@ -28,7 +50,10 @@ static int64_t views_of(const pf_head_index *index, const pf_call *call) {
   return pf_min(index->stride, rows_of(index, call));
 }
 
-int64_t pf_strip_count(const pf_head_index *index, const pf_call *call) {
+int64_t pf_strip_count(const pf_head_index *index, const pf_call *call,
+                       int64_t b) {
+  if (index->diagonals)
+    return call->batch[b].strips;
   const int64_t rows = pf_ceil_div(rows_of(index, call), index->stride);
   return views_of(index, call) * pf_ceil_div(rows, call->bq);
 }
@@ -38,8 +63,16 @@ int64_t pf_strip_count(const pf_head_index *index, const pf_call *call) {
 pf_strip pf_strip_of(const pf_head_index *index, const pf_call *call, int64_t b,
                      int64_t number) {
   const int64_t offset = call->batch[b].offset, step = index->stride;
+  if (index->diagonals) {
+    const pf_batch *batch = &call->batch[b];
+    const int64_t *strip = batch->strip + 2 * (batch->strips - 1 - number);
+    return (pf_strip){.row = strip[0],
+                      .step = 1,
+                      .rows = strip[1],
+                      .position = offset + strip[0]};
+  }
   const int64_t rows = rows_of(index, call), views = views_of(index, call);
-  const int64_t tiles = pf_strip_count(index, call) / views;
+  const int64_t tiles = pf_strip_count(index, call, b) / views;
   const int64_t line =
       ((index->phase - offset) % step + step) % step; /* its first row */
   const int64_t view = (number + (line < views ? line : 0)) % views;
@@ -52,13 +85,16 @@ pf_strip pf_strip_of(const pf_head_index *index, const pf_call *call, int64_t b,
 }
 
 /* Lists blocks [begin, end) of the view that hold visible keys, those first
- * that need no test. mask: of the view, or NULL. */
+ * that need no test: below seen_by_all, and below kv_len. mask: of the view, or
+ * NULL; kept: bitmap of the blocks to list, or NULL: all. */
 static void list_blocks(const pf_call *call, int64_t begin, int64_t end,
                         int64_t seen_by_all, const uint8_t *mask,
-                        pf_strip_keys *keys) {
+                        const uint64_t *kept, pf_strip_keys *keys) {
   const int64_t bk = call->bk;
   for (int pass = 0; pass < 2; ++pass) {
     for (int64_t block = begin; block < end; ++block) {
+      if (kept && !pf_get_bit(kept, block))
+        continue;
       const int64_t from = block * bk, to = pf_min(from + bk, keys->kv_len);
       int64_t visible = to - from;
       if (mask) {
@@ -94,7 +130,7 @@ static void list_line(const pf_call *call, const pf_batch *batch,
   keys->position = last;
   const int64_t whole =
       pf_min((first + 1) / bk, pf_ceil_div(batch->kv_len, bk));
-  list_blocks(call, 0, whole, batch->kv_len, batch->key_mask, keys);
+  list_blocks(call, 0, whole, batch->kv_len, batch->key_mask, NULL, keys);
   keys->gather = whole * bk;
   const int64_t end = pf_min(last + 1, batch->kv_len);
   for (int64_t j = keys->gather; j < end; ++j) {
@@ -125,7 +161,7 @@ static void list_view(const pf_head_index *index, const pf_call *call,
          ++c)
       keys->mask[c] = batch->key_mask[phase + c * step];
   list_blocks(call, begin, pf_ceil_div(end, bk), keys->position + 1,
-              batch->key_mask ? keys->mask : NULL, keys);
+              batch->key_mask ? keys->mask : NULL, NULL, keys);
   const int64_t last = strip->position + (strip->rows - 1) * step;
   int64_t n = 0;
   for (; n < index->columns && index->column[n] <= last; ++n) {
@@ -140,12 +176,70 @@ static void list_view(const pf_head_index *index, const pf_call *call,
   pad_positions(call, keys);
 }
 
+/* Sets the blocks that diagonals touch, seen from a strip, of those in [0, end)
+ * that hold keys of modality `kind`. */
+static void keep_diagonals(const pf_call *call, const pf_batch *batch,
+                           const uint64_t *diagonals, int64_t kind,
+                           const pf_strip *strip, int64_t end, uint64_t *kept) {
+  const int64_t first = strip->position, last = first + strip->rows - 1;
+  int64_t from = pf_next_bit(diagonals, 0, call->t, true);
+  while (from < call->t) {
+    const int64_t to = pf_next_bit(diagonals, from, call->t, false);
+    const int64_t low = pf_floor_div(first - (to - 1), call->bk);
+    const int64_t high = pf_floor_div(last - from, call->bk);
+    for (int64_t block = pf_max(low, 0); block <= pf_min(high, end - 1);
+         ++block)
+      if (batch->block_modalities[block] >> kind & 1)
+        pf_set_bit(kept, block);
+    from = pf_next_bit(diagonals, to, call->t, true);
+  }
+}
+
+/* A strip of rows of one modality. */
+static void list_run(const pf_head_index *index, const pf_call *call,
+                     const pf_batch *batch, const pf_strip *strip,
+                     pf_strip_keys *keys) {
+  const int64_t bk = call->bk, words = pf_words(call->t);
+  const int64_t first = strip->position, last = first + strip->rows - 1;
+  const int64_t kind = batch->modality[pf_min(first, call->t - 1)];
+  keys->step = 1;
+  keys->kv_len = batch->kv_len;
+  keys->position = first;
+  const int64_t end = pf_ceil_div(pf_min(batch->kv_len, last + 1), bk);
+  const int64_t low = call->window ? pf_max(0, first - call->window_left) : 0;
+  memset(keys->kept, 0, (size_t)pf_words(call->blocks) * 8);
+  for (int64_t block = first / bk; block < end; ++block)
+    pf_set_bit(keys->kept, block);
+  for (int64_t of_key = 0; of_key < call->modalities; ++of_key)
+    keep_diagonals(call, batch,
+                   index->diagonals +
+                       (kind * call->modalities + of_key) * words,
+                   of_key, strip, end, keys->kept);
+  /* Within a window no block needs no test: few are left anyhow. */
+  list_blocks(call, low / bk, end, call->window ? 0 : first + 1,
+              batch->key_mask, keys->kept, keys);
+  const int32_t *column = index->column + index->column_first[kind];
+  const int64_t count =
+      index->column_first[kind + 1] - index->column_first[kind];
+  int64_t n = 0;
+  for (; n < count && column[n] <= last; ++n)
+    keys->positions[n] =
+        column[n] < low || pf_get_bit(keys->kept, column[n] / bk) ? INT32_MAX
+                                                                  : column[n];
+  keys->column_count = n;
+  keys->first_column = index->column_first[kind];
+  keys->gather = -1;
+  pad_positions(call, keys);
+}
+
 void pf_list_strip(const pf_head_index *index, const pf_call *call, int64_t b,
                    const pf_strip *strip, pf_strip_keys *keys) {
   const pf_batch *batch = &call->batch[b];
-  keys->first = 0;
+  keys->first = keys->first_column = 0;
   keys->block_count = keys->full_count = keys->column_count = 0;
-  if (index->horizontal && strip->position % index->stride == index->phase)
+  if (index->diagonals)
+    list_run(index, call, batch, strip, keys);
+  else if (index->horizontal && strip->position % index->stride == index->phase)
     list_line(call, batch, strip, keys);
   else
     list_view(index, call, batch, strip, keys);
@@ -165,7 +259,7 @@ static int64_t live_tiles(const pf_call *call, const pf_strip_keys *keys) {
 pf_work pf_views_work(const pf_head_index *index, const pf_call *call,
                       int64_t b, pf_strip_keys *keys) {
   pf_work work = {0};
-  const int64_t strips = pf_strip_count(index, call);
+  const int64_t strips = pf_strip_count(index, call, b);
   for (int64_t i = 0; i < strips; ++i) {
     const pf_strip strip = pf_strip_of(index, call, b, i);
     if (!strip.rows)
@@ -252,35 +346,38 @@ static void strip_body(pf_call *call, void *worker, int64_t item) {
             (b * call->o.batch + h * call->o.head + strip.row * call->o.row) *
                 call->element;
   static const float no_bias = 0;
-  prefill_tile_args args = {.k = k + keys->first * call->k.row * call->element,
-                            .v = v + keys->first * call->v.row * call->element,
-                            .o = o,
-                            .q_stride = call->q.row * strip.step,
-                            .k_stride = call->k.row * keys->step,
-                            .v_stride = call->v.row * keys->step,
-                            .o_stride = call->o.row * strip.step,
-                            .rows = strip.rows,
-                            .position = keys->position,
-                            .kv_len = keys->kv_len,
-                            .window_left = call->window_left,
-                            .window_right = call->window_right,
-                            .scale = call->scale,
-                            .softcap = call->desc->softcap,
-                            .sink = call->sinks ? call->sinks[h] : PF_MINUS_INF,
-                            .blocks = keys->blocks,
-                            .block_count = keys->block_count,
-                            .full_count = keys->full_count,
-                            .col_k = index->col_k,
-                            .col_v = index->col_v,
-                            .col_pos = keys->positions,
-                            .col_count = keys->column_count,
-                            .key_mask = !batch->key_mask  ? call->ones
-                                        : keys->step == 1 ? batch->key_mask
-                                                          : keys->mask,
-                            .bias = &no_bias,
-                            .q_segment = call->zeros,
-                            .k_segment = call->zeros,
-                            .workspace = m.tile_workspace};
+  prefill_tile_args args = {
+      .k = k + keys->first * call->k.row * call->element,
+      .v = v + keys->first * call->v.row * call->element,
+      .o = o,
+      .q_stride = call->q.row * strip.step,
+      .k_stride = call->k.row * keys->step,
+      .v_stride = call->v.row * keys->step,
+      .o_stride = call->o.row * strip.step,
+      .rows = strip.rows,
+      .position = keys->position,
+      .kv_len = keys->kv_len,
+      .window_left = call->window_left,
+      .window_right = call->window_right,
+      .scale = call->scale,
+      .softcap = call->desc->softcap,
+      .sink = call->sinks ? call->sinks[h] : PF_MINUS_INF,
+      .blocks = keys->blocks,
+      .block_count = keys->block_count,
+      .full_count = keys->full_count,
+      .col_k = (const char *)index->col_k +
+               keys->first_column * call->d * call->element,
+      .col_v = (const char *)index->col_v +
+               keys->first_column * call->e * call->element,
+      .col_pos = keys->positions,
+      .col_count = keys->column_count,
+      .key_mask = !batch->key_mask  ? call->ones
+                  : keys->step == 1 ? batch->key_mask
+                                    : keys->mask,
+      .bias = &no_bias,
+      .q_segment = call->zeros,
+      .k_segment = call->zeros,
+      .workspace = m.tile_workspace};
   if (keys->gather >= 0) {
     gather(call, k, call->k.row, call->d, keys, m.col_k);
     gather(call, v, call->v.row, call->e, keys, m.col_v);
@@ -336,7 +433,7 @@ static void write_map(pf_call *call, void *worker, int64_t head) {
   for (int64_t tile = 0; tile < index->dense_tile; ++tile)
     for (int64_t block = 0; block < call->blocks; ++block)
       map[tile * call->block_map.row + block * call->map_block] = 0;
-  const int64_t strips = pf_strip_count(index, call);
+  const int64_t strips = pf_strip_count(index, call, b);
   for (int64_t n = 0; n < strips; ++n) {
     const pf_strip strip = pf_strip_of(index, call, b, n);
     if (!strip.rows)
@@ -354,7 +451,9 @@ static void write_map(pf_call *call, void *worker, int64_t head) {
             out[j / call->bk * call->map_block] = 2;
         }
       for (int64_t x = 0; x < keys.column_count; ++x) {
-        const int64_t j = keys.gather >= 0 ? keys.gather + x : index->column[x];
+        const int64_t j = keys.gather >= 0
+                              ? keys.gather + x
+                              : index->column[keys.first_column + x];
         if (keys.positions[x] != INT32_MAX && j <= own)
           out[j / call->bk * call->map_block] = 2;
       }
@@ -371,7 +470,7 @@ prefill_status pf_run_strips(pf_call *call) {
     const pf_head_index *index = &call->index[head];
     if (index->mode != PF_HEAD_VIEWS)
       continue;
-    strips += pf_strip_count(index, call);
+    strips += pf_strip_count(index, call, head / call->hq);
     if (index->horizontal) /* between the first and the last row of a strip */
       most = pf_max(most, (call->bq - 1) * index->stride + call->bk);
   }
@@ -384,7 +483,7 @@ prefill_status pf_run_strips(pf_call *call) {
   for (int64_t head = 0; head < heads; ++head) {
     first[head] = strips;
     if (call->index[head].mode == PF_HEAD_VIEWS)
-      strips += pf_strip_count(&call->index[head], call);
+      strips += pf_strip_count(&call->index[head], call, head / call->hq);
   }
   call->first_strip = first;
   call->most_gathered = pf_round_up(pf_min(most, call->t), call->bk);
@@ -398,4 +497,23 @@ prefill_status pf_run_strips(pf_call *call) {
   if (status || !call->block_map.data)
     return status;
   return pf_parallel(call, heads, work, bytes, write_map);
+}
+
+prefill_status pf_count_strips(pf_call *call) {
+  char *memory = pf_alloc(call, pf_strip_keys_bytes(call), 1);
+  if (!memory)
+    return PREFILL_OUT_OF_MEMORY;
+  pf_strip_keys keys = pf_take_strip_keys(call, &memory);
+  for (int64_t head = 0; call->index && head < call->b * call->hq; ++head) {
+    const pf_head_index *index = &call->index[head];
+    if (index->mode != PF_HEAD_VIEWS)
+      continue;
+    const pf_work work = pf_views_work(index, call, head / call->hq, &keys);
+    int64_t visits = work.blocks + work.column_tiles;
+    int32_t *visited = call->visited + head * call->tiles * 2;
+    for (int64_t tile = index->dense_tile; tile < call->tiles; ++tile)
+      visits -= visited[2 * tile]; /* counted there */
+    visited[0] = (int32_t)visits;
+  }
+  return PREFILL_OK;
 }

@@ -22,6 +22,9 @@ columns.
 extern "C" {
 #endif
 
+/* With modalities (index.h) a strip is a run of adjacent rows of one kind, and
+ * the keys are K's as they lie. */
+
 /* Rows row, row + step, ... of a head; `rows` of them, or 0: none. */
 typedef struct pf_strip {
   int64_t row, step, rows;
@@ -33,22 +36,33 @@ typedef struct pf_strip_keys {
   uint32_t *blocks;   /* [blocks]: full ones first, of the view */
   uint8_t *mask;      /* [blocks * bk]: key mask of the view */
   int32_t *positions; /* [t + bk]: of the columns, INT32_MAX: not visited */
+  uint64_t *kept;     /* [blocks]: bitmap */
 
   int64_t first, step; /* key c of the view is key first + c * step */
   int64_t kv_len;      /* keys of the view */
   int64_t position;    /* of the strip's first row among them */
   int64_t block_count, full_count, column_count;
   /* Columns are the keys from this one on (not gathered yet); -1: those of the
-   * index. */
-  int64_t gather;
+   * index from first_column on. */
+  int64_t gather, first_column;
 } pf_strip_keys;
 
 /* Bytes of that memory; pf_take_strip_keys cuts it from *at. */
 int64_t pf_strip_keys_bytes(const pf_call *call);
 pf_strip_keys pf_take_strip_keys(const pf_call *call, char **at);
 
+/* Storage of an index of modalities, and laying out an empty one. */
+int64_t pf_boundary_bytes(const pf_call *call);
+void pf_boundary_init(pf_head_index *index, const pf_call *call, void *storage);
+
+/* modality.c: fills call->modalities and, per batch entry, what is known of
+ * them. tensor: MODALITY, checked, or NULL. */
+prefill_status pf_prepare_modalities(pf_call *call, pf_batch *batch,
+                                     const DLTensor *tensor);
+
 /* Number of strips of a head, some of them perhaps empty, and one of them. */
-int64_t pf_strip_count(const pf_head_index *index, const pf_call *call);
+int64_t pf_strip_count(const pf_head_index *index, const pf_call *call,
+                       int64_t b);
 pf_strip pf_strip_of(const pf_head_index *index, const pf_call *call, int64_t b,
                      int64_t number);
 /* Fills what a strip visits. */
@@ -61,6 +75,9 @@ pf_work pf_views_work(const pf_head_index *index, const pf_call *call,
 
 /* Runs the strips of all heads of that mode, and fills their BLOCK_MAP. */
 prefill_status pf_run_strips(pf_call *call);
+
+/* Adds what these heads' strips visit to call->visited, at their first tile. */
+prefill_status pf_count_strips(pf_call *call);
 
 /* attention.c: what a row without any visible key gives, for masked_row other
  * than ZERO. row: [e] of scratch. */

@@ -53,6 +53,12 @@ static cl::opt<std::string> sparsify("sparsify", cl::cat(category),
                                      cl::init("dense"), cl::ValueOptional,
                                      cl::value_desc("NAME[:option=value,...]"),
                                      cl::desc(sparsifyHelp()));
+static cl::opt<std::string>
+    modality("modality", cl::cat(category),
+             cl::value_desc("NAME|token:ID[,ID...]"),
+             cl::desc("What kind of token each key is, for q-boundary and "
+                      "2d-boundary: an integer value of the model, or whether "
+                      "input_ids are one of these"));
 static cl::list<std::string>
     target("target", cl::cat(category), cl::CommaSeparated,
            cl::value_desc("cpu"), cl::desc("Targets to generate kernels for"));
@@ -163,11 +169,12 @@ static int calibrate(int argc, char **argv) {
 
 /// True when a driver flag was given.
 static bool hasDriverFlag() {
-  return sparsify.getNumOccurrences() || target.getNumOccurrences() ||
-         emit.getNumOccurrences() || externalData.getNumOccurrences() ||
-         cacheDir.getNumOccurrences() || rowLiveness.getNumOccurrences() ||
-         logits.getNumOccurrences() || packing.getNumOccurrences() || noCache ||
-         stats || verbose || timing || json;
+  return sparsify.getNumOccurrences() || modality.getNumOccurrences() ||
+         target.getNumOccurrences() || emit.getNumOccurrences() ||
+         externalData.getNumOccurrences() || cacheDir.getNumOccurrences() ||
+         rowLiveness.getNumOccurrences() || logits.getNumOccurrences() ||
+         packing.getNumOccurrences() || noCache || stats || verbose || timing ||
+         json;
 }
 
 int main(int argc, char **argv) {
@@ -220,6 +227,7 @@ int main(int argc, char **argv) {
   options.input = input;
   options.output = output;
   options.emit = emit;
+  options.modality = modality;
   options.sparsify = sparsify.empty() ? "auto" : sparsify.getValue();
   if (!target.empty())
     options.targets.assign(target.begin(), target.end());

@@ -41,8 +41,9 @@ static std::optional<HeadPlan> throughIR(const HeadPlan &plan) {
       builder.getFunctionType({type, type}, {SparseIndexType::get(&context)}));
   Block *body = function.addEntryBlock();
   builder.setInsertionPointToEnd(body);
-  Value index = buildIndex(builder, loc, body->getArgument(0),
-                           body->getArgument(1), body->getArgument(1), plan);
+  Value index =
+      buildIndex(builder, loc, body->getArgument(0), body->getArgument(1),
+                 body->getArgument(1), plan, body->getArgument(1));
   func::ReturnOp::create(builder, loc, index);
   EXPECT_TRUE(succeeded(verify(*module)));
   std::string text;

@@ -28,13 +28,14 @@ struct CompilerOptions {
   std::string output; ///< folder for Artifacts, file ("-": stdout) otherwise
   EmitKind emit = EmitKind::Artifacts;
   std::string sparsify = "dense";
+  std::string modality; ///< a value's name or token:ID,...; empty: none
   bool rowLiveness = true;    ///< compute only the rows that reach the outputs
   std::string logits = "all"; ///< rows of the output `logits`: all, last, rows
   std::string pack = "off";   ///< several prompts a sequence: off, ffd, exact
   std::vector<std::string> targets = {"cpu"};
   ExternalData externalData = ExternalData::Reference;
   std::string runtimeArchive; ///< libprefill_runtime.a
-  std::string cacheDir; ///< empty: the user's cache folder
+  std::string cacheDir;       ///< empty: the user's cache folder
   bool useCache = true;
   bool stats = false;   ///< density outputs in the model, for reports
   bool remarks = false; ///< print why something was left as it was

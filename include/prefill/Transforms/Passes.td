@@ -71,7 +71,9 @@ def SparsifyAttention : Pass<"sparsify-attention", "::mlir::ModuleOp"> {
   }];
   let options = [
     Option<"pattern", "pattern", "std::string", /*default=*/"\"vertical-slash\"",
-           "Pattern with options, or config:FILE">
+           "Pattern with options, or config:FILE">,
+    Option<"modality", "modality", "std::string", /*default=*/"",
+           "What kind of token each key is: a value's name, or token:ID,... of input_ids">
   ];
   let statistics = [
     Statistic<"numSparse", "sparse", "Number of attentions made sparse">,

@@ -149,6 +149,14 @@ LogicalResult ScoreLastRowsOp::verify() {
                     ScoreAxis::Diagonal);
 }
 
+LogicalResult ScoreBoundaryOp::verify() {
+  if (failed(verifyAxis(*this, "columns", getColumns().getType(),
+                        ScoreAxis::Column)))
+    return failure();
+  return verifyAxis(*this, "diagonals", getDiagonals().getType(),
+                    ScoreAxis::Diagonal);
+}
+
 LogicalResult ScorePooledOp::verify() {
   return verifyAxis(*this, "scores", getScores().getType(), ScoreAxis::Block);
 }
@@ -258,6 +266,14 @@ LogicalResult IndexRelativeOp::verify() {
 
 LogicalResult IndexBlocksOp::verify() {
   return verifyAxis(*this, "blocks", getBlocks().getType(), ScoreAxis::Block);
+}
+
+LogicalResult IndexBoundaryOp::verify() {
+  if (failed(verifyAxis(*this, "columns", getColumns().getType(),
+                        ScoreAxis::Column)))
+    return failure();
+  return verifyAxis(*this, "diagonals", getDiagonals().getType(),
+                    ScoreAxis::Diagonal);
 }
 
 LogicalResult IndexGridOp::verify() {

@@ -141,6 +141,9 @@ enum prefill_pattern {
   PREFILL_PATTERN_STRIDED = 10,    /* init, local, stride (blocks) */
   PREFILL_PATTERN_GRID = 11, /* stride (tokens) | top_p, init, last; vertical,
                                 slash, horizontal: lines, 0 or 1 */
+  PREFILL_PATTERN_Q_BOUNDARY = 12,  /* vertical, slash, init, local, last; of
+                                       each modality of rows */
+  PREFILL_PATTERN_2D_BOUNDARY = 13, /* and of each pair with one of keys */
 };
 typedef struct prefill_head_plan {
   uint32_t pattern;

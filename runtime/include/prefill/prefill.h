@@ -90,7 +90,11 @@ typedef enum prefill_attention_input {
                                      pack (a table's rows too). Batch 1; not
                                      with BIAS, KEY_MASK, KV_LENGTHS, Q_SEGMENT,
                                      BLOCK_MAP */
-  PREFILL_IN_COUNT = 14
+  PREFILL_IN_MODALITY = 14, /* [t] or [b|1, t] integers or bool: what kind of
+                               token each key is, for q-boundary and
+                               2d-boundary; [s] or [b|1, s] too, then these run
+                               dense where there are keys before the rows */
+  PREFILL_IN_COUNT = 15
 } prefill_attention_input;
 
 typedef enum prefill_attention_output {

@@ -223,6 +223,14 @@ func.func @strided(%q: tensor<1x2x?x64xf32>) {
 
 // -----
 
+func.func @boundary(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{columns must run along the column axis, got diagonal}}
+  %c, %d = prefill.score.boundary %q, %q modality(%q : tensor<1x2x?x64xf32>) rows 64 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <diagonal>, <diagonal>
+  return
+}
+
+// -----
+
 func.func @grid(%q: tensor<1x2x?x64xf32>) {
   // expected-error @+1 {{scores must run along the grid axis, got block}}
   %s = prefill.score.grid %q, %q rows 64 init 4 : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>

@@ -92,6 +92,12 @@ func.func @estimates(%q: tensor<1x2x?x64xf32>) {
   %g = prefill.keep_dissimilar %0, %q, %q below 0.5 : <block>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <block>
   // CHECK: prefill.index.strided init 64 local 1024 stride 8
   %i = prefill.index.strided init 64 local 1024 stride 8
+  // CHECK: prefill.score.boundary %{{.*}}, %{{.*}} modality(%{{.*}} : tensor<1x2x?x64xf32>) rows 64 pairs :
+  %ba, %bb = prefill.score.boundary %q, %q modality(%q : tensor<1x2x?x64xf32>) rows 64 pairs : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <column>, <diagonal>
+  %bc = prefill.select %ba {top_k = 5 : i64} : <column> -> <column>
+  %bd = prefill.select %bb {top_k = 5 : i64} : <diagonal> -> <diagonal>
+  // CHECK: prefill.index.boundary %{{.*}}, %{{.*}} modality(%{{.*}} : tensor<1x2x?x64xf32>) : <column>, <diagonal>
+  %be = prefill.index.boundary %bc, %bd modality(%q : tensor<1x2x?x64xf32>) : <column>, <diagonal>
   // CHECK: prefill.score.grid %{{.*}}, %{{.*}} rows 64 init 4 vertical slash :
   %ga = prefill.score.grid %q, %q rows 64 init 4 vertical slash : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> <grid>
   // CHECK: prefill.select %{{.*}} {top_p = 5.000000e-01 : f32} : <grid> -> <grid>

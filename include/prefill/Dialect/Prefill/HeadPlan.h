@@ -24,8 +24,16 @@ enum class SparsePattern : int32_t {
   FlexPrefill = 8,
   InfLLMv2 = 9,
   Strided = 10,
-  Grid = 11
+  Grid = 11,
+  QBoundary = 12,
+  TwoDBoundary = 13
 };
+
+/// Does the pattern ask what kind of token each key is?
+inline bool needsModality(SparsePattern pattern) {
+  return pattern == SparsePattern::QBoundary ||
+         pattern == SparsePattern::TwoDBoundary;
+}
 
 /// How one query head is made sparse (prefill_head_plan).
 struct HeadPlan {

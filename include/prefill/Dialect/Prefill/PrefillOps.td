@@ -248,6 +248,22 @@ def Prefill_ScoreGridOp : Prefill_Op<"score.grid", [Pure]> {
   let hasVerifier = 1;
 }
 
+def Prefill_ScoreBoundaryOp : Prefill_Op<"score.boundary", [Pure]> {
+  let summary = "Column and diagonal sums per modality";
+  let description = [{
+    `modality` `[b, t]` or `[t]` says what kind of token each key is. As
+    score.last_rows, for every modality by itself: of the last `rows` query rows
+    of the last run of the modality that is so long, or of its longest. With
+    `pairs` for every pair with a modality of keys, over just these. MMInference's
+    Q- and 2D-boundary (arXiv:2504.16083).
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k, AnyType:$modality,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$rows, UnitAttr:$pairs);
+  let results = (outs Prefill_ScoresType:$columns, Prefill_ScoresType:$diagonals);
+  let assemblyFormat = "$q `,` $k `modality` `(` $modality `:` type($modality) `)` `rows` $rows (`pairs` $pairs^)? attr-dict `:` type($q) `,` type($k) `->` type($columns) `,` type($diagonals)";
+  let hasVerifier = 1;
+}
+
 //===----------------------------------------------------------------------===//
 // Select
 //===----------------------------------------------------------------------===//
@@ -359,6 +375,20 @@ def Prefill_IndexBlocksOp : Prefill_Op<"index.blocks", [Pure]> {
   let arguments = (ins Prefill_SelectionType:$blocks);
   let results = (outs Prefill_IndexType:$index);
   let assemblyFormat = "$blocks attr-dict `:` type($blocks)";
+  let hasVerifier = 1;
+}
+
+def Prefill_IndexBoundaryOp : Prefill_Op<"index.boundary", [Pure]> {
+  let summary = "Selected columns and diagonals of each modality";
+  let description = [{
+    As index.relative, for runs of query rows of one modality: the columns and
+    diagonals that were selected for it; of a pair of modalities its diagonals
+    keep the blocks with keys of the one.
+  }];
+  let arguments = (ins Prefill_SelectionType:$columns,
+                   Prefill_SelectionType:$diagonals, AnyType:$modality);
+  let results = (outs Prefill_IndexType:$index);
+  let assemblyFormat = "$columns `,` $diagonals `modality` `(` $modality `:` type($modality) `)` attr-dict `:` type($columns) `,` type($diagonals)";
   let hasVerifier = 1;
 }
 
