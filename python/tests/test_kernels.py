@@ -612,6 +612,25 @@ def test_modality_in_onnxruntime(build):
         library.run(library.kernels[0], {"q": q, "k": k, "v": v}, {"o": np.empty_like(q)})
 
 
+def test_modality_from_tokens(tmp_path):
+    """token:ID,ID makes a modality of input_ids; the pattern gets it in ONNX Runtime."""
+    model = attention_model(4, 2, 32, kinds=TensorProto.INT64, is_causal=1)
+    model.graph.input[-1].name = "input_ids"
+    path = save_model(model, tmp_path / "model.onnx")
+    spec = "2d-boundary:vertical=40,slash=120,dense-below=0"
+    folder = prefill_opt.compile(path, tmp_path / "out", sparsify=spec, modality="token:3,5")
+    q, k, v = tensors(4, 2, 640, 640, 32)
+    ids = np.arange(640) % 3
+    ids[100:260], ids[400:500] = 3, 5
+    feeds = {"q": q, "k": k, "v": v, "input_ids": ids[None]}
+    got = prefill_opt.session(folder).run(None, feeds)[0]
+    for head in range(4):
+        one = q[0, head], k[0, head // 2], v[0, head // 2]
+        allowed = oracle.boundary(one[0], one[1], np.isin(ids, [3, 5]), 40, 120, pairs=True)
+        expected, _ = oracle.attention(*(x[None, None] for x in one), causal=True, allowed=allowed)
+        assert row_error(got[0, head], expected[0, 0]) < 2e-5
+
+
 @pytest.mark.parametrize("pattern", ["block-topk:top-k=2", "sampled:threshold=0.3", "infllm-v2:top-k=2,window=0"])
 def test_guard(pattern, build):
     """Blocks of keys or queries that are not alike are visited besides."""

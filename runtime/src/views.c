@@ -420,7 +420,8 @@ static void strip_body(pf_call *call, void *worker, int64_t item) {
       lse_out[i * call->lse.row * strip.step] = args.lse[i];
 }
 
-/* BLOCK_MAP of one head: 2 where a row of a tile visits a key of a block. */
+/* BLOCK_MAP of one head: 2 where a row of a tile visits a key of a block, 1
+ * where rows of one modality visit a block. */
 static void write_map(pf_call *call, void *worker, int64_t head) {
   const pf_head_index *index = &call->index[head];
   if (index->mode != PF_HEAD_VIEWS)
@@ -439,6 +440,7 @@ static void write_map(pf_call *call, void *worker, int64_t head) {
     if (!strip.rows)
       continue;
     pf_list_strip(index, call, b, &strip, &keys);
+    const uint8_t whole = index->diagonals ? 1 : 2;
     for (int64_t i = 0; i < strip.rows; ++i) {
       const int64_t row = strip.row + i * strip.step;
       uint8_t *out = map + row / call->bq * call->block_map.row;
@@ -448,14 +450,15 @@ static void write_map(pf_call *call, void *worker, int64_t head) {
           const int64_t view = keys.blocks[x] * call->bk + c;
           const int64_t j = keys.first + view * keys.step;
           if (view < keys.kv_len && j <= own)
-            out[j / call->bk * call->map_block] = 2;
+            out[j / call->bk * call->map_block] = whole;
         }
       for (int64_t x = 0; x < keys.column_count; ++x) {
         const int64_t j = keys.gather >= 0
                               ? keys.gather + x
                               : index->column[keys.first_column + x];
-        if (keys.positions[x] != INT32_MAX && j <= own)
-          out[j / call->bk * call->map_block] = 2;
+        uint8_t *mark = out + j / call->bk * call->map_block;
+        if (keys.positions[x] != INT32_MAX && j <= own && !*mark)
+          *mark = 2;
       }
     }
   }

@@ -48,7 +48,8 @@ TEST_F(Check, TooFewInputs) {
 TEST_F(Check, TooManyInputs) {
   DLTensor *outputs[] = {p.out[0].get()};
   const DLTensor *inputs[] = {p.in[0].get()};
-  EXPECT_EQ(prefill_attention(&p.desc, &p.context, inputs, PREFILL_IN_COUNT + 1, outputs, 1),
+  EXPECT_EQ(prefill_attention(&p.desc, &p.context, inputs, PREFILL_IN_COUNT + 1,
+                              outputs, 1),
             PREFILL_INVALID_ARGUMENT);
 }
 TEST_F(Check, NullLists) {

@@ -93,7 +93,8 @@ typedef enum prefill_attention_input {
   PREFILL_IN_MODALITY = 14, /* [t] or [b|1, t] integers or bool: what kind of
                                token each key is, for q-boundary and
                                2d-boundary; [s] or [b|1, s] too, then these run
-                               dense where there are keys before the rows */
+                               dense where there are keys before the rows, as
+                               they do with the two inputs above */
   PREFILL_IN_COUNT = 15
 } prefill_attention_input;
 
