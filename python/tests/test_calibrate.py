@@ -139,9 +139,9 @@ def test_budget_is_kept(tiny, ids, tmp_path):
     for loss in ("0%", "3%", "1000%"):
         assert main(arguments(tiny, ids, f"--max-loss={loss}")) == 0
         found = json.loads((tmp_path / "plan.json").read_text())["calibration"]
-        assert found["loss"] <= float(loss[:-1]) / 100 + 1e-9
+        assert found["loss"] + found["error"] <= float(loss[:-1]) / 100 + 1e-9
         shares.append(found["density"])
-    assert shares[0] == 1.0 and shares[0] >= shares[1] >= shares[2] and shares[2] < 0.9
+    assert shares[0] >= shares[1] >= shares[2] and shares[0] > 0.8 and shares[2] < 0.8
     assert main(arguments(tiny, ids, "--max-time=90%")) == 0
     assert json.loads((tmp_path / "plan.json").read_text())["calibration"]["cost"] <= 0.9
 
@@ -505,7 +505,7 @@ def test_report_in_a_browser(report, tmp_path):
 def test_report_survives_names_with_markup(tmp_path):
     from prefill_opt.calibrate import report as pages
 
-    run = {"loss": -0.1, "divergence": 0.0, "density": 0.5, "cost": 0.5, "seconds": 1.0}
+    run = {"loss": -0.1, "error": 0.01, "divergence": 0.0, "density": 0.5, "cost": 0.5, "seconds": 1.0}
     result = search.Result(
         [[{"type": "dense"}], [{"type": "<b>", "measured_density": 0.5, "recall": 0.9, "ms": 1.0}]],
         0,

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", choices=("cpu",), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cost", choices=("time", "blocks"), default="time", help="what is minimised")
-    parser.add_argument("--rows", type=int, default=1024, help="last rows that give the loss")
+    parser.add_argument("--rows", type=int, default=1024, help="rows that give the loss")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions of timings")
     parser.add_argument("--groups", type=int, default=15, help="runs with a group of layers sparse")
     parser.add_argument("--random-runs", type=int, default=15, help="runs with random heads sparse")
@@ -141,7 +141,8 @@ def run(options) -> int:
     chosen = result.chosen
     what = "blocks" if options.cost == "blocks" else "dense attention time"
     print(
-        f"{options.output}: perplexity {chosen['loss']:+.2%}, divergence {chosen['divergence']:.4f}, "
+        f"{options.output}: perplexity {chosen['loss']:+.2%} +- {chosen['error']:.2%}, "
+        f"divergence {chosen['divergence']:.4f}, "
         f"{chosen['density']:.1%} of the blocks, {chosen['cost']:.1%} of {what} at {ids.shape[1]} tokens; "
         f"dense below {result.dense_below}"
     )

@@ -67,6 +67,7 @@ class Model:
         path: the model as it was given.
         work: folder for compiled variants.
         threads: intra-op threads of all runs.
+        options: of every compilation, as `prefill_opt.compile` takes them.
         dense: folder of the exact compilation.
         heads: query heads of each raised attention.
         causal: whether each raised attention is causal (others stay dense).
@@ -76,6 +77,7 @@ class Model:
     path: Path
     work: Path
     threads: int
+    options: dict = field(default_factory=dict)
     dense: Path = field(init=False)
     heads: list[int] = field(init=False)
     causal: list[bool] = field(init=False)
@@ -90,7 +92,7 @@ class Model:
             self.causal = ["causal" in site["mask"] for site in sites]
             if not any(self.causal):
                 raise CalibrationError(f"no attention of {self.path} is causal: sparse patterns need that")
-            self.dense = compile(self.path, self.work / "dense")
+            self.dense = compile(self.path, self.work / "dense", **self.options)
         except CompileError as error:
             raise CalibrationError(str(error)) from error
         found = len(attention_nodes(self.dense))
@@ -117,7 +119,9 @@ class Model:
         file = self.work / f"{name}.json"
         file.write_text(json.dumps(configuration(rows, dense_below=dense_below)))
         try:
-            return compile(self.path, self.work / name, sparsify=f"config:{file}", density_output=True)
+            return compile(
+                self.path, self.work / name, sparsify=f"config:{file}", density_output=True, **self.options
+            )
         except CompileError as error:
             raise CalibrationError(str(error)) from error
 
@@ -205,7 +209,7 @@ class Model:
         file = self.work / "maps.json"
         file.write_text(json.dumps(configuration(heads, dense_below=0)))
         try:
-            folder = compile(self.path, self.work / "maps", sparsify=f"config:{file}")
+            folder = compile(self.path, self.work / "maps", sparsify=f"config:{file}", **self.options)
         except CompileError as error:
             raise CalibrationError(str(error)) from error
         ready = session(folder, statistics=True, intra_op_num_threads=self.threads, log_severity_level=4)

@@ -179,8 +179,8 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
     counts = [(name, int((result.plan == index).sum())) for index, name in enumerate(result.names)]
     run_rows = [
         [name, *(f"{run[key]:.1%}" for key in ("cost", "density"))]
-        + [f"{run['loss']:+.2%}", f"{run['divergence']:.4f}", f"{run['seconds']:.2f}"]
-        for name, run in [*runs, ("dense", {"cost": 1, "density": 1, "loss": 0, "divergence": 0, **dense})]
+        + [f"{run['loss']:+.2%} ± {run['error']:.2%}", f"{run['divergence']:.4f}", f"{run['seconds']:.2f}"]
+        for name, run in [*runs, ("dense", {"cost": 1, "density": 1, "loss": 0, "error": 0, "divergence": 0, **dense})]
     ]
     head_rows = [
         [
@@ -194,7 +194,7 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
         for head, entry in enumerate(row)
     ]
     short_rows = [
-        [str(s["tokens"]), f"{s['density']:.1%}", f"{s['loss']:+.2%}"]
+        [str(s["tokens"]), f"{s['density']:.1%}", f"{s['loss']:+.2%} ± {s['error']:.2%}"]
         + [f"{s['seconds'] / s['dense_seconds']:.2f}"]
         for s in result.short
     ]
@@ -207,8 +207,9 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
             f"<title>Calibration of {html.escape(model)}</title><style>{_STYLE}</style>",
             f"<h1>Calibration of {html.escape(model)}</h1>",
             f"<p>At {tokens} tokens the choice visits <b>{chosen['density']:.1%}</b> of the causal blocks "
-            f"in <b>{chosen['cost']:.1%}</b> of dense attention time; perplexity {chosen['loss']:+.2%} of "
-            f"dense's {dense['perplexity']:.3f}, divergence of the logits {chosen['divergence']:.4f}. "
+            f"in <b>{chosen['cost']:.1%}</b> of dense attention time; perplexity {chosen['loss']:+.2%} ± "
+            f"{chosen['error']:.2%} of dense's {dense['perplexity']:.3f}, divergence of the logits "
+            f"{chosen['divergence']:.4f}. "
             f"{shorter}</p>",
             "<h2>Frontier</h2>",
             _frontier(

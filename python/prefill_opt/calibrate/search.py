@@ -33,7 +33,7 @@ class Options:
         max_time: allowed attention time as a share of dense's; None: as `max_loss` says.
         threads: intra-op threads.
         repeats: repetitions of each timing.
-        rows: how many last rows of the text give perplexity and divergence.
+        rows: how many rows of the text give perplexity and divergence.
         groups: runs with one group of layers sparse.
         random_runs: runs with random heads sparse.
         checks: whole-model checks of the bisection.
@@ -55,7 +55,8 @@ class Options:
     def measuring(self) -> dict:
         """The options that measurements depend on; the rest only picks among them."""
         names = ("threads", "repeats", "rows", "target")
-        return {name: getattr(self, name) for name in names}
+        # The version changes with what is measured.
+        return {"version": 2, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass
@@ -70,7 +71,8 @@ class Result:
         measured: {candidate: [layer: fields of `measure.Measured`]}.
         weight: [layers x heads], reach of a head's error to the logits.
         cost: [heads, candidates] in dense attention times.
-        runs: whole-model checks {name: {loss, divergence, density, cost, seconds}}.
+        runs: whole-model checks {name: {loss, error, divergence, density, cost, seconds}};
+            error: standard error of the loss, from the spread over rows.
         chosen: the same of the plan.
         dense: {perplexity, seconds} of the exact model.
         short: checks of shorter prompts.
@@ -105,6 +107,13 @@ def divergence(exact: np.ndarray, mine: np.ndarray) -> float:
     return max(0.0, total / len(exact))
 
 
+def rows_of(tokens: int, count: int) -> np.ndarray:
+    """`count` rows of a text (or as many as there are), spread over all but its first quarter,
+    which only gives context: a choice must be good behind short contexts too."""
+    first, end = tokens // 4, tokens - 1
+    return np.unique(np.linspace(first, end - 1, min(count, end - first)).round().astype(np.int64))
+
+
 class Calibration:
     """The steps; each keeps its result in the state."""
 
@@ -121,16 +130,25 @@ class Calibration:
         self.candidates = candidates
         self.names = ["dense", *(c.name for c in candidates)]
         self.tokens = ids.shape[1]
-        # The first half only gives context, however short the text is.
-        rows = min(options.rows, self.tokens // 2)
-        self.rows = np.arange(self.tokens - 1 - rows, self.tokens - 1)
+        self.rows = rows_of(self.tokens, options.rows)
         self.width = max(model.heads)
         self._exact: np.ndarray | None = None
 
     # -- whole-model runs ---------------------------------------------------------------
 
-    def _nll(self, logs: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> float:
-        return float(-logs[np.arange(len(rows)), ids[0, rows + 1]].astype(np.float64).mean())
+    @staticmethod
+    def _nll(logs: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of every row, in nats."""
+        return -logs[np.arange(len(rows)), ids[0, rows + 1]].astype(np.float64)
+
+    def _compare(self, exact: np.ndarray, mine: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> dict:
+        """Loss, its standard error, and divergence, of log-probabilities."""
+        more = self._nll(mine, ids, rows) - self._nll(exact, ids, rows)
+        return {
+            "loss": float(np.expm1(more.mean())),
+            "error": float(more.std() / np.sqrt(len(more))),
+            "divergence": divergence(exact, mine),
+        }
 
     def exact(self) -> np.ndarray:
         """The dense model's log-probabilities, computed once a session."""
@@ -138,7 +156,8 @@ class Calibration:
             self.bar.begin("dense model")
             run = self.model.run(self.model.dense, self.ids, self.rows)
             self._exact = log_probabilities(run.logits)
-            self.dense_run = {"nll": self._nll(self._exact, self.ids, self.rows), "seconds": run.seconds}
+            nll = float(self._nll(self._exact, self.ids, self.rows).mean())
+            self.dense_run = {"nll": nll, "seconds": run.seconds}
             self.bar.done(1)
         return self._exact
 
@@ -165,8 +184,7 @@ class Calibration:
             run: Run = self.model.run(folder, self.ids, self.rows)
             logs = log_probabilities(run.logits)
             found = {
-                "loss": float(np.expm1(self._nll(logs, self.ids, self.rows) - self.dense_run["nll"])),
-                "divergence": divergence(exact, logs),
+                **self._compare(exact, logs, self.ids, self.rows),
                 "density": float(
                     np.mean([run.density[i, :count].mean() for i, count in enumerate(self.model.heads)])
                 ),
@@ -287,10 +305,9 @@ class Calibration:
     # -- choice -------------------------------------------------------------------------
 
     def loss_of(self, run: dict) -> float:
-        """The loss that is held: growth of perplexity, or what the divergence predicts of it
-        if that is more. On a finite text, perplexity falls by chance as easily as it rises;
-        the divergence is its expectation and does not."""
-        return max(run["loss"], float(np.expm1(run["divergence"])))
+        """The loss that is held: growth of perplexity and its standard error. On a finite text,
+        perplexity falls by chance as easily as it rises."""
+        return run["loss"] + run["error"]
 
     def choose(self, weighted: np.ndarray, cost: np.ndarray) -> np.ndarray:
         """The plan [layers x width] that keeps to the budget."""
@@ -343,7 +360,7 @@ class Calibration:
 
     def _short(self, folder: Path, tokens: int) -> dict:
         ids = self.ids[:, :tokens]
-        rows = np.arange(max(0, tokens - 1 - min(self.options.rows, tokens // 2)), tokens - 1)
+        rows = rows_of(tokens, self.options.rows)
         seconds, dense_seconds = [], []
         ready = [self.model.open(each) for each in (self.model.dense, folder)]
         for _ in range(3):
@@ -354,8 +371,7 @@ class Calibration:
         p, q = log_probabilities(exact.logits), log_probabilities(mine.logits)
         return {
             "tokens": tokens,
-            "loss": float(np.expm1(self._nll(q, ids, rows) - self._nll(p, ids, rows))),
-            "divergence": divergence(p, q),
+            **self._compare(p, q, ids, rows),
             "density": float(mine.density.mean()),
             "seconds": min(seconds),
             "dense_seconds": min(dense_seconds),
@@ -450,7 +466,8 @@ def calibrate(
     except OSError:
         work = tempfile.TemporaryDirectory(prefix="work-", dir=state)
     with work as folder:
-        model = Model(path, Path(folder), options.threads)
+        # All rows of the last layer, too: it is measured as the others are.
+        model = Model(path, Path(folder), options.threads, {"row_liveness": "off"})
         check_range(ids, model.find_vocabulary())
         try:
             calibration = Calibration(model, ids, candidates, options, State(state), bar)
