@@ -57,6 +57,22 @@ TEST(CudaKernel, Lengths) {
     }
 }
 
+/// Where visibility ends at a block's last key, or one beside it: whether a
+/// block needs its mask, and whether it is visited.
+TEST(CudaKernel, EdgesOfBlocks) {
+  for (int more : {61, 62, 63, 64}) {
+    SCOPED_TRACE(more);
+    GpuProblem causal(makeSpec(DType::F16, 64, true), 100, 100 + more);
+    EXPECT_RIGHT(causal);
+    GpuProblem full(makeSpec(DType::F16, 64, false), 3, more + 1);
+    EXPECT_RIGHT(full);
+    KernelSpec spec = makeSpec(DType::F16, 64, true);
+    spec.windowLeft = more + 236; // the last row sees from key 130 to 127 on
+    GpuProblem window(spec, 128, 428);
+    EXPECT_RIGHT(window);
+  }
+}
+
 TEST(CudaKernel, BatchesHeadsStrides) {
   KernelSpec spec = makeSpec(DType::F16, 64, true);
   spec.qHeads = 6;

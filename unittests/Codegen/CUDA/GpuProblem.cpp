@@ -284,7 +284,7 @@ std::string GpuProblem::check(const emu::Options &how) {
         const bool good = std::isinf(expected)
                               ? got == expected
                               : std::fabs(got - expected) <=
-                                    1e-3 + 1e-5 * std::fabs(expected);
+                                    5e-5 + 1e-5 * std::fabs(expected);
         if (!good)
           return where() + ": log-sum-exp " + std::to_string(got) +
                  ", expected " + std::to_string(expected);
