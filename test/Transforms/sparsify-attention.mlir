@@ -52,7 +52,7 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // GRID: %[[S:.*]] = prefill.score.grid %arg0, %arg0 rows 64 init 64 vertical slash :
   // GRID: %[[K:.*]] = prefill.select %[[S]] {top_p = 0.899999976 : f32}
   // GRID: prefill.index.grid %[[K]] last 64 horizontal
-  // GRID: prefill.sparse_attention {{.*}}prefill.dense_below = 4096
+  // GRID: prefill.sparse_attention {{.*}}prefill.dense_below = 8192
 
   // GRID16: %[[S:.*]] = prefill.score.grid %arg0, %arg0 rows 64 init 64 stride 16 vertical :
   // GRID16: %[[K:.*]] = prefill.select %[[S]] {top_k = 1 : i64}
