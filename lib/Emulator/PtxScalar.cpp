@@ -123,13 +123,11 @@ bool PtxLowering::lowerCopies(const PtxStatement &s) {
     l.emitAt("emu_cp_async", none, {to, from, size, sourceSize});
     return true;
   }
-  bool isPrefetch = s.has("prefetch");
-  if (isPrefetch) {
+  if (s.has("prefetch")) {
     l.emitCount();
     return true;
   }
-  bool isStore = s.parts.size() > 4 && s.has("global") &&
-                 (s.has("shared::cta")) && s.has("bulk_group");
+  bool isStore = s.has("global") && s.has("shared::cta") && s.has("bulk_group");
   if (!s.has("tensor")) {
     Value *to = memory(ops[0]), *from = memory(ops[1]);
     Value *size = ops.size() > 2 ? bits(ops[2], 32) : nullptr;

@@ -70,11 +70,10 @@ struct WgmmaOp {
 
 /// A thread's view of its warpgroup's operations.
 struct WgmmaThread {
-  uint32_t issued = 0;    ///< operations
-  uint32_t committed = 0; ///< of those
-  uint32_t waited = 0;    ///< complete for this thread
+  uint32_t issued = 0; ///< operations
+  uint32_t waited = 0; ///< of those, complete for this thread
   bool fenced = false;
-  std::vector<uint32_t> groups; ///< `committed` at each commit
+  std::vector<uint32_t> groups; ///< `issued` at each commit
 };
 
 struct WgmmaGroup {

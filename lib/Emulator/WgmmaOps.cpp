@@ -99,7 +99,6 @@ void emu_wgmma_commit(Site *site) {
   Thread &thread = *machine->current;
   if (thread.index % 128 == 0)
     ++site->count;
-  thread.wgmma.committed = thread.wgmma.issued;
   thread.wgmma.groups.push_back(thread.wgmma.issued);
   thread.wgmma.fenced = false;
 }
