@@ -54,13 +54,16 @@ def evaluate(ready, tokenizer, tokens: int, depths: list[float]) -> dict:
 
 
 def density(folder: Path, tokenizer, tokens: int) -> float:
-    """Mean share of causal blocks over layers and heads, on the real text."""
+    """Mean share of causal blocks over layers, heads and rows, on the real text."""
     ready = session(folder, statistics=True, log_severity_level=3)
     feeds = {
         "input_ids": texts.real_text(tokenizer, tokens),
         "logits_to_keep": np.array([tokens - 1]),
     }
-    return float(np.mean([s["density"] for s in attention_statistics(ready, feeds)]))
+    found = attention_statistics(ready, feeds)
+    # The last layer computes one row.
+    rows = [s["block_map"].shape[2] for s in found]
+    return float(np.average([s["density"].mean() for s in found], weights=rows))
 
 
 def main() -> None:

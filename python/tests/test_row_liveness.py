@@ -100,13 +100,15 @@ def test_smollm2_is_the_same_to_the_bit(compiled):
 @pytest.mark.skipif(not SMOLLM2.exists(), reason="SmolLM2 is not exported: python -m prefill_opt.demo")
 def test_few_rows_run_dense_in_a_sparse_model(compiled):
     """Of three single rows the last layer visits every visible block."""
-    folder = compiled(SMOLLM2, sparsify="a-shape:init=64,local=64,dense-below=0", density_output=True)
-    session = prefill_opt.session(folder, intra_op_num_threads=2, log_severity_level=4)
+    folder = compiled(SMOLLM2, sparsify="a-shape:init=64,local=64,dense-below=0")
+    session = prefill_opt.session(folder, statistics=True, log_severity_level=4)
     ids = np.random.default_rng(1).integers(0, smollm2.VOCABULARY, (1, 600))
-    names = ["prefill.density.0", "prefill.density.29"]
-    first, last = session.run(names, {"input_ids": ids, "logits_to_keep": np.array([599, 3, 400])})
-    assert (first < 0.9).all()
-    assert (last == 1).all()
+    feeds = {"input_ids": ids, "logits_to_keep": np.array([599, 3, 400])}
+    found = prefill_opt.attention_statistics(session, feeds)
+    assert (found[0]["density"] < 0.9).all()
+    assert (found[29]["density"] == 1).all()
+    assert found[29]["block_map"].shape[2] == 1
+    assert (found[29]["block_map"] == 1).all()
 
 
 @pytest.mark.parametrize(

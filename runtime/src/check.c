@@ -432,12 +432,9 @@ static prefill_status check_statistics(subject *x) {
 
 /* Q_POSITIONS and SEGMENT_STARTS: types and shapes; pf_prepare_ragged looks at
  * the numbers. */
-static prefill_status check_ragged(pf_call *call, subject *in, subject *out) {
+static prefill_status check_ragged(pf_call *call, subject *in) {
   subject *positions = &in[PREFILL_IN_Q_POSITIONS];
   subject *starts = &in[PREFILL_IN_SEGMENT_STARTS];
-  subject *const given = positions->tensor ? positions : starts;
-  if (!given->tensor)
-    return PREFILL_OK;
   static const int alone[] = {PREFILL_IN_BIAS, PREFILL_IN_KEY_MASK,
                               PREFILL_IN_KV_LENGTHS, PREFILL_IN_Q_SEGMENT};
   for (size_t i = 0; starts->tensor && i < sizeof(alone) / sizeof(int); ++i)
@@ -445,9 +442,6 @@ static prefill_status check_ragged(pf_call *call, subject *in, subject *out) {
       return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                      "input SEGMENT_STARTS: not together with %s",
                      slot_name(&in[alone[i]]));
-  if (out[PREFILL_OUT_BLOCK_MAP].tensor)
-    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
-                   "output BLOCK_MAP: not together with %s", slot_name(given));
   prefill_status status;
   if (positions->tensor) {
     if ((status = check_any(positions)))
@@ -659,7 +653,7 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
       !in[PREFILL_IN_Q_OFFSET].tensor && !in[PREFILL_IN_Q_POSITIONS].tensor)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "input Q_OFFSET: expected a tensor, got null");
-  if ((status = check_ragged(call, in, out)))
+  if ((status = check_ragged(call, in)))
     return status;
   return pf_prepare_batches(
       call, in[PREFILL_IN_KEY_MASK].tensor, in[PREFILL_IN_KV_LENGTHS].tensor,

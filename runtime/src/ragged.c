@@ -147,6 +147,54 @@ static void add_visited(const pf_call *part, int64_t *sums) {
             part->visited[(i * part->tiles + tile) * 2 + what];
 }
 
+/* Adds the BLOCK_MAP of a piece to the call's, whose tiles of rows and blocks
+ * of keys lie elsewhere: an entry is what any of it visited. */
+static void add_map(const pf_call *call, const piece *p, const pf_call *part) {
+  const pf_rows *from = &part->block_map, *to = &call->block_map;
+  for (int64_t b = 0; b < part->b; ++b)
+    for (int64_t h = 0; h < part->hq; ++h)
+      for (int64_t i = 0; i < part->tiles; ++i)
+        for (int64_t j = 0; j < part->blocks; ++j) {
+          const uint8_t value =
+              (uint8_t)from
+                  ->data[b * from->batch + h * from->head + i * from->row + j];
+          const int64_t row = p->row + i * call->bq,
+                        key = p->key + j * call->bk;
+          const int64_t rows_end = pf_min(row + call->bq, p->row + p->rows);
+          const int64_t keys_end = pf_min(key + call->bk, p->key + p->keys);
+          if (!value)
+            continue;
+          for (int64_t y = row / call->bq; y * call->bq < rows_end; ++y)
+            for (int64_t x = key / call->bk; x * call->bk < keys_end; ++x) {
+              char *entry = to->data + (p->batch + b) * to->batch +
+                            h * to->head + y * to->row + x * call->map_block;
+              if (value == 1 || !*entry)
+                *entry = (char)value;
+            }
+        }
+}
+
+/* Memory for the BLOCK_MAP of a piece. */
+static prefill_status make_map(pf_call *part) {
+  part->block_map = (pf_rows){
+      .data = pf_alloc(part, part->b * part->hq * part->tiles, part->blocks),
+      .batch = part->hq * part->tiles * part->blocks,
+      .head = part->tiles * part->blocks,
+      .row = part->blocks};
+  part->map_block = 1;
+  return part->block_map.data ? PREFILL_OK : PREFILL_OUT_OF_MEMORY;
+}
+
+/* Nothing is visited yet. */
+static void clear_map(const pf_call *call) {
+  const pf_rows *map = &call->block_map;
+  for (int64_t i = 0; i < call->b * call->hq * call->tiles; ++i)
+    for (int64_t j = 0; j < call->blocks; ++j)
+      map->data[i / call->tiles / call->hq * map->batch +
+                i / call->tiles % call->hq * map->head +
+                i % call->tiles * map->row + j * call->map_block] = 0;
+}
+
 static prefill_status run_piece(const pf_call *call, const piece *p,
                                 prefill_status (*run)(pf_call *call),
                                 int64_t *sums) {
@@ -189,7 +237,11 @@ static prefill_status run_piece(const pf_call *call, const piece *p,
   dense.plan = NULL;
   if (part.tiles == 1 && part.s < part.t)
     part.desc = &dense;
-  prefill_status status = run(&part);
+  prefill_status status = call->block_map.data ? make_map(&part) : PREFILL_OK;
+  if (!status)
+    status = run(&part);
+  if (!status && call->block_map.data)
+    add_map(call, p, &part);
   if (!status && sums)
     add_visited(&part, sums + p->batch * call->hq * 2);
   pf_release_all(&part);
@@ -230,6 +282,8 @@ prefill_status pf_run_ragged(pf_call *call,
       return PREFILL_OUT_OF_MEMORY;
     memset(sums, 0, (size_t)count * sizeof(int64_t));
   }
+  if (call->block_map.data)
+    clear_map(call);
   if ((status = run_pieces(call, run, sums)))
     return status;
   for (int64_t i = 0; sums && i < call->b * call->hq; ++i)

@@ -126,6 +126,7 @@ TEST(Ragged, PacksArePromptsOfTheirOwn) {
   p.out[PREFILL_OUT_LSE].make({1, p.hq, p.s}, kDLFloat, 32);
   p.out[PREFILL_OUT_DENSITY].make({1, p.hq}, kDLFloat, 32);
   p.out[PREFILL_OUT_ROTATED_K].make({1, p.hk, p.t, 8}, kDLFloat, 32);
+  p.out[PREFILL_OUT_BLOCK_MAP].make({1, p.hq, 7, 7}, kDLUInt, 8);
   setInts(p, PREFILL_IN_SEGMENT_STARTS, starts);
   auto place = [&](int64_t pos) {
     return pos < 100 ? static_cast<double>(pos - starts[p.segment(pos)]) : 0.0;
@@ -133,6 +134,16 @@ TEST(Ragged, PacksArePromptsOfTheirOwn) {
   rotate(p, 100, place);
   expectClose(p);
   EXPECT_EQ(p.out[PREFILL_OUT_DENSITY].at<float>({0, 0}), 1.0f);
+  // Every block with a visible pair; none of another prompt's alone.
+  auto visited = [&](int64_t y, int64_t x) {
+    return p.out[PREFILL_OUT_BLOCK_MAP].at<uint8_t>({0, 0, y, x});
+  };
+  for (int64_t i = 0; i < 100; ++i)
+    for (int64_t j = 0; j <= i; ++j)
+      if (p.visible(0, i, j))
+        ASSERT_EQ(visited(i / 16, j / 16), 1) << i << " " << j;
+  EXPECT_EQ(visited(6, 1), 0);
+  EXPECT_EQ(visited(4, 0), 0);
 
   // The last row of every prompt that has one.
   std::vector<int64_t> rows;

@@ -73,10 +73,13 @@ def _prepare(options, work: Path) -> list[suite.Contender]:
 
 
 def _density(path: Path) -> float | None:
-    """The mean density over layers and heads in a statistics file."""
+    """The mean density over layers, heads and rows in a statistics file."""
     with np.load(path) as file:
-        found = [file[name].mean() for name in file.files if name.startswith("density_")]
-    return float(np.mean(found)) if found else None
+        names = [name for name in file.files if name.startswith("density_")]
+        found = [file[name].mean() for name in names]
+        # The last layer may compute a few rows only.
+        rows = [file[name.replace("density", "block_map")].shape[2] for name in names]
+    return float(np.average(found, weights=rows)) if found else None
 
 
 def main() -> int:

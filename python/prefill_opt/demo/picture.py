@@ -69,9 +69,12 @@ def draw_file(statistics: Path, path: Path, title: str, count: int = 6) -> Path 
         numbers = sorted(int(n.split("_")[1]) for n in file.files if n.startswith("density_"))
         if not numbers:
             return None
+        # Layers that compute all rows: the last one may not.
+        rows = {n: file[f"block_map_{n}"].shape[2] for n in numbers}
+        numbers = [n for n in numbers if rows[n] == max(rows.values())]
         densities = [file[f"density_{n}"][0] for n in numbers]
         maps = []
         for layer, head in choose_heads(densities, count):
-            caption = f"layer {layer}, head {head}: {100 * densities[layer][head]:.0f} % of blocks"
+            caption = f"layer {numbers[layer]}, head {head}: {100 * densities[layer][head]:.0f} % of blocks"
             maps.append((caption, file[f"block_map_{numbers[layer]}"][0, head]))
     return draw(maps, path, title)

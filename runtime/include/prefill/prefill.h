@@ -81,15 +81,14 @@ typedef enum prefill_attention_input {
   PREFILL_IN_SIN = 11,
   PREFILL_IN_Q_POSITIONS = 12, /* [s] or [b|1, s] int64: key position of every
                                   query row, in any order, instead of Q_OFFSET
-                                  and the alignment. Not with BLOCK_MAP */
+                                  and the alignment */
   PREFILL_IN_SEGMENT_STARTS = 13, /* [n+1] int64, ascending from 0 to t: keys
                                      [starts[i], starts[i+1]) are a prompt of
                                      their own, which only its query rows see;
                                      without Q_POSITIONS s = t and row i is at
                                      position i. Positions count through the
                                      pack (a table's rows too). Batch 1; not
-                                     with BIAS, KEY_MASK, KV_LENGTHS, Q_SEGMENT,
-                                     BLOCK_MAP */
+                                     with BIAS, KEY_MASK, KV_LENGTHS, Q_SEGMENT */
   PREFILL_IN_MODALITY = 14, /* [t] or [b|1, t] integers or bool: what kind of
                                token each key is, for q-boundary and
                                2d-boundary; [s] or [b|1, s] too, then these run
