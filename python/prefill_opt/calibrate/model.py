@@ -84,6 +84,8 @@ class Model:
     vocabulary: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
+        # All rows of every layer, the last one's too: its pattern is chosen like the others'.
+        self.options = {"row_liveness": "off", **self.options}
         try:
             sites = [site for site in inspect(self.path)["attention"] if site["raised"]]
             if not sites:
