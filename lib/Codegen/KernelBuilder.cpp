@@ -202,6 +202,9 @@ uint32_t prefill::getTileFeatures(const KernelSpec &spec) {
     features |= PREFILL_TILE_SINK;
   if (spec.hasSegments)
     features |= PREFILL_TILE_SEGMENTS;
+  if (llvm::any_of(spec.heads,
+                   [](const HeadPlan &head) { return head.skip > 0; }))
+    features |= PREFILL_TILE_SKIP;
   return features;
 }
 
@@ -311,6 +314,11 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
     softcap = t.argument("softcap", f32);
   if (features & PREFILL_TILE_SINK)
     sink = t.argument("sink", f32);
+  Value skip, rowCount;
+  if (features & PREFILL_TILE_SKIP) {
+    skip = t.argument("skip", f32);
+    rowCount = arith::TruncIOp::create(b, loc, i32, t.argument("rows", i64));
+  }
 
   // Scores are kept times log2(e), so that the softmax is a power of two. With
   // a bias they are kept as they are and only differences are multiplied: a row
@@ -355,6 +363,13 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
     }
     if (biasTile)
       s = t.add(s, biasTile);
+    // A maximum passes over what is no number; a sum does not.
+    Value sound;
+    if (skip) {
+      sound = tile::ReduceRowOp::create(b, loc, rowNumbers,
+                                        tile::ReduceKind::Sum, s);
+      sound = t.sub(sound, sound);
+    }
     auto mask = tile::MaskOp::create(b, loc, t.scores(), s, keys);
     {
       OpBuilder::InsertionGuard inMask(b);
@@ -365,6 +380,21 @@ tile::KernelOp prefill::buildAttentionKernel(OpBuilder &builder,
     s = mask.getResult();
     Value tileMax =
         tile::ReduceRowOp::create(b, loc, rowNumbers, tile::ReduceKind::Max, s);
+    if (skip) {
+      Value below = t.sub(tileMax, oldMax);
+      below = t.sub(natural ? t.mul(below, kLog2E) : below,
+                    t.broadcast(skip, {}, rowNumbers));
+      // Rows past the last have no say.
+      auto numbers = t.tensor({bq}, i32);
+      Value missing =
+          arith::CmpIOp::create(b, loc, arith::CmpIPredicate::sge,
+                                tile::RowsOp::create(b, loc, numbers),
+                                t.broadcast(rowCount, {}, numbers));
+      tile::NeedOp::create(b, loc,
+                           arith::SelectOp::create(b, loc, missing,
+                                                   t.constant(-1, rowNumbers),
+                                                   t.add(below, sound)));
+    }
     Value newMax = t.larger(tileMax, oldMax);
     Value decay = power(t.sub(oldMax, newMax));
     Value p = power(t.sub(s, t.alongRows(newMax, s)));

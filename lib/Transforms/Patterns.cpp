@@ -21,6 +21,10 @@ using Unit = OptionUnit;
 static constexpr PatternOption similarity = {
     "similarity", "", nullptr, &HeadPlan::similarity, Unit::Fraction, 0};
 
+/// What the kernel leaves out on the way goes with every pattern, dense too.
+static constexpr PatternOption skip = {"skip",          "",           nullptr,
+                                       &HeadPlan::skip, Unit::Below1, 0};
+
 // MInference, models_patch.py.
 static constexpr PatternOption aShape[] = {
     {"init", "n_init", &HeadPlan::init, nullptr, Unit::Tokens, 128},
@@ -234,6 +238,8 @@ static std::string outOfRange(const PatternOption &option, double value) {
     return static_cast<float>(value) > 0 && value <= 1 ? "" : "in (0, 1]";
   case Unit::Fraction:
     return value >= 0 && value <= 1 ? "" : "in [0, 1]";
+  case Unit::Below1:
+    return value >= 0 && static_cast<float>(value) < 1 ? "" : "in [0, 1)";
   }
   return "";
 }
@@ -241,6 +247,14 @@ static std::string outOfRange(const PatternOption &option, double value) {
 PlanReader::PlanReader(const PatternInfo &info) : info(info) {}
 
 bool PlanReader::set(StringRef name, double value, std::string &error) {
+  if (name == skip.name) {
+    if (std::string range = outOfRange(skip, value); !range.empty()) {
+      error = name.str() + " must be " + range;
+      return false;
+    }
+    store(result, skip, value);
+    return true;
+  }
   for (const auto &[index, option] : llvm::enumerate(info.options)) {
     if (!sameName(name, option.name) &&
         (option.alias.empty() || !sameName(name, option.alias)))
@@ -354,5 +368,7 @@ llvm::json::Object prefill::planToJSON(const HeadPlan &plan) {
     else
       object[key] = shortest(plan.*option.real);
   }
+  if (plan.skip != 0)
+    object["skip"] = shortest(plan.skip);
   return object;
 }

@@ -235,7 +235,11 @@ Value IndexBuilder::build(const HeadPlan &plan) {
 Value prefill::buildIndex(OpBuilder &builder, Location loc, Value q, Value k,
                           Value v, const HeadPlan &plan, Value modality) {
   assert((modality || !needsModality(plan.pattern)) && "no modality");
-  return IndexBuilder(builder, loc, q, k, v, modality).build(plan);
+  Value index = IndexBuilder(builder, loc, q, k, v, modality).build(plan);
+  if (plan.skip > 0)
+    index = IndexSkipOp::create(builder, loc, index.getType(), index,
+                                builder.getF32FloatAttr(plan.skip));
+  return index;
 }
 
 //===----------------------------------------------------------------------===//
@@ -395,6 +399,15 @@ static std::optional<HeadPlan> readBlocks(IndexBlocksOp index) {
 std::optional<HeadPlan> prefill::readIndex(Value index) {
   HeadPlan plan;
   Operation *op = index.getDefiningOp();
+  if (auto skip = dyn_cast_or_null<IndexSkipOp>(op)) {
+    // Once: the smaller of two would not be what either says.
+    if (skip.getIndex().getDefiningOp<IndexSkipOp>())
+      return std::nullopt;
+    std::optional<HeadPlan> inner = readIndex(skip.getIndex());
+    if (inner)
+      inner->skip = skip.getBelow().convertToFloat();
+    return inner;
+  }
   if (isa_and_nonnull<IndexDenseOp>(op))
     return plan;
   if (auto shape = dyn_cast_or_null<IndexAShapeOp>(op)) {

@@ -113,7 +113,8 @@ private:
         why = here;
         plans.back() = HeadPlan();
       }
-      sparse |= plans.back().pattern != SparsePattern::Dense;
+      sparse |=
+          plans.back().pattern != SparsePattern::Dense || plans.back().skip > 0;
     }
     auto missed = [&] {
       ++numDense;

@@ -705,6 +705,31 @@ def boundary(
     return allowed
 
 
+def left_over(
+    q: np.ndarray, k: np.ndarray, rows: list[list[int]], below: float, block: int = 64
+) -> list[list[int]]:
+    """Of the blocks that each tile of a head visits in order, those that `skip=below` leaves.
+
+    A block goes where in every row its largest score is less than ln(below) above the largest
+    of the blocks before it that stayed.
+    """
+    (s, d), t = q.shape, len(k)
+    scores = np.asarray(q, np.float64) @ np.asarray(k, np.float64).T * d**-0.5
+    scores = np.where(visibility(s, t, causal=True), scores, -np.inf)
+    result = []
+    for tile, blocks in enumerate(rows):
+        part = scores[tile * block : (tile + 1) * block]
+        largest = np.full(len(part), -3e38)
+        stay = []
+        for b in blocks:
+            here = part[:, b * block : (b + 1) * block].max(1)
+            if (here - largest >= np.log(below)).any():
+                stay.append(b)
+                largest = np.maximum(largest, here)
+        result.append(stay)
+    return result
+
+
 def dissimilar(x: np.ndarray, below: float, block: int = 64) -> np.ndarray:
     """bool: runs of `block` rows of x [n, d] whose mean cosine, of all pairs, is less than `below`."""
     unit = np.asarray(x, np.float64)

@@ -653,6 +653,42 @@ def test_guard(pattern, build):
             assert (got == (expected | (plain[0, head] == 1))).all()
 
 
+@pytest.mark.parametrize("sizes", [(640, 640), (600, 1001)], ids=str)
+@pytest.mark.parametrize("below", [1e-6, 1e-2, 0.3])
+@pytest.mark.parametrize("pattern", ["dense", "block-topk:top-k=6", "xattention:threshold=0.9"])
+def test_skip(pattern, below, sizes, build):
+    """Blocks that no row needs are visited, but have no part in the result."""
+    arrays = tensors(4, 2, *sizes, 32)
+    arrays[0] *= 4
+    arrays[1][:, :, 128:256] *= 0.02
+    arrays[1][:, :, 320:384] *= 0.5
+    separator = "," if ":" in pattern else ":"
+    out, lse, _, block_map = sparse(build, f"{pattern}{separator}skip={below}", arrays)
+    left_out = 0
+    for head in range(4):
+        q, k, v = arrays[0][0, head], arrays[1][0, head // 2], arrays[2][0, head // 2]
+        rows = rows_of(block_map[0, head])
+        stay = oracle.left_over(q, k, rows, below)
+        left_out += sum(map(len, rows)) - sum(map(len, stay))
+        allowed = oracle.allowed_from(stay, [[]] * len(stay), *sizes)
+        expected, expected_lse = oracle.attention(
+            q[None, None], k[None, None], v[None, None], causal=True, allowed=allowed
+        )
+        assert row_error(out[0, head], expected[0, 0]) < LIMIT["float32"]
+        assert np.allclose(lse[0, head], expected_lse[0, 0], atol=1e-4)
+    assert left_out > 0 if below > 1e-3 else left_out == 0
+
+
+def test_skip_leaves_short_prompts_exact(build):
+    folder = build("dense:skip=0.5,dense-below=200", q_heads=4, kv_heads=2, dim=32, is_causal=1)
+    dense = build(q_heads=4, kv_heads=2, dim=32, is_causal=1)
+    for s, exact in ((1, True), (199, True), (200, False)):
+        arrays = tensors(4, 2, s, s, 32)
+        arrays[0] *= 4
+        arrays[1][:, :, 64:128] *= 0.02
+        assert np.array_equal(call(folder, arrays)[0], call(dense, arrays)[0]) == exact
+
+
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 1.0])
 def test_density_budget(density, build):
     """What is kept is near the budget, the output is the attention over what is kept."""

@@ -161,6 +161,15 @@ static void count_visits(const pf_call *call, int64_t b, int64_t h,
   visited[1] = (int32_t)pf_count_visible(call, b, span);
 }
 
+float pf_skip_of(const pf_call *call, const pf_batch *batch, int64_t h) {
+  const prefill_plan *plan = call->desc->plan;
+  if (!plan || !(plan->heads[h].skip > 0) || call->s <= 1 ||
+      batch->last_key < plan->dense_below)
+    return PF_MINUS_INF;
+  return (float)(pf_logarithm((double)plan->heads[h].skip) /
+                 0.693147180559945309);
+}
+
 static void tile_body(pf_call *call, void *worker, int64_t item) {
   const prefill_attention_desc *desc = call->desc;
   const tile_memory m = lay_out(call, worker);
@@ -189,6 +198,7 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
   args.scale = call->scale;
   args.softcap = desc->softcap;
   args.sink = call->sinks ? call->sinks[h] : PF_MINUS_INF;
+  args.skip = pf_skip_of(call, batch, h);
   args.k = call->k.data +
            (b * call->k.batch + kv_head * call->k.head) * call->element;
   args.v = call->v.data +

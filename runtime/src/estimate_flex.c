@@ -52,28 +52,9 @@ static int64_t scratch(const pf_call *call, const prefill_head_plan *plan,
   return at - anchor;
 }
 
-/* Natural logarithm of a positive normal number. */
-static double logarithm(double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, 8);
-  int64_t exponent = (int64_t)(bits >> 52) - 1023;
-  bits = (bits & 0xfffffffffffff) | (uint64_t)1023 << 52;
-  memcpy(&x, &bits, 8);
-  if (x > 1.41421356237309505) {
-    x /= 2;
-    ++exponent;
-  }
-  /* log(x) = 2 artanh(z), and |z| < 0.172. */
-  const double z = (x - 1) / (x + 1), zz = z * z;
-  double sum = 0;
-  for (int n = 17; n > 0; n -= 2)
-    sum = sum * zz + 1.0 / n;
-  return 2 * z * sum + (double)exponent * 0.693147180559945309;
-}
-
 /* x log(2 x / (x + y)), 0 where x is. */
 static double divergence(double x, double y) {
-  return x > 1e-300 ? x * logarithm(2 * x / (x + y)) : 0;
+  return x > 1e-300 ? x * pf_logarithm(2 * x / (x + y)) : 0;
 }
 
 /* Is the Jensen-Shannon divergence of a / sum(a) and b / sum(b) below tau^2?

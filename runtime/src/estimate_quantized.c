@@ -255,25 +255,6 @@ static void visible_scores(quantized *x, int64_t block, bool softcap,
 
 /*===-- by threshold -----------------------------------------------------===*/
 
-/* ln(x) for a positive, finite, normal x, to about 1e-10. */
-static double logarithm(double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, 8);
-  int64_t exponent = (int64_t)(bits >> 52) - 1023;
-  bits = (bits & 0x000fffffffffffff) | 0x3ff0000000000000;
-  memcpy(&x, &bits, 8);
-  if (x > 1.4142135623730951) {
-    x /= 2;
-    ++exponent;
-  }
-  /* 2 atanh((x - 1) / (x + 1)). */
-  const double t = (x - 1) / (x + 1), t2 = t * t;
-  double sum = 0;
-  for (int n = 13; n > 0; n -= 2)
-    sum = sum * t2 + 1.0 / n;
-  return (double)exponent * 0.6931471805599453 + 2 * t * sum;
-}
-
 /* x->bound: what a score has to exceed, before the softcap. */
 static void find_bounds(quantized *x, const pf_span *span) {
   const pf_call *call = x->head->call;
@@ -305,13 +286,13 @@ static void find_bounds(quantized *x, const pf_span *span) {
       continue; /* nothing to compare with: all stays */
     double bound =
         (double)most[lane] +
-        logarithm((double)x->head->plan->threshold * (double)sum[lane]);
+        pf_logarithm((double)x->head->plan->threshold * (double)sum[lane]);
     if (x->softcap) {
       /* score > cap tanh(x / cap): x > cap atanh(score / cap). */
       const double cap = (double)call->desc->softcap, y = bound / cap;
       bound = y >= 1    ? (double)__builtin_inff()
               : y <= -1 ? (double)PF_MINUS_INF
-                        : cap / 2 * logarithm((1 + y) / (1 - y));
+                        : cap / 2 * pf_logarithm((1 + y) / (1 - y));
     }
     x->bound[lane] = (float)bound;
   }

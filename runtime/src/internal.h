@@ -269,6 +269,12 @@ void pf_rotate_queries(const pf_call *call, int64_t b, int64_t h, int64_t row,
 prefill_status pf_run_ragged(pf_call *call,
                              prefill_status (*run)(pf_call *call));
 
+/*===-- attention.c ------------------------------------------------------===*/
+
+/* prefill_tile_args::skip of head h. Prompts that the plan wants dense, and
+ * single rows, are exact. */
+float pf_skip_of(const pf_call *call, const pf_batch *batch, int64_t h);
+
 /*===-- exact.c ----------------------------------------------------------===*/
 
 /* Rows that the tile function took for rows without keys, but that have keys
@@ -299,6 +305,12 @@ int64_t pf_list_blocks(const pf_call *call, int64_t b, int64_t row,
 /* The number of blocks that pf_list_blocks would give with kept NULL and
  * without bias and segments: the dense work of the tile. */
 int64_t pf_count_visible(const pf_call *call, int64_t b, const pf_span *span);
+
+/*===-- logarithm.c ------------------------------------------------------===*/
+
+/* ln(x) of a positive normal number, to about 1e-15; the runtime needs no
+ * math library. */
+double pf_logarithm(double x);
 
 /* Floor division for possibly negative a and positive b. */
 static inline int64_t pf_floor_div(int64_t a, int64_t b) {

@@ -362,6 +362,7 @@ static void strip_body(pf_call *call, void *worker, int64_t item) {
       .scale = call->scale,
       .softcap = call->desc->softcap,
       .sink = call->sinks ? call->sinks[h] : PF_MINUS_INF,
+      .skip = pf_skip_of(call, batch, h),
       .blocks = keys->blocks,
       .block_count = keys->block_count,
       .full_count = keys->full_count,

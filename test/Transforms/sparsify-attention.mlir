@@ -12,6 +12,7 @@
 // RUN: prefill-opt %s -sparsify-attention="pattern=sale" | FileCheck %s --check-prefix=SALE
 // RUN: prefill-opt %s -sparsify-attention="pattern=sale:top-p=0.95,bits=4" | FileCheck %s --check-prefix=MASS
 // RUN: prefill-opt %s -sparsify-attention="pattern=flexprefill" | FileCheck %s --check-prefix=FLEX
+// RUN: prefill-opt %s -sparsify-attention="pattern=dense:skip=0.5" | FileCheck %s --check-prefix=SKIP
 // RUN: prefill-opt %s -sparsify-attention="pattern=infllm-v2" | FileCheck %s --check-prefix=INFLLM
 // RUN: prefill-opt %s -sparsify-attention="pattern=grid" | FileCheck %s --check-prefix=GRID
 // RUN: prefill-opt %s -sparsify-attention="pattern=grid:stride=16,hline=0,slash=0" | FileCheck %s --check-prefix=GRID16
@@ -43,6 +44,10 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
 
   // STREAM: prefill.index.a_shape init 64 local 256
   // STRIDED: prefill.index.strided init 64 local 1024 stride 4
+
+  // SKIP: %[[D:.*]] = prefill.index.dense
+  // SKIP: %[[I:.*]] = prefill.index.skip %[[D]] below 5.000000e-01
+  // SKIP: prefill.sparse_attention %arg0, %arg0, %arg0, %[[I]]
 
   // TOPP: %[[S:.*]] = prefill.score.pooled %arg0, %arg0 {softmax}
   // TOPP: %[[K:.*]] = prefill.select %[[S]] {forced = 1 : i64, top_p = 0.899999976 : f32}

@@ -256,6 +256,84 @@ TEST(AttentionKernel, MaskedBlocksNeedNoPromise) {
   expectRight(problem);
 }
 
+/// The spec with a plan that skips.
+KernelSpec skipping(KernelSpec spec) {
+  HeadPlan plan;
+  plan.skip = 0.5f;
+  spec.heads.assign(size_t(spec.qHeads), plan);
+  return spec;
+}
+
+TEST(AttentionKernel, SkipsTilesThatNoRowNeeds) {
+  for (DType type : {DType::F32, DType::F16})
+    for (float skip : {0.0f, 1e-6f, 1e-3f, 0.3f})
+      for (int64_t length : {200, 256, 300}) {
+        Problem problem(skipping(makeCausal(64, 0, type)), length, length);
+        // Scores of keys from 128 to 191 are 7.5 below the largest before
+        // them, and 15 in odd rows.
+        for (int64_t row = 0; row < length; ++row)
+          for (int64_t i = 0; i < 64; ++i)
+            problem.q[row * 64 + i] = float(i % 8 == 0) * (row % 2 ? 2 : 1);
+        for (int64_t key = 0; key < length; ++key)
+          for (int64_t i = 0; i < 64; ++i)
+            problem.k[key * 64 + i] = i % 8           ? 0.0f
+                                      : key / 64 == 2 ? -6.0f
+                                                      : float(key % 7) / 4;
+        problem.skip = skip;
+        expectRight(problem);
+        // Tiles behind them, and their own, do without.
+        EXPECT_EQ(problem.leftOutCount,
+                  skip < 1e-3f ? 0 : (length + 63) / 64 - 2);
+      }
+}
+
+TEST(AttentionKernel, SkipsWithEverythingElse) {
+  for (bool bias : {false, true})
+    for (float skip : {1e-4f, 0.2f, 0.9f}) {
+      KernelSpec spec = skipping(makeCausal(40, 72));
+      spec.windowLeft = 150;
+      spec.hasKeyMask = spec.hasSink = true;
+      spec.hasBias = bias;
+      spec.softcap = 20;
+      Problem problem(spec, 330, 370);
+      for (float &x : problem.q)
+        x *= 6;
+      problem.skip = skip;
+      problem.sink = 9;
+      expectRight(problem);
+      EXPECT_LT(problem.leftOutCount, problem.roundCount);
+      if (skip > 0.5f)
+        EXPECT_GT(problem.leftOutCount, 0);
+    }
+  // Gathered columns are tiles as well.
+  Problem problem(skipping(makeCausal(64)), 256, 256);
+  problem.blocks = {{0}, {1}, {0, 2}, {3}};
+  problem.columns = {{}, {5, 6, 40}, {70, skipped, skipped, 100}, {5, 6, 130}};
+  for (int64_t i = 0; i < 64; ++i)
+    problem.k[5 * 64 + i] = problem.k[6 * 64 + i] = problem.k[40 * 64 + i] = 0;
+  for (float &x : problem.q)
+    x *= 8;
+  problem.skip = 0.5f;
+  expectRight(problem);
+  EXPECT_GT(problem.leftOutCount, 0);
+}
+
+TEST(AttentionKernel, SkippingSeesNumbersThatAreNone) {
+  Problem problem(skipping(makeCausal(64)), 200, 200);
+  for (int64_t i = 0; i < 64; ++i)
+    problem.k[3 * 64 + i] = 0;
+  for (int64_t row = 0; row < 200; ++row)
+    for (int64_t i = 0; i < 64; ++i)
+      problem.q[row * 64 + i] = problem.k[3 * 64 + i] = float(i < 8);
+  for (int64_t key = 64; key < 128; ++key)
+    for (int64_t i = 0; i < 8; ++i)
+      problem.k[key * 64 + i] = -30;
+  problem.k[100 * 64 + 2] = nan;
+  problem.skip = 0.5f;
+  expectRight(problem);
+  EXPECT_TRUE(std::isnan(problem.o[199 * 64]));
+}
+
 TEST(AttentionKernel, LargeScores) {
   for (float factor : {1e3f, 1e10f, 1e14f}) {
     Problem problem(makeCausal(64), 130, 130);

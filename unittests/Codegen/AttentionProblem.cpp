@@ -167,6 +167,50 @@ std::vector<uint32_t> Problem::visitedBlocks(int64_t tile) const {
   return all;
 }
 
+double Problem::score(int64_t row, int64_t key) const {
+  double s = 0;
+  for (int64_t i = 0; i < spec.headDim; ++i)
+    s += double(q[row * spec.headDim + i]) * k[key * spec.headDim + i];
+  s *= scale;
+  if (spec.softcap != 0)
+    s = spec.softcap * std::tanh(s / spec.softcap);
+  if (spec.hasBias)
+    s += bias[row * biasRowStride + key * biasKeyStride];
+  return s;
+}
+
+/// Leaves out rounds without a score that any row needs.
+void Problem::leaveOut(int64_t tile,
+                       const std::vector<std::vector<int64_t>> &rounds) {
+  const int64_t first = tile * spec.blockQ,
+                rows = std::min<int64_t>(spec.blockQ, queries - first);
+  std::vector<double> max(rows, spec.hasSink ? double(sink) : -3e38);
+  for (const std::vector<int64_t> &keysOfRound : rounds) {
+    std::vector<double> next = max;
+    bool needed = false;
+    for (int64_t row = 0; row < rows; ++row) {
+      double most = -INFINITY;
+      for (int64_t key : keysOfRound) {
+        if (!isVisible(first + row, key))
+          continue;
+        double s = score(first + row, key);
+        needed |= std::isnan(s);
+        most = std::max(most, s);
+      }
+      needed |= most - max[row] >= std::log(double(skip));
+      next[row] = std::max(max[row], most);
+    }
+    ++roundCount;
+    if (needed) {
+      max = next;
+      continue;
+    }
+    ++leftOutCount;
+    for (int64_t key : keysOfRound)
+      leftOut.insert({tile, key});
+  }
+}
+
 bool Problem::isVisited(int64_t tile, int64_t key) const {
   std::vector<uint32_t> list = visitedBlocks(tile);
   if (std::count(list.begin(), list.end(), uint32_t(key / spec.blockK)))
@@ -197,6 +241,8 @@ std::string Problem::check(const CpuTarget &target) {
   storedKSegment.fill(kSegment.data(), kSegment.size() * 4);
   lse.assign(queries + 1, -77.0f);
   o.assign(queries * e, 0.0f);
+  leftOut.clear();
+  roundCount = leftOutCount = 0;
 
   for (int64_t tile = 0; tile * bq < queries; ++tile) {
     int64_t first = tile * bq, rows = std::min(bq, queries - first);
@@ -252,6 +298,22 @@ std::string Problem::check(const CpuTarget &target) {
     args.scale = scale;
     args.softcap = spec.softcap;
     args.sink = sink;
+    args.skip = skip > 0 ? std::log2(skip) : -INFINITY;
+    std::vector<std::vector<int64_t>> rounds;
+    for (uint32_t block : list) {
+      rounds.emplace_back();
+      for (int64_t key = block * bk; key < std::min((block + 1) * bk, keys);
+           ++key)
+        rounds.back().push_back(key);
+    }
+    for (size_t c = 0; c < positions.size(); ++c) {
+      if (c % bk == 0)
+        rounds.emplace_back();
+      if (positions[c] != skipped)
+        rounds.back().push_back(positions[c]);
+    }
+    if (skip > 0)
+      leaveOut(tile, rounds);
     args.blocks =
         list.empty() ? nullptr : reinterpret_cast<uint32_t *>(blockIds.start);
     args.block_count = list.size();
@@ -304,16 +366,10 @@ std::string Problem::check(const CpuTarget &target) {
     std::vector<std::pair<int64_t, double>> scores;
     double max = -INFINITY;
     for (int64_t key = 0; key < keys; ++key) {
-      if (!isVisited(tile, key) || !isVisible(row, key))
+      if (!isVisited(tile, key) || !isVisible(row, key) ||
+          leftOut.count({tile, key}))
         continue;
-      double s = 0;
-      for (int64_t i = 0; i < d; ++i)
-        s += double(q[row * d + i]) * k[key * d + i];
-      s *= scale;
-      if (spec.softcap != 0)
-        s = spec.softcap * std::tanh(s / spec.softcap);
-      if (spec.hasBias)
-        s += bias[row * biasRowStride + key * biasKeyStride];
+      const double s = score(row, key);
       if (s == -INFINITY)
         continue;
       scores.push_back({key, s});

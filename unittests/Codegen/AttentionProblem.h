@@ -4,6 +4,7 @@
 
 #include "KernelHarness.h"
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct Problem {
   std::vector<std::vector<int32_t>> columns;
   /// Declares blocks as wholly visible where they are.
   bool useFullBlocks = true;
+  float skip = 0;      ///< with a plan that skips; 0: -inf
   float tolerance = 0; ///< of the error relative to the row's norm; 0: default
 
   bool isVisible(int64_t row, int64_t key) const;
@@ -39,10 +41,14 @@ struct Problem {
   std::string checkScores(const CpuTarget &target);
 
   std::vector<float> o, lse; ///< of the last check
+  int64_t roundCount = 0, leftOutCount = 0;
 
 private:
+  double score(int64_t row, int64_t key) const;
+  void leaveOut(int64_t tile, const std::vector<std::vector<int64_t>> &rounds);
   bool isVisited(int64_t tile, int64_t key) const;
   std::vector<uint32_t> visitedBlocks(int64_t tile) const;
+  std::set<std::pair<int64_t, int64_t>> leftOut; ///< (tile, key)
 };
 
 } // namespace prefill::harness

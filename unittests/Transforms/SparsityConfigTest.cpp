@@ -90,6 +90,15 @@ TEST(SparsityConfig, NewPatterns) {
   EXPECT_EQ(plan.values, 1);
   EXPECT_EQ(plan.bits, 4);
   EXPECT_EQ(plan.similarity, 0.5f);
+  for (const char *name : {"dense", "a-shape", "vertical-slash", "block-topk",
+                           "sale", "infllm-v2", "longgen"}) {
+    plan = parse(std::string(name) + ":skip=0.001").plan(0, 0);
+    EXPECT_EQ(plan.skip, 0.001f) << name;
+    const llvm::json::Object object = planToJSON(plan);
+    EXPECT_EQ(object.getNumber("skip"), 0.001) << name;
+    plan.skip = 0;
+    EXPECT_FALSE(planToJSON(plan).getNumber("skip")) << name;
+  }
   plan = parse("flexprefill:gamma=0.95").plan(0, 0);
   EXPECT_EQ(plan.pattern, SparsePattern::FlexPrefill);
   EXPECT_EQ(plan.topP, 0.95f);
@@ -162,7 +171,9 @@ TEST(SparsityConfig, Refusals) {
   EXPECT_NE(refuse("flexprefill:tau=1.5").find("in [0, 1]"), std::string::npos);
   EXPECT_NE(refuse("a-shape:similarity=0.5").find("unknown option"),
             std::string::npos);
-  EXPECT_NE(refuse("sampled:skip=3").find("unknown option"), std::string::npos);
+  EXPECT_NE(refuse("sampled:skip=3").find("skip must be in [0, 1)"),
+            std::string::npos);
+  EXPECT_NE(refuse("dense:skip=1").find("in [0, 1)"), std::string::npos);
   EXPECT_NE(refuse("dense:init=3").find("dense has none"), std::string::npos);
   // What a float cannot hold is no share.
   EXPECT_NE(refuse("sale:tau=1e-60").find("in (0, 1]"), std::string::npos);

@@ -29,7 +29,8 @@ enum class OptionUnit {
   Bits,           // 4 or 8
   Switch,         // 0 or 1
   Share,          // in (0, 1]
-  Fraction        // in [0, 1]
+  Fraction,       // in [0, 1]
+  Below1          // in [0, 1)
 };
 
 /// One option of a pattern: a field of its plan.

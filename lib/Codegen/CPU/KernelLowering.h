@@ -99,6 +99,8 @@ private:
   mlir::LogicalResult lowerPack(const Step &step);
   mlir::LogicalResult lowerKeyedPack(const Step &step);
   mlir::LogicalResult lowerUnpack(const Step &step);
+  /// Opens a branch that what follows in the round is emitted into.
+  mlir::LogicalResult lowerNeed(tile::NeedOp need);
   void storeRowVector(tile::StoreOp store);
   /// Loops over groups of query rows.
   void forLanes(int64_t vectors,

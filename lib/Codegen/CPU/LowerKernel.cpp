@@ -136,6 +136,8 @@ LogicalResult KernelLowering::bindArguments() {
           {"scale", ATTENTION(scale), true},
           {"softcap", ATTENTION(softcap), true},
           {"sink", ATTENTION(sink), true},
+          {"skip", ATTENTION(skip), true},
+          {"rows", ATTENTION(rows), false},
           {"position", ATTENTION(position), false},
           {"window_left", ATTENTION(window_left), false},
           {"window_right", ATTENTION(window_right), false}};

@@ -221,6 +221,8 @@ LogicalResult KernelLowering::lowerStep(const Step &step) {
     return lowerMap(step);
   case Step::Unpack:
     return lowerUnpack(step);
+  case Step::Need:
+    return lowerNeed(cast<tile::NeedOp>(step.anchor));
   }
   return failure();
 }
@@ -722,4 +724,28 @@ LogicalResult KernelLowering::lowerUnpack(const Step &step) {
         }
         return success();
       });
+}
+
+//===----------------------------------------------------------------------===//
+// Rounds that end early
+//===----------------------------------------------------------------------===//
+
+LogicalResult KernelLowering::lowerNeed(tile::NeedOp need) {
+  Value zero = e.splat(0), wanted;
+  for (int64_t lane = 0; lane < queryRows; lane += target.lanes) {
+    FailureOr<Vectors> numbers =
+        rowVectors(need.getValue(), e.integer(lane), 1);
+    if (failed(numbers))
+      return failure();
+    Value here = arith::CmpFOp::create(b, loc, arith::CmpFPredicate::UGE,
+                                       (*numbers)[0], zero);
+    wanted =
+        wanted ? arith::OrIOp::create(b, loc, wanted, here).getResult() : here;
+  }
+  Value any =
+      vector::ReductionOp::create(b, loc, vector::CombiningKind::OR, wanted);
+  auto branch = scf::IfOp::create(b, loc, TypeRange{}, any,
+                                  /*withElse=*/false);
+  b.setInsertionPointToStart(branch.thenBlock());
+  return success();
 }

@@ -130,7 +130,7 @@ private:
   /// First step that could compute an op of these operands. A number a row is
   /// complete only after the step that computes it.
   unsigned earliest(Operation *op, bool square) const {
-    unsigned step = 0;
+    unsigned step = barrier;
     auto visit = [&](Value value) {
       auto found = schedule.stepOf.find(value);
       if (found == schedule.stepOf.end())
@@ -167,6 +167,7 @@ private:
   Block &block;
   const DenseMap<Value, ValueKind> &kinds;
   Schedule schedule;
+  unsigned barrier = 0; ///< first step behind the last tile.need
 };
 
 } // namespace
@@ -204,6 +205,10 @@ LogicalResult Scheduler::placeElementwise(Operation *op) {
 LogicalResult Scheduler::place(Operation *op) {
   if (isa<tile::ForTilesOp>(op)) {
     append(Step::Loop, op);
+    return success();
+  }
+  if (isa<tile::NeedOp>(op)) {
+    barrier = append(Step::Need, op) + 1;
     return success();
   }
   if (isa<tile::DotOp>(op)) {

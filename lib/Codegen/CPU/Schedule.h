@@ -32,6 +32,7 @@ struct Step {
     Pack,   ///< anchored at a load that puts query rows into lanes
     Map,    ///< element-wise ops and reductions only
     Unpack, ///< anchored at a store
+    Need,   ///< tile.need: later steps run only where there is need of them
     Loop    ///< tile.for_tiles
   };
   Kind kind;

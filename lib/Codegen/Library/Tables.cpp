@@ -13,9 +13,9 @@ using llvm::StringRef;
 
 // The structs are written field by field below, with C's natural alignment.
 // These fail when kernel_abi.h changes without this file.
-static_assert(PREFILL_KERNEL_ABI == 4);
+static_assert(PREFILL_KERNEL_ABI == 5);
 static_assert(sizeof(prefill_tile_variant) == 32);
-static_assert(sizeof(prefill_head_plan) == 64);
+static_assert(sizeof(prefill_head_plan) == 68);
 static_assert(sizeof(prefill_plan) == 16);
 static_assert(offsetof(prefill_attention_desc, dtype) == 16);
 static_assert(offsetof(prefill_attention_desc, o_rank) == 36);
@@ -118,12 +118,13 @@ private:
       return null();
     llvm::SmallVector<Constant *> heads;
     for (const HeadPlan &head : spec.heads)
-      heads.push_back(record(
-          {i32(int32_t(head.pattern)), i32(head.init), i32(head.local),
-           i32(head.last), i32(head.vertical), i32(head.slash), i32(head.topK),
-           f32(head.density), i32(head.stride), f32(head.topP),
-           f32(head.threshold), i32(head.minBudget), i32(head.bits),
-           i32(head.values), f32(head.similarity), i32(head.horizontal)}));
+      heads.push_back(
+          record({i32(int32_t(head.pattern)), i32(head.init), i32(head.local),
+                  i32(head.last), i32(head.vertical), i32(head.slash),
+                  i32(head.topK), f32(head.density), i32(head.stride),
+                  f32(head.topP), f32(head.threshold), i32(head.minBudget),
+                  i32(head.bits), i32(head.values), f32(head.similarity),
+                  i32(head.horizontal), f32(head.skip)}));
     return global(record({i32(spec.denseBelow), i32(int64_t(heads.size())),
                           array(heads, "heads")}),
                   "plan");

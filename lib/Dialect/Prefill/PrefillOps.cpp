@@ -280,6 +280,13 @@ LogicalResult IndexGridOp::verify() {
   return verifyAxis(*this, "grid", getGrid().getType(), ScoreAxis::Grid);
 }
 
+LogicalResult IndexSkipOp::verify() {
+  const float below = getBelow().convertToFloat();
+  if (!(below > 0 && below < 1))
+    return emitOpError("below is not between 0 and 1");
+  return success();
+}
+
 LogicalResult IndexAgreeingOp::verify() {
   float below = getBelow().convertToFloat();
   if (!(below >= 0) || below > 1)

@@ -212,6 +212,13 @@ LogicalResult DotOp::verify() {
   return success();
 }
 
+LogicalResult NeedOp::verify() {
+  RankedTensorType value = tileType(getValue());
+  if (value.getRank() != 1 || !value.getElementType().isF32())
+    return emitOpError("wants one fp32 number a row");
+  return success();
+}
+
 LogicalResult ReduceRowOp::verify() {
   RankedTensorType value = tileType(getValue()), result = tileType(getResult());
   if (value.getRank() != 2 || result.getRank() != 1 ||

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PREFILL_KERNEL_ABI 4
+#define PREFILL_KERNEL_ABI 5
 
 enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
 
@@ -49,6 +49,7 @@ enum prefill_tile_feature {
   PREFILL_TILE_SOFTCAP = 1 << 4,  /* cap * tanh(s / cap) before masks */
   PREFILL_TILE_SINK = 1 << 5,     /* args->sink joins the denominator */
   PREFILL_TILE_SEGMENTS = 1 << 6, /* args->q_segment, k_segment are read */
+  PREFILL_TILE_SKIP = 1 << 7,     /* args->skip is read */
 };
 
 /* One call of a tile function: up to block_q query rows of one head against a
@@ -75,7 +76,11 @@ typedef struct prefill_tile_args {
   float scale;        /* of q.k, as in the model (not yet times log2 e) */
   float softcap;      /* with SOFTCAP */
   float sink;         /* with SINK: the head's logit */
-  int32_t reserved;
+  float skip;         /* with SKIP: log2 of a probability, -inf for none. A tile of
+                         keys is left out, but for the look at its scores, unless
+                         one row's largest score there is at least 2^skip of the
+                         largest that the row has seen before (as powers, the
+                         sink included) or is no number */
   const uint32_t *blocks; /* block ids (block_k keys each), no id twice: first
                              the full ones, ascending, then the others,
                              ascending (with a window a partial block may have a
@@ -163,6 +168,8 @@ typedef struct prefill_head_plan {
   float similarity; /* 0: off; else blocks whose keys or queries are less alike
                        than this (mean cosine) are kept, SpargeAttn's guard */
   int32_t horizontal; /* GRID: nonzero: rows of the line's phase are dense */
+  float skip; /* 0: off; else tiles whose probabilities are all below this share
+                 of the largest so far are left out, see prefill_tile_args */
 } prefill_head_plan;
 typedef struct prefill_plan {
   int32_t dense_below; /* keys; shorter prompts run dense. -1: by cost function */

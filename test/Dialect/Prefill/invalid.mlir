@@ -282,3 +282,12 @@ func.func @choices(%q: tensor<1x2x?x64xf32>) {
     : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
   return
 }
+
+// -----
+
+func.func @skip() {
+  %i = prefill.index.dense
+  // expected-error @+1 {{below is not between 0 and 1}}
+  %j = prefill.index.skip %i below 1.0
+  return
+}

@@ -113,5 +113,7 @@ func.func @estimates(%q: tensor<1x2x?x64xf32>) {
   %x = prefill.select %p {top_p = 0.5 : f32} : <block> -> <block>
   // CHECK: prefill.index.agreeing %{{.*}}, %{{.*}} below 1.000000e-01 ? %{{.*}} : %{{.*}} : <column>, <block>
   %j = prefill.index.agreeing %v, %p below 0.1 ? %i : %i : <column>, <block>
+  // CHECK: prefill.index.skip %{{.*}} below 1.000000e-03
+  %k = prefill.index.skip %j below 0.001
   return
 }

@@ -180,3 +180,23 @@ func.func @carried(%i: !tile.index<8>, %s: tensor<16xf32>, %t: tensor<8xf32>) {
   }
   return
 }
+
+// -----
+
+func.func @need_outside(%a: tensor<16xf32>) {
+  // expected-error @+1 {{'tile.need' op expects parent op 'tile.for_tiles'}}
+  tile.need %a : tensor<16xf32>
+  return
+}
+
+// -----
+
+tile.kernel @need_of_tiles(%index: !tile.index<64> {tile.field = "keys"}) attributes {abi = "attention"} {
+  %zero = arith.constant dense<0.0> : tensor<16x64xf32>
+  tile.for_tiles %keys in %index : !tile.index<64> {
+    // expected-error @+1 {{wants one fp32 number a row}}
+    tile.need %zero : tensor<16x64xf32>
+    tile.yield
+  }
+  tile.return
+}

@@ -36,6 +36,8 @@ tile.kernel @attention(
     // CHECK: tile.load %{{.*}}[%[[KEYS]]] : <?x?xf32>[!tile.keys<32>] -> tensor<16x32xf32>
     %b = tile.load %bias[%keys] : !tile.view<?x?xf32>[!tile.keys<32>] -> tensor<16x32xf32>
     %t = arith.addf %s, %b : tensor<16x32xf32>
+    // CHECK: tile.need %{{.*}} : tensor<16xf32>
+    tile.need %m : tensor<16xf32>
     // CHECK: tile.mask %{{.*}}, %[[KEYS]] : tensor<16x32xf32>, <32> {
     %masked = tile.mask %t, %keys : tensor<16x32xf32>, !tile.keys<32> {
       // CHECK: tile.positions %[[KEYS]] : <32> -> tensor<32xi32>

@@ -50,12 +50,13 @@ struct HeadPlan {
   int32_t values = 0;
   float similarity = 0;
   int32_t horizontal = 0;
+  float skip = 0;
 
   /// Every field, for comparisons.
   auto fields() const {
     return std::tie(pattern, init, local, last, vertical, slash, topK, density,
                     stride, topP, threshold, minBudget, bits, values,
-                    similarity, horizontal);
+                    similarity, horizontal, skip);
   }
   bool operator==(const HeadPlan &other) const {
     return fields() == other.fields();

@@ -425,6 +425,20 @@ def Prefill_IndexAgreeingOp : Prefill_Op<"index.agreeing", [Pure]> {
   let hasVerifier = 1;
 }
 
+def Prefill_IndexSkipOp : Prefill_Op<"index.skip", [Pure]> {
+  let summary = "Leaves out what a kernel finds to be negligible on the way";
+  let description = [{
+    Visits `index`, but of a tile of keys only the scores where, in every row, the
+    largest of them is below `below` times the largest that the row has seen in
+    the tiles before it (as powers of e). SpargeAttn (arXiv:2502.18137), BLASST
+    (arXiv:2512.12087).
+  }];
+  let arguments = (ins Prefill_IndexType:$index, F32Attr:$below);
+  let results = (outs Prefill_IndexType:$result);
+  let assemblyFormat = "$index `below` $below attr-dict";
+  let hasVerifier = 1;
+}
+
 def Prefill_IndexPerHeadOp : Prefill_Op<"index.per_head", [Pure]> {
   let summary = "An index for each query head";
   let description = [{`heads[h]` is the operand that query head h uses.}];

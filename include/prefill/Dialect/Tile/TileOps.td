@@ -100,6 +100,17 @@ def Tile_YieldOp : Tile_Op<"yield", [Pure, Terminator, ReturnLike,
   let assemblyFormat = "attr-dict ($values^ `:` type($values))?";
 }
 
+def Tile_NeedOp : Tile_Op<"need", [HasParent<"ForTilesOp">]> {
+  let summary = "Ends a round that no row has need of";
+  let description = [{
+    Unless one of the numbers is not negative, or is no number, the round of
+    `for_tiles` ends here and its carried values stay as they are.
+  }];
+  let arguments = (ins Tile_FloatTile:$value);
+  let assemblyFormat = "$value attr-dict `:` type($value)";
+  let hasVerifier = 1;
+}
+
 //===----------------------------------------------------------------------===//
 // Memory
 //===----------------------------------------------------------------------===//
