@@ -1,6 +1,7 @@
 //===- SparsityConfigTest.cpp - Parsing of -sparsify= ---------------------===//
 
 #include "prefill/Transforms/SparsityConfig.h"
+#include "prefill/Transforms/Patterns.h"
 #include "gtest/gtest.h"
 
 using namespace prefill;
