@@ -98,14 +98,9 @@ struct Rewriter {
 
   /// The number of rows before the selection, [1].
   Value getCount() {
-    if (count)
-      return count;
-    // A value that is selected from here has them all.
-    for (auto &[op, operands] : plan.shrunk)
-      for (const RowOperand &operand : operands)
-        if (Value v = op->getOperand(operand.operand); !plan.rows.contains(v))
-          return count = size(v, operand.rows.axis);
-    llvm_unreachable("a plan begins somewhere");
+    if (!count)
+      count = size(plan.begin, plan.beginAxis);
+    return count;
   }
 
   /// The selected rows as non-negative numbers, [rows] i64.

@@ -155,10 +155,10 @@ prefill::findSizes(SymbolicAnalysis &analysis, Value value, int64_t begin,
 
 bool RowPlan::saves() const {
   static const llvm::StringSet<> products = {"MatMul", "Gemm", "MatMulNBits"};
-  return llvm::any_of(shrunk, [](const auto &entry) {
-    auto node = dyn_cast<onnx::NodeOp>(entry.first);
-    return !node || products.contains(node.getOpType());
-  });
+  return begin && llvm::any_of(shrunk, [](const auto &entry) {
+           auto node = dyn_cast<onnx::NodeOp>(entry.first);
+           return !node || products.contains(node.getOpType());
+         });
 }
 
 namespace {
@@ -348,13 +348,18 @@ struct Planner {
         if (again)
           break;
       }
-      // Graph inputs have no merged rows either.
       for (auto &[op, operands] : plan.shrunk)
-        for (const RowOperand &operand : operands)
-          if (operand.rows.merged &&
-              isa<BlockArgument>(op->getOperand(operand.operand)) &&
+        for (const RowOperand &operand : operands) {
+          Value value = op->getOperand(operand.operand);
+          // Graph inputs have no merged rows either.
+          if (operand.rows.merged && isa<BlockArgument>(value) &&
               forced.insert(op).second)
             again = true;
+          if (!operand.rows.merged && !plan.rows.contains(value)) {
+            plan.begin = value;
+            plan.beginAxis = operand.rows.axis;
+          }
+        }
     } while (again);
   }
 };

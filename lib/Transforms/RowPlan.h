@@ -39,14 +39,17 @@ struct RowPlan {
   llvm::MapVector<mlir::Operation *, llvm::SmallVector<RowOperand, 2>> shrunk;
   /// Where the rows of their results lie.
   llvm::DenseMap<mlir::Value, RowAxis> rows;
+  /// A value that is selected from, with all rows, and their axis.
+  mlir::Value begin;
+  int64_t beginAxis = 0;
   /// Shape nodes that must not read a shrunk value.
   llvm::SmallVector<onnx::NodeOp> shapes;
   /// The op that stopped it first, and why.
   mlir::Operation *stop = nullptr;
   std::string why;
 
-  /// Whether it leaves out work that counts: a product with weights or an
-  /// attention.
+  /// Whether it leaves out work that counts (a product with weights or an
+  /// attention) and there is something to select the rows from.
   bool saves() const;
 };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,12 +85,18 @@ def one_by_one(session, prompts, selecting):
     return results
 
 
+def shared_model(name: str) -> Path:
+    """The path of one of the shared exports; skips the test where they are not at hand."""
+    path = SHARED_MODELS / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip("no shared/models/onnx beside the repository")
+    return path
+
+
 @pytest.mark.parametrize("name", PACKABLE)
 @pytest.mark.parametrize("sparsify", ("dense", "a-shape:init=16,local=16,dense-below=0"))
 def test_packs_equal_one_by_one(name, sparsify, compiled):
-    model = SHARED_MODELS / f"{name}.onnx"
-    if not model.exists():
-        pytest.skip("no shared/models/onnx beside the repository")
+    model = shared_model(name)
     packed, alone = compiled(model, sparsify=sparsify, pack="ffd"), compiled(model, sparsify=sparsify)
     assert json.loads((packed / "manifest.json").read_text())["pack"]["exact"] is True
     given = prompts([1, 200, 64, 65, 2, 63, 130])
@@ -111,17 +118,13 @@ def test_packs_equal_one_by_one(name, sparsify, compiled):
     ],
 )
 def test_models_that_cannot_be_packed(name, message, compiler, tmp_path):
-    model = SHARED_MODELS / f"{name}.onnx"
-    if not model.exists():
-        pytest.skip("no shared/models/onnx beside the repository")
+    model = shared_model(name)
     with pytest.raises(prefill_opt.CompileError, match=message):
         prefill_opt.compile(model, tmp_path / "out", pack="ffd")
 
 
 def test_wrong_option_and_wrong_model(compiled, tmp_path):
-    model = SHARED_MODELS / "llama-dynamo18-nomask.onnx"
-    if not model.exists():
-        pytest.skip("no shared/models/onnx beside the repository")
+    model = shared_model("llama-dynamo18-nomask")
     with pytest.raises(prefill_opt.CompileError, match="-pack=best: expected ffd, exact or off"):
         prefill_opt.compile(model, tmp_path / "out", pack="best")
     session = prefill_opt.session(compiled(model), log_severity_level=4)
