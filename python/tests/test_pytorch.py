@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import prefill_opt.pytorch as pf  # noqa: E402
 from prefill_opt.compiler import CompileError  # noqa: E402
 from prefill_opt.library import KernelError  # noqa: E402
-from prefill_opt.pytorch import huggingface  # noqa: E402
+from prefill_opt.pytorch import huggingface, kernels  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("compiler")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -131,6 +131,16 @@ def test_refusals():
         pf.attention(q, k, v, key_mask=torch.ones(2, 69))
     with pytest.raises(RuntimeError, match="no autograd formula"):
         pf.attention(q.requires_grad_(), k, v).sum().backward()
+
+
+def test_a_refusal_is_not_compiled_again(monkeypatch):
+    calls = []
+    real = kernels.run_compiler
+    monkeypatch.setattr(kernels, "run_compiler", lambda *a: calls.append(a) or real(*a))
+    for _ in range(3):
+        with pytest.raises(CompileError, match="unknown pattern 'nobody'"):
+            pf.attention(*operands(), sparsify="nobody")
+    assert len(calls) == 1
 
 
 def test_operator_is_well_formed():

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..calibrate.state import digest
-from ..compiler import find_compiler, run_compiler
+from ..compiler import CompileError, find_compiler, run_compiler
 from ..library import DLTensor, Library, dl_tensor
 
 #: Element types of kernels: name in MLIR, DLPack's type code.
@@ -182,6 +182,17 @@ def _describe(tensor: torch.Tensor | None, keep: list) -> DLTensor | None:
 
 
 @lru_cache(maxsize=256)
+def _made(spec: Spec) -> Kernel | CompileError:
+    try:
+        return Kernel(spec)
+    except CompileError as error:
+        return error
+
+
 def kernel(spec: Spec) -> Kernel:
-    """The kernel of a spec, compiled or loaded once a process."""
-    return Kernel(spec)
+    """The kernel of a spec, compiled or loaded once a process, and refused once: a model asks
+    again in every layer. Raises `CompileError`."""
+    made = _made(spec)
+    if isinstance(made, CompileError):
+        raise made
+    return made
