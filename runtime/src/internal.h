@@ -242,6 +242,11 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
 
 /*===-- prepare.c --------------------------------------------------------===*/
 
+/* Element `index` (in elements) of an int32, int64 or one-byte tensor. */
+int64_t pf_read_int(const DLTensor *tensor, int64_t index);
+/* Stride of a dimension of a tensor of rank 1 or 2, compact or given; 0 where
+ * it is never stepped along. */
+int64_t pf_stride_of(const DLTensor *tensor, int dim);
 /* Per-batch facts from the small inputs: fills call->batch, ones, zeros. The
  * tensors have been checked. */
 prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,

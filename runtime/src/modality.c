@@ -1,34 +1,18 @@
 /*===- modality.c - What kind of token each key is ----------------*- C -*-===*\
 |*
 |* The input MODALITY gives an id per key position, any numbers. Here they
-become
-|* 0, 1, ... in ascending order of the ids, and the rows of a call are cut into
+|* become 0, 1, ... in ascending order, and the rows of a call are cut into
 |* strips of at most bq adjacent rows of one modality (views.h).
 |*
 \*===----------------------------------------------------------------------===*/
 #include "views.h"
 #include <string.h>
 
-static int64_t read_id(const DLTensor *tensor, int64_t index) {
-  const char *data = (const char *)tensor->data + tensor->byte_offset;
-  switch (tensor->dtype.bits) {
-  case 64:
-    return ((const int64_t *)data)[index];
-  case 32:
-    return ((const int32_t *)data)[index];
-  default:
-    return ((const uint8_t *)data)[index];
-  }
-}
-
 /* Element (b, j) of a [n], [1, n] or [b, n] tensor. */
 static int64_t id_of(const DLTensor *tensor, int64_t b, int64_t j) {
   const int last = tensor->ndim - 1;
-  const int64_t step = tensor->strides ? tensor->strides[last] : 1;
-  int64_t batch = 0;
-  if (last > 0 && tensor->shape[0] > 1)
-    batch = tensor->strides ? tensor->strides[0] : tensor->shape[1];
-  return read_id(tensor, b * batch + j * step);
+  const int64_t batch = last > 0 ? pf_stride_of(tensor, 0) : 0;
+  return pf_read_int(tensor, b * batch + j * pf_stride_of(tensor, last));
 }
 
 /* Collects the ids, ascending; false if there are more than fit. */

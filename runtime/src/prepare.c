@@ -8,8 +8,7 @@
 #include "views.h"
 #include <string.h>
 
-/* Element `index` (in elements) of an int32, int64 or one-byte tensor. */
-static int64_t read_int(const DLTensor *tensor, int64_t index) {
+int64_t pf_read_int(const DLTensor *tensor, int64_t index) {
   const char *data = (const char *)tensor->data + tensor->byte_offset;
   switch (tensor->dtype.bits) {
   case 64:
@@ -21,8 +20,7 @@ static int64_t read_int(const DLTensor *tensor, int64_t index) {
   }
 }
 
-/* Stride of a dimension, compact or given. The tensors have rank <= 2 here. */
-static int64_t stride_of(const DLTensor *tensor, int dim) {
+int64_t pf_stride_of(const DLTensor *tensor, int dim) {
   if (tensor->shape[dim] <= 1)
     return 0;
   if (tensor->strides)
@@ -32,7 +30,7 @@ static int64_t stride_of(const DLTensor *tensor, int dim) {
 
 /* Entry b of a [b] or [] tensor. */
 static int64_t read_per_batch(const DLTensor *tensor, int64_t b) {
-  return read_int(tensor, tensor->ndim ? b * stride_of(tensor, 0) : 0);
+  return pf_read_int(tensor, tensor->ndim ? b * pf_stride_of(tensor, 0) : 0);
 }
 
 /* Bytes 0 and 1, block states, and the first and last visible key. */
@@ -42,12 +40,13 @@ static prefill_status prepare_mask(pf_call *call, const DLTensor *mask,
   uint8_t *states = bytes ? pf_alloc(call, call->b, call->blocks) : NULL;
   if (!states)
     return PREFILL_OUT_OF_MEMORY;
-  const int64_t batch_stride = stride_of(mask, 0), stride = stride_of(mask, 1);
+  const int64_t batch_stride = pf_stride_of(mask, 0),
+                stride = pf_stride_of(mask, 1);
   for (int64_t b = 0; b < call->b; ++b) {
     uint8_t *row = bytes + b * call->t, *state = states + b * call->blocks;
     pf_batch *entry = &batch[b];
     for (int64_t j = 0; j < call->t; ++j)
-      row[j] = read_int(mask, b * batch_stride + j * stride) != 0;
+      row[j] = pf_read_int(mask, b * batch_stride + j * stride) != 0;
     entry->first_key = entry->kv_len;
     entry->last_key = 0;
     for (int64_t block = 0; block < call->blocks; ++block) {
@@ -73,11 +72,11 @@ static prefill_status prepare_mask(pf_call *call, const DLTensor *mask,
 /* A [b, n] tensor of segment ids as int32. */
 static prefill_status read_segments(pf_call *call, const DLTensor *tensor,
                                     const char *name, int64_t n, int32_t *out) {
-  const int64_t batch_stride = stride_of(tensor, 0);
-  const int64_t stride = stride_of(tensor, 1);
+  const int64_t batch_stride = pf_stride_of(tensor, 0);
+  const int64_t stride = pf_stride_of(tensor, 1);
   for (int64_t b = 0; b < call->b; ++b)
     for (int64_t i = 0; i < n; ++i) {
-      int64_t id = read_int(tensor, b * batch_stride + i * stride);
+      int64_t id = pf_read_int(tensor, b * batch_stride + i * stride);
       if (id < INT32_MIN || id > INT32_MAX)
         return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                        "input %s: expected ids of 32 bits, got %lld", name,
