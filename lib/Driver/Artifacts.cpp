@@ -70,7 +70,7 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
                              const OutlineResult &outlined,
                              llvm::ArrayRef<DeclinedSite> declined,
                              const LivenessReport &liveness,
-                             std::string &error) {
+                             const ChunkReport &chunk, std::string &error) {
   llvm::SmallString<256> output(options.output);
   if (std::error_code ec = fs::make_absolute(output)) {
     error = options.output + ": " + ec.message();
@@ -85,9 +85,9 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
   library.header = staging.at(headerName);
   if (!compileLibrary(outlined.kernels, library, error))
     return false;
-  if (!writeFileAtomically(staging.at(manifestName),
-                           writeManifest(options, outlined, declined, liveness),
-                           error))
+  if (!writeFileAtomically(
+          staging.at(manifestName),
+          writeManifest(options, outlined, declined, liveness, chunk), error))
     return false;
 
   // The model last: whoever sees it finds the rest.

@@ -14,7 +14,8 @@ namespace prefill {
 bool writeArtifacts(const CompilerOptions &options, mlir::ModuleOp module,
                     const OutlineResult &outlined,
                     llvm::ArrayRef<DeclinedSite> declined,
-                    const LivenessReport &liveness, std::string &error);
+                    const LivenessReport &liveness, const ChunkReport &chunk,
+                    std::string &error);
 
 /// The text of -emit=tile|llvm|asm.
 bool emitKernelText(const CompilerOptions &options,

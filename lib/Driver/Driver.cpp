@@ -159,6 +159,28 @@ static int printModule(ModuleOp module, const CompilerOptions &options) {
 // Compilation
 //===----------------------------------------------------------------------===//
 
+std::optional<int64_t> prefill::parseChunk(StringRef text, std::string &error) {
+  if (text == "off")
+    return 0;
+  auto [number, options] = text.split(':');
+  int64_t rows;
+  if (number.getAsInteger(10, rows) || rows < 1 || rows > INT32_MAX) {
+    error = ("-chunk=" + text +
+             ": expected off or a number of rows, at least 1, as in -chunk=512")
+                .str();
+    return std::nullopt;
+  }
+  if (!options.empty() && options != "tail=dynamic") {
+    error = ("-chunk=" + text +
+             ": expected no option but tail=dynamic: the last "
+             "chunk has the rows that are left, none of them padding, and "
+             "all layers run on a chunk before the next one")
+                .str();
+    return std::nullopt;
+  }
+  return rows;
+}
+
 /// Options that cannot be met, found before any work.
 static bool validate(const CompilerOptions &options, std::string &error) {
   for (StringRef target : options.targets)
@@ -177,6 +199,20 @@ static bool validate(const CompilerOptions &options, std::string &error) {
   if (options.pack != "off" && options.pack != "ffd" &&
       options.pack != "exact") {
     error = "-pack=" + options.pack + ": expected ffd, exact or off";
+    return false;
+  }
+  std::optional<int64_t> chunk = parseChunk(options.chunk, error);
+  if (!chunk)
+    return false;
+  if (*chunk && options.pack != "off") {
+    error =
+        "-chunk and -pack are not given together: a model with -chunk takes "
+        "several prompts as well";
+    return false;
+  }
+  if (*chunk && options.logits == "last") {
+    error = "-logits=last with -chunk would be the last request's only: take "
+            "-logits=rows";
     return false;
   }
   if (options.logits != "all" && !options.rowLiveness) {
@@ -256,8 +292,10 @@ int prefill::compile(const CompilerOptions &given) {
     return printModule(*module, options);
 
   LivenessReport liveness;
-  if (!run(*context, *module,
-           [&](OpPassManager &pm) { buildRowPipeline(pm, options, liveness); }))
+  ChunkReport chunk;
+  if (!run(*context, *module, [&](OpPassManager &pm) {
+        buildRowPipeline(pm, options, liveness, chunk);
+      }))
     return 1;
   watch.lap("rows");
   if (!run(*context, *module,
@@ -277,8 +315,8 @@ int prefill::compile(const CompilerOptions &given) {
       return fail(error);
     return writeText(options.output, [&](raw_ostream &os) { os << text; });
   }
-  bool written =
-      writeArtifacts(options, *module, outlined, declined, liveness, error);
+  bool written = writeArtifacts(options, *module, outlined, declined, liveness,
+                                chunk, error);
   watch.lap("generate");
   return written ? 0 : fail(error);
 }

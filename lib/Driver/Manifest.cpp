@@ -72,10 +72,28 @@ static json::Object describe(const LivenessReport &liveness) {
   return object;
 }
 
+/// How a prompt is taken in chunks. Sparse estimates see one chunk at a time.
+static json::Object describe(const ChunkReport &chunk, llvm::StringRef option,
+                             bool dense) {
+  json::Array caches;
+  for (const auto &[past, present] : chunk.caches)
+    caches.push_back(json::Object{{"past", past}, {"present", present}});
+  json::Object object{{"exact", dense},
+                      {"size", std::stoll(option.split(':').first.str())},
+                      {"tail", "dynamic"},
+                      {"order", "chunk"},
+                      {"cache", chunk.inPlace ? "in place" : "the model's own"},
+                      {"caches", std::move(caches)}};
+  if (!dense)
+    object["estimates"] = "of every chunk's rows";
+  return object;
+}
+
 std::string prefill::writeManifest(const CompilerOptions &options,
                                    const OutlineResult &outlined,
                                    llvm::ArrayRef<DeclinedSite> declined,
-                                   const LivenessReport &liveness) {
+                                   const LivenessReport &liveness,
+                                   const ChunkReport &chunk) {
   bool exact = true;
   json::Array kernels, attentions, left;
   for (const KernelSpec &spec : outlined.kernels) {
@@ -107,6 +125,8 @@ std::string prefill::writeManifest(const CompilerOptions &options,
     root["pack"] = json::Object{{"exact", true},
                                 {"algorithm", options.pack},
                                 {"input", "segment_starts"}};
+  if (!chunk.caches.empty())
+    root["chunk"] = describe(chunk, options.chunk, exact);
   if (options.rowLiveness)
     root["row_liveness"] = describe(liveness);
   std::string text;

@@ -9,6 +9,7 @@
 #include <string>
 
 namespace prefill {
+struct ChunkReport;
 struct LivenessReport;
 
 /// An attention that stayed an onnx.node, and why.
@@ -20,7 +21,8 @@ struct DeclinedSite {
 std::string writeManifest(const CompilerOptions &options,
                           const OutlineResult &outlined,
                           llvm::ArrayRef<DeclinedSite> declined,
-                          const LivenessReport &liveness);
+                          const LivenessReport &liveness,
+                          const ChunkReport &chunk);
 
 } // namespace prefill
 

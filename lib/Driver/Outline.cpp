@@ -139,7 +139,8 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
        {op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
         op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
         op.getQOffset(), op.getCos(), op.getSin(), op.getQPositions(),
-        op.getSegmentStarts(), modality}) {
+        op.getSegmentStarts(), modality, op.getPastK(), op.getPastV(),
+        op.getCacheSlots()}) {
     if (!operand && !absent)
       absent = onnx::createAbsent(builder, op.getLoc());
     inputs.push_back(operand ? operand : absent);
@@ -168,6 +169,11 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
   if (op.getRotatedK() && !op.getRotatedK().use_empty()) {
     results[PREFILL_OUT_ROTATED_K] = op.getRotatedK().getType();
     count = PREFILL_OUT_ROTATED_K + 1;
+  }
+  if (op.getPresentK()) {
+    results[PREFILL_OUT_PRESENT_K] = op.getPresentK().getType();
+    results[PREFILL_OUT_PRESENT_V] = op.getPresentV().getType();
+    count = PREFILL_OUT_PRESENT_V + 1;
   }
   results.resize(count);
   auto node = onnx::NodeOp::create(
@@ -220,6 +226,10 @@ static bool outline(OpTy op, bool stats, OutlineResult &result,
     op.getLse().replaceAllUsesWith(node.getResult(PREFILL_OUT_LSE));
   if (op.getRotatedK() && !op.getRotatedK().use_empty())
     op.getRotatedK().replaceAllUsesWith(node.getResult(PREFILL_OUT_ROTATED_K));
+  if (op.getPresentK()) {
+    op.getPresentK().replaceAllUsesWith(node.getResult(PREFILL_OUT_PRESENT_K));
+    op.getPresentV().replaceAllUsesWith(node.getResult(PREFILL_OUT_PRESENT_V));
+  }
   if (stats)
     densities.push_back(node.getResult(PREFILL_OUT_DENSITY));
   op->erase();

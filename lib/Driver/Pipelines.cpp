@@ -35,9 +35,13 @@ void prefill::buildRaisePipeline(OpPassManager &pm,
 
 void prefill::buildRowPipeline(OpPassManager &pm,
                                const CompilerOptions &options,
-                               LivenessReport &report) {
+                               LivenessReport &report, ChunkReport &chunk) {
   if (options.pack != "off")
     pm.addPass(createPackPrompts());
+  std::string error; // validate() has looked at it
+  ChunkPromptOptions chunks;
+  if ((chunks.size = parseChunk(options.chunk, error).value_or(0)))
+    pm.addPass(createChunkPrompt(chunks, chunk));
   if (!options.rowLiveness)
     return;
   RowLivenessOptions liveness;

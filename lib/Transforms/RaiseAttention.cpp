@@ -193,11 +193,13 @@ private:
     };
     attention = AttentionOp::create(
         builder, loc, site.resultType, /*lse=*/Type(),
-        site.rotatedKey ? site.rotatedKeyType : Type(), get(site.q),
-        get(site.k), get(site.v), get(site.bias), get(site.keyMask),
-        get(site.kvLengths), get(site.sinks), get(site.qSegment),
-        get(site.kSegment), get(site.qOffset), get(site.cos), get(site.sin),
+        site.rotatedKey ? site.rotatedKeyType : Type(), /*present_k=*/Type(),
+        /*present_v=*/Type(), get(site.q), get(site.k), get(site.v),
+        get(site.bias), get(site.keyMask), get(site.kvLengths), get(site.sinks),
+        get(site.qSegment), get(site.kSegment), get(site.qOffset),
+        get(site.cos), get(site.sin),
         /*q_positions=*/Value(), /*segment_starts=*/Value(),
+        /*past_k=*/Value(), /*past_v=*/Value(), /*cache_slots=*/Value(),
         i64(site.qHeads), i64(site.kvHeads), i64(site.headDim),
         i64(site.vHeadDim),
         builder.getF32FloatAttr(static_cast<float>(site.scale)),

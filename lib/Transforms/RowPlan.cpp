@@ -290,7 +290,8 @@ struct Planner {
       addUses(result, need);
       // The keys have all rows in any case.
       auto attention = dyn_cast<AttentionOp>(op);
-      if (attention && result == attention.getRotatedK()) {
+      if (attention && result != attention.getO() &&
+          result != attention.getLse()) {
         need.rows.reset();
         continue;
       }

@@ -9,24 +9,30 @@
 * `inspect` returns what the compiler found in a model, as a dictionary.
 * `session` gives an ``onnxruntime.InferenceSession`` for a folder the compiler wrote.
 * `pack` puts several prompts into one sequence, `run_packed` runs them (models compiled with ``-pack``).
+* `run_chunked` runs a prompt chunk by chunk, `HybridBatch` several beside what they generate (``-chunk``).
 * `Library` calls the kernels of such a folder with NumPy arrays, without ONNX Runtime.
 """
 
+from .chunking import HybridBatch, run_chunked
 from .compiler import CompileError, compile, find_compiler, inspect, run_compiler
 from .hosting import LoadError, attention_statistics, session
 from .library import KernelError, Library
 from .packing import pack, run_packed
+from .schedule import Scheduler
 
 __all__ = [
     "CompileError",
+    "HybridBatch",
     "KernelError",
     "Library",
     "LoadError",
+    "Scheduler",
     "attention_statistics",
     "compile",
     "find_compiler",
     "inspect",
     "pack",
+    "run_chunked",
     "run_compiler",
     "run_packed",
     "session",

@@ -38,6 +38,9 @@ INPUTS = (
     "q_positions",
     "segment_starts",
     "modality",
+    "past_k",
+    "past_v",
+    "cache_slots",
 )
 #: Names of the result slots, in order (prefill_attention_output).
 OUTPUTS = ("o", "lse", "density", "block_map")

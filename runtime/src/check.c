@@ -12,11 +12,12 @@
 #include <string.h>
 
 static const char *const input_names[PREFILL_IN_COUNT] = {
-    "Q",          "K",     "V",           "BIAS",           "KEY_MASK",
-    "KV_LENGTHS", "SINKS", "Q_SEGMENT",   "K_SEGMENT",      "Q_OFFSET",
-    "COS",        "SIN",   "Q_POSITIONS", "SEGMENT_STARTS", "MODALITY"};
+    "Q",          "K",      "V",           "BIAS",           "KEY_MASK",
+    "KV_LENGTHS", "SINKS",  "Q_SEGMENT",   "K_SEGMENT",      "Q_OFFSET",
+    "COS",        "SIN",    "Q_POSITIONS", "SEGMENT_STARTS", "MODALITY",
+    "PAST_K",     "PAST_V", "CACHE_SLOTS"};
 static const char *const output_names[PREFILL_OUT_COUNT] = {
-    "O", "LSE", "DENSITY", "BLOCK_MAP", "ROTATED_K"};
+    "O", "LSE", "DENSITY", "BLOCK_MAP", "ROTATED_K", "PRESENT_K", "PRESENT_V"};
 
 /* One tensor under examination. */
 typedef struct subject {
@@ -481,6 +482,49 @@ static prefill_status check_ragged(pf_call *call, subject *in) {
   return PREFILL_OK;
 }
 
+/* PAST_K, PAST_V, CACHE_SLOTS, PRESENT_K and PRESENT_V; cache.c looks at the
+ * numbers. */
+static prefill_status check_cache(pf_call *call, subject *in, subject *out) {
+  subject *parts[] = {&in[PREFILL_IN_PAST_K], &in[PREFILL_IN_PAST_V],
+                      &in[PREFILL_IN_CACHE_SLOTS], &out[PREFILL_OUT_PRESENT_K],
+                      &out[PREFILL_OUT_PRESENT_V]};
+  int given = 0;
+  for (int i = 0; i < 5; ++i)
+    given += parts[i]->tensor != NULL;
+  if (!given)
+    return PREFILL_OK;
+  for (int i = 0; i < 5; ++i)
+    if (!parts[i]->tensor)
+      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                     "%s %s: expected a tensor, got null: a cache is PAST_K, "
+                     "PAST_V, CACHE_SLOTS, PRESENT_K and PRESENT_V",
+                     kind(parts[i]), slot_name(parts[i]));
+  if (!call->segment_starts)
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                   "input CACHE_SLOTS: only together with SEGMENT_STARTS");
+  if (call->block_map.data)
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                   "output BLOCK_MAP: not together with CACHE_SLOTS");
+  prefill_status status;
+  pf_rows *rows[] = {&call->past_k, &call->past_v, NULL, &call->present_k,
+                     &call->present_v};
+  call->cache_rows = -1;
+  for (int i = 0; i < 5; ++i)
+    if (rows[i] && (status = check_rows(parts[i], PREFILL_BHSD, call->hk,
+                                        i % 3 ? call->e : call->d, 4, &call->b,
+                                        &call->cache_rows, rows[i])))
+      return status;
+  if ((status = check_any(parts[2])))
+    return status;
+  if (!is_type(parts[2]->tensor->dtype, kDLInt, 64))
+    return wrong_type(parts[2], "int64");
+  const int64_t expected[2] = {call->segment_starts->shape[0] - 1, 2};
+  if ((status = check_shape(parts[2], expected, 2)))
+    return status;
+  call->cache_slots = parts[2]->tensor;
+  return PREFILL_OK;
+}
+
 /* The description comes from the code generator; a damaged one must not lead
  * anywhere. */
 static prefill_status check_desc(pf_call *call) {
@@ -653,7 +697,8 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
       !in[PREFILL_IN_Q_OFFSET].tensor && !in[PREFILL_IN_Q_POSITIONS].tensor)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "input Q_OFFSET: expected a tensor, got null");
-  if ((status = check_ragged(call, in)))
+  if ((status = check_ragged(call, in)) ||
+      (status = check_cache(call, in, out)))
     return status;
   return pf_prepare_batches(
       call, in[PREFILL_IN_KEY_MASK].tensor, in[PREFILL_IN_KV_LENGTHS].tensor,

@@ -177,6 +177,12 @@ typedef struct pf_call {
   /* Rows that are not one after the other (ragged.c), or NULL. */
   const DLTensor *q_positions, *segment_starts;
   bool keys_rotated; /* call->k is rotated already */
+  int64_t table_row; /* row of the rotary tables for position 0 */
+
+  /* The KV cache that k and v are appended to (cache.c), or NULL. */
+  const DLTensor *cache_slots;
+  pf_rows past_k, past_v, present_k, present_v;
+  int64_t cache_rows;
 
   const uint8_t *ones;         /* [t], for kernels with an absent key mask */
   const int32_t *zeros;        /* [max(s, t)], for absent segments */
@@ -269,10 +275,24 @@ void pf_rotate_queries(const pf_call *call, int64_t b, int64_t h, int64_t row,
 
 /*===-- ragged.c ---------------------------------------------------------===*/
 
+/* First row of a segment; of the one after the last, the number of rows. */
+int64_t pf_segment_start(const pf_call *call, int64_t segment);
 /* Runs a call with q_positions or segment_starts: `run` on every piece of
  * consecutive rows of one prompt. */
 prefill_status pf_run_ragged(pf_call *call,
                              prefill_status (*run)(pf_call *call));
+
+/*===-- cache.c ----------------------------------------------------------===*/
+
+/* Rows [row, row + held + added) of the cache are a segment's; the last are
+ * those of this call. */
+typedef struct pf_slot {
+  int64_t row, held, added;
+} pf_slot;
+pf_slot pf_slot_of(const pf_call *call, int64_t segment);
+/* Checks the slots, appends k (rotated) and v to the cache and makes them the
+ * whole of it. */
+prefill_status pf_append_to_cache(pf_call *call);
 
 /*===-- attention.c ------------------------------------------------------===*/
 

@@ -79,7 +79,7 @@ static size_t get_output_count(const OrtCustomOp *op) {
   return PREFILL_OUT_COUNT;
 }
 static int get_output_type(const OrtCustomOp *op, size_t index) {
-  return index == PREFILL_OUT_O || index == PREFILL_OUT_ROTATED_K
+  return index == PREFILL_OUT_O || index >= PREFILL_OUT_ROTATED_K
              ? ((const attention_op *)op)->type
          : index == PREFILL_OUT_BLOCK_MAP ? ONNX_UINT8
                                           : ONNX_FLOAT;
@@ -217,11 +217,11 @@ static int row_dimension(int32_t layout) {
   return layout == PREFILL_BSHD ? 1 : 2;
 }
 
-/* Shape of an output; batch, rows and keys are -1 where unknown. Returns the
- * rank and tells where batch and rows are. */
+/* Shape of an output; batch, rows, keys and rows of the cache are -1 where
+ * unknown. Returns the rank and tells where batch and rows are. */
 static size_t output_shape(const prefill_attention_desc *desc, size_t index,
                            int64_t batch, int64_t rows, int64_t keys,
-                           int64_t dims[4], size_t *row_dim) {
+                           int64_t cached, int64_t dims[4], size_t *row_dim) {
   dims[0] = batch;
   dims[1] = desc->q_heads;
   *row_dim = 2;
@@ -247,6 +247,13 @@ static size_t output_shape(const prefill_attention_desc *desc, size_t index,
     dims[1] = desc->kv_heads;
     dims[2] = keys;
     dims[3] = desc->head_dim;
+    return 4;
+  case PREFILL_OUT_PRESENT_K:
+  case PREFILL_OUT_PRESENT_V:
+    dims[1] = desc->kv_heads;
+    dims[2] = cached;
+    dims[3] =
+        index == PREFILL_OUT_PRESENT_K ? desc->head_dim : desc->v_head_dim;
     return 4;
   default:
     dims[2] = rows < 0 ? -1 : pf_ceil_div(rows, desc->block_q);
@@ -307,8 +314,10 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
   for (size_t i = 0; i < output_count && i < PREFILL_OUT_COUNT; ++i) {
     int64_t dims[4];
     size_t row_dim;
-    size_t rank = output_shape(desc, i, q->shape[0], q->shape[q_rows],
-                               k->shape[k_rows], dims, &row_dim);
+    const DLTensor *past = inputs[PREFILL_IN_PAST_K];
+    size_t rank = output_shape(
+        desc, i, q->shape[0], q->shape[q_rows], k->shape[k_rows],
+        past && past->ndim == 4 ? past->shape[2] : 0, dims, &row_dim);
     OrtValue *value = NULL;
     TRY(ort_KernelContext_GetOutput(api, context, i, dims, rank, &value));
     if (!value) /* omitted */
@@ -394,7 +403,7 @@ static OrtStatus *infer_shape(const OrtCustomOp *op,
   int64_t dims[4];
   const char *names[4] = {batch_name, "", "", ""};
   size_t row_dim;
-  rank = output_shape(desc, PREFILL_OUT_O, batch, rows, -1, dims, &row_dim);
+  rank = output_shape(desc, PREFILL_OUT_O, batch, rows, -1, -1, dims, &row_dim);
   names[row_dim] = row_name;
   TRY(ort_CreateTensorTypeAndShapeInfo(api, &o));
   OrtStatus *status;

@@ -171,14 +171,15 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
   if ((status = pf_prepare_modalities(call, batch, modality)))
     return status;
   if ((desc->features & PREFILL_TILE_KEY_MASK) && !key_mask) {
-    uint8_t *ones = pf_alloc(call, call->t, 1);
+    const int64_t keys = pf_max(call->t, call->cache_rows);
+    uint8_t *ones = pf_alloc(call, keys, 1);
     if (!ones)
       return PREFILL_OUT_OF_MEMORY;
-    memset(ones, 1, (size_t)call->t);
+    memset(ones, 1, (size_t)keys);
     call->ones = ones;
   }
   if ((desc->features & PREFILL_TILE_SEGMENTS) && !q_segment) {
-    int64_t count = pf_max(call->s, call->t);
+    int64_t count = pf_max(call->s, pf_max(call->t, call->cache_rows));
     int32_t *zeros = pf_alloc(call, count, sizeof(int32_t));
     if (!zeros)
       return PREFILL_OUT_OF_MEMORY;

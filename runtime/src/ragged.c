@@ -10,16 +10,19 @@ that
 |* pieces one after the other.
 |*
 |* Positions and rows of rotary tables count through the whole pack; the graph
-|* makes the tables from positions that restart in every prompt.
+|* makes the tables from positions that restart in every prompt. With a KV cache
+|* (cache.c) the keys of a prompt are those of earlier calls, too.
 |*
 \*===----------------------------------------------------------------------===*/
 #include "internal.h"
 #include <string.h>
 
 /* Rows [row, row + rows) of batch entries [batch, batch + batches), at
- * positions from `position` on, see keys [key, key + keys). */
+ * positions from `position` on, see keys [key, key + keys); row 0 is at
+ * `offset` among these, and `table` is the row of the rotary tables for the
+ * first of them. */
 typedef struct piece {
-  int64_t batch, batches, row, rows, position, key, keys;
+  int64_t batch, batches, row, rows, position, key, keys, offset, table;
 } piece;
 
 static int64_t element_at(const DLTensor *tensor, int64_t index) {
@@ -41,7 +44,7 @@ static int64_t position_of(const pf_call *call, int64_t b, int64_t i) {
       b * (tensor->strides && last ? tensor->strides[0] : call->s) + i * step);
 }
 
-static int64_t start_of(const pf_call *call, int64_t segment) {
+int64_t pf_segment_start(const pf_call *call, int64_t segment) {
   const DLTensor *tensor = call->segment_starts;
   return element_at(tensor,
                     segment * (tensor->strides ? tensor->strides[0] : 1));
@@ -56,7 +59,7 @@ static int64_t segment_of(const pf_call *call, int64_t position) {
   int64_t low = 0, high = segment_count(call);
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
-    if (start_of(call, middle) <= position)
+    if (pf_segment_start(call, middle) <= position)
       low = middle;
     else
       high = middle;
@@ -68,7 +71,7 @@ static prefill_status check_starts(const pf_call *call) {
   const int64_t count = segment_count(call);
   int64_t last = 0;
   for (int64_t i = 0; i <= count; ++i) {
-    const int64_t start = start_of(call, i);
+    const int64_t start = pf_segment_start(call, i);
     if (start < last || start > call->t || (i == 0 && start))
       return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                      "input SEGMENT_STARTS: expected ascending numbers from 0 "
@@ -119,13 +122,24 @@ static piece piece_at(const pf_call *call, int64_t b, int64_t row) {
              .row = row,
              .rows = 1,
              .position = position_of(call, b, row),
-             .keys = call->t};
+             .keys = call->t,
+             .offset = position_of(call, b, row)};
   int64_t rest = call->s - row;
   if (call->segment_starts) {
     const int64_t segment = segment_of(call, p.position);
-    p.key = start_of(call, segment);
-    p.keys = start_of(call, segment + 1) - p.key;
-    rest = pf_min(rest, p.key + p.keys - p.position);
+    const int64_t begin = pf_segment_start(call, segment);
+    const int64_t end = pf_segment_start(call, segment + 1);
+    p.key = p.table = begin;
+    p.keys = end - begin;
+    p.offset = p.position - begin;
+    if (call->cache_slots) {
+      const pf_slot slot = pf_slot_of(call, segment);
+      p.key = slot.row;
+      p.keys = slot.held + slot.added;
+      p.offset += slot.held;
+      p.table -= slot.held;
+    }
+    rest = pf_min(rest, end - p.position);
   }
   while (p.rows < rest &&
          position_of(call, b, row + p.rows) == p.position + p.rows)
@@ -213,8 +227,9 @@ static prefill_status run_piece(const pf_call *call, const piece *p,
   advance(&part.v, p->batch, p->key, call->element);
   advance(&part.lse, p->batch, p->row, (int64_t)sizeof(float));
   const int64_t table_bytes = call->rotary_dtype == PREFILL_F32 ? 4 : 2;
-  advance(&part.cosine, p->batch, p->key, table_bytes);
-  advance(&part.sine, p->batch, p->key, table_bytes);
+  advance(&part.cosine, p->batch, 0, table_bytes);
+  advance(&part.sine, p->batch, 0, table_bytes);
+  part.table_row = p->table;
   if (part.bias.data)
     part.bias.data +=
         (p->batch * part.bias.stride[0] + p->row * part.bias.stride[2]) *
@@ -224,7 +239,7 @@ static prefill_status run_piece(const pf_call *call, const piece *p,
     return PREFILL_OUT_OF_MEMORY;
   for (int64_t b = 0; b < part.b; ++b) {
     batch[b] = call->batch[p->batch + b];
-    batch[b].offset = p->position - p->key;
+    batch[b].offset = p->offset;
     if (call->segment_starts)
       batch[b].kv_len = batch[b].last_key = part.t;
     if (batch[b].q_segment)
@@ -275,6 +290,8 @@ prefill_status pf_run_ragged(pf_call *call,
   if (call->rotary && (status = pf_rotate_keys(call)))
     return status;
   call->keys_rotated = true;
+  if (call->cache_slots && (status = pf_append_to_cache(call)))
+    return status;
   int64_t *sums = NULL;
   if (call->density.data) {
     const int64_t count = call->b * call->hq * 2;

@@ -59,7 +59,7 @@ void pf_rotate_queries(const pf_call *call, int64_t b, int64_t h, int64_t row,
                        int64_t rows, void *out, float *scratch) {
   const int64_t offset = call->batch[b].offset;
   for (int64_t i = 0; i < rows; ++i)
-    rotate_row(call, b, offset + row + i,
+    rotate_row(call, b, call->table_row + offset + row + i,
                call->q.data + (b * call->q.batch + h * call->q.head +
                                (row + i) * call->q.row) *
                                   call->element,
@@ -87,7 +87,7 @@ static void rotate_keys_body(pf_call *call, void *worker, int64_t item) {
 
 prefill_status pf_rotate_keys(pf_call *call) {
   const int64_t heads = call->b * call->hk;
-  if (!call->t || (!call->s && !call->rotated_k.data))
+  if (!call->t || (!call->s && !call->rotated_k.data && !call->cache_slots))
     return PREFILL_OK;
   if (!call->rotated_k.data) {
     call->rotated_k = (pf_rows){

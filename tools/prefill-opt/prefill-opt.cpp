@@ -106,6 +106,11 @@ static cl::opt<std::string>
             cl::desc("Take several prompts in one sequence, by a new input "
                      "segment_starts; how the Python package packs them"));
 static cl::opt<std::string>
+    chunking("chunk", cl::cat(category), cl::init("off"),
+             cl::value_desc("ROWS|off"),
+             cl::desc("Take a prompt in chunks of so many rows, with a KV "
+                      "cache; rows of other requests may stand beside them"));
+static cl::opt<std::string>
     logits("logits", cl::cat(category), cl::init("all"),
            cl::value_desc("all|last|rows"),
            cl::desc("Rows of the output 'logits': as the model gives them, the "
@@ -173,8 +178,8 @@ static bool hasDriverFlag() {
          target.getNumOccurrences() || emit.getNumOccurrences() ||
          externalData.getNumOccurrences() || cacheDir.getNumOccurrences() ||
          rowLiveness.getNumOccurrences() || logits.getNumOccurrences() ||
-         packing.getNumOccurrences() || noCache || stats || verbose || timing ||
-         json;
+         packing.getNumOccurrences() || chunking.getNumOccurrences() ||
+         noCache || stats || verbose || timing || json;
 }
 
 int main(int argc, char **argv) {
@@ -234,6 +239,7 @@ int main(int argc, char **argv) {
   options.rowLiveness = rowLiveness == Switch::On;
   options.logits = logits;
   options.pack = packing;
+  options.chunk = chunking;
   options.externalData = externalData;
   options.runtimeArchive = runtimeArchive(argv[0]);
   options.cacheDir = cacheDir;

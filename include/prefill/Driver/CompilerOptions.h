@@ -28,10 +28,11 @@ struct CompilerOptions {
   std::string output; ///< folder for Artifacts, file ("-": stdout) otherwise
   EmitKind emit = EmitKind::Artifacts;
   std::string sparsify = "dense";
-  std::string modality; ///< a value's name or token:ID,...; empty: none
+  std::string modality;       ///< a value's name or token:ID,...; empty: none
   bool rowLiveness = true;    ///< compute only the rows that reach the outputs
   std::string logits = "all"; ///< rows of the output `logits`: all, last, rows
   std::string pack = "off";   ///< several prompts a sequence: off, ffd, exact
+  std::string chunk = "off";  ///< rows of a chunk, with :tail=dynamic; or off
   std::vector<std::string> targets = {"cpu"};
   ExternalData externalData = ExternalData::Reference;
   std::string runtimeArchive; ///< libprefill_runtime.a

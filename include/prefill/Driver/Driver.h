@@ -10,6 +10,7 @@
 
 namespace prefill {
 struct SiteReport;
+struct ChunkReport;
 struct LivenessReport;
 
 /// The dialects that the tool reads and writes.
@@ -23,10 +24,14 @@ void registerPasses();
 void buildRaisePipeline(mlir::OpPassManager &pm,
                         std::vector<SiteReport> &reports);
 
-/// prefill -> prefill with fewer rows, the first part of what -emit=sparse adds.
-/// What was done is written to `report`, which must outlive `pm`.
+/// prefill -> prefill with fewer rows, the first part of what -emit=sparse
+/// adds. What was done is written to the reports, which must outlive `pm`.
 void buildRowPipeline(mlir::OpPassManager &pm, const CompilerOptions &options,
-                      LivenessReport &report);
+                      LivenessReport &report, ChunkReport &chunk);
+
+/// Rows of a chunk by the option's text, 0 for "off"; nothing, with `error`, if
+/// it is not one.
+std::optional<int64_t> parseChunk(llvm::StringRef text, std::string &error);
 
 /// prefill -> prefill with sparse attention: what -emit=sparse adds.
 void buildSparsifyPipeline(mlir::OpPassManager &pm,

@@ -2,8 +2,8 @@
 #ifndef PREFILL_DRIVER_OUTLINE_H
 #define PREFILL_DRIVER_OUTLINE_H
 
-#include "prefill/Codegen/KernelSpec.h"
 #include "mlir/IR/BuiltinOps.h"
+#include "prefill/Codegen/KernelSpec.h"
 
 #include <string>
 #include <vector>

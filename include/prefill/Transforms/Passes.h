@@ -28,6 +28,17 @@ struct LivenessReport {
   std::string logits;     ///< how the output `logits` changed, or ""
 };
 
+/// The KV cache of a model that takes a prompt in chunks, for the manifest.
+struct ChunkReport {
+  /// Inputs, and the output that is each one's next value.
+  std::vector<std::pair<std::string, std::string>> caches;
+  bool inPlace = false; ///< ours; otherwise the model had it
+};
+
+/// chunk-prompt that also tells what it did. `report` must outlive the pass.
+std::unique_ptr<mlir::Pass> createChunkPrompt(ChunkPromptOptions options,
+                                              ChunkReport &report);
+
 /// row-liveness that also tells what it did. `report` must outlive the pass.
 std::unique_ptr<mlir::Pass> createRowLiveness(RowLivenessOptions options,
                                               LivenessReport &report);

@@ -61,6 +61,29 @@ def PackPrompts : Pass<"pack-prompts", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def ChunkPrompt : Pass<"chunk-prompt", "::mlir::ModuleOp"> {
+  let summary = "A prompt in chunks that share a KV cache";
+  let description = [{
+    Gives a model of a whole prompt a KV cache: inputs `past_key_values.*` and
+    outputs `present.*` `[1, heads, rows, d]` (the names of the model's own KV
+    outputs where it has some), which may be one memory. A call computes rows of
+    one or more requests: `segment_starts` `[n + 1]` says which, `cache_slots`
+    `[n, 2]` at which row of the cache the keys of each begin and how many it
+    holds. Positions that the model counts itself go on where the cache ends.
+    Exact; SARATHI (arXiv:2308.16369). Fails, as pack-prompts does, where rows
+    are not independent but for causal attention. A model that has a cache of its
+    own stays as it is.
+  }];
+  let options = [
+    Option<"size", "size", "int64_t", /*default=*/"0",
+           "Rows of a chunk, for reports: any number of rows may be given. 0: off">
+  ];
+  let statistics = [
+    Statistic<"numAttentions", "attentions", "Number of attentions with a cache">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
 def SparsifyAttention : Pass<"sparsify-attention", "::mlir::ModuleOp"> {
   let summary = "Rewrite causal prefill.attention to sparse attention";
   let description = [{

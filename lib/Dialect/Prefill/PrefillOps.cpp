@@ -81,6 +81,22 @@ static LogicalResult verifyAttention(OpTy op) {
        op.getQSegment() || op.getQOffset()))
     return op.emitOpError("takes segment_starts only without bias, key_mask, "
                           "kv_lengths, segments and q_offset");
+  if (op.getPastK() && !op.getSegmentStarts())
+    return op.emitOpError("takes a cache only with segment_starts");
+  if (static_cast<bool>(op.getPastK()) != static_cast<bool>(op.getPresentK()))
+    return op.emitOpError("has present exactly with a cache");
+  if (op.getPastK())
+    for (auto [past, present, name, width] :
+         {std::tuple(op.getPastK(), op.getPresentK(), "past_k",
+                     op.getHeadDim()),
+          std::tuple(op.getPastV(), op.getPresentV(), "past_v",
+                     op.getVHeadDim())}) {
+      if (failed(verifyRows(op, name, past.getType(), TensorLayout::BHSD,
+                            op.getKvHeads(), width)))
+        return failure();
+      if (past.getType() != present.getType())
+        return op.emitOpError("present must have the types of the cache");
+    }
   if ((op.getRotary() != RotaryKind::None) != static_cast<bool>(op.getCos()) ||
       static_cast<bool>(op.getCos()) != static_cast<bool>(op.getSin()))
     return op.emitOpError("needs cos and sin exactly with rotary");

@@ -94,7 +94,15 @@ typedef enum prefill_attention_input {
                                2d-boundary; [s] or [b|1, s] too, then these run
                                dense where there are keys before the rows, as
                                they do with the two inputs above */
-  PREFILL_IN_COUNT = 15
+  PREFILL_IN_PAST_K = 15, /* with SEGMENT_STARTS, a KV cache: [1,hk,rows,d] and */
+  PREFILL_IN_PAST_V = 16, /* [1,hk,rows,e]. K (rotated) and V are appended to it
+                             and keys read from it; see PRESENT_K */
+  PREFILL_IN_CACHE_SLOTS = 17, /* [n,2] int64: first cache row of each segment's
+                                  keys, and how many of them are there before
+                                  the call. Its new rows follow these; segments
+                                  do not overlap. Without it the three are
+                                  absent */
+  PREFILL_IN_COUNT = 18
 } prefill_attention_input;
 
 typedef enum prefill_attention_output {
@@ -105,7 +113,11 @@ typedef enum prefill_attention_output {
                                 2 visited as gathered columns only */
   PREFILL_OUT_ROTATED_K = 4, /* [b,hk,t,d], type of k: k after the rotation, of
                                 kernels that rotate (what a KV cache holds) */
-  PREFILL_OUT_COUNT = 5
+  PREFILL_OUT_PRESENT_K = 5, /* the cache after the call, as PAST_K. In the same
+                                memory only the new rows are written; other
+                                memory gets a copy of all rows first */
+  PREFILL_OUT_PRESENT_V = 6, /* as PAST_V */
+  PREFILL_OUT_COUNT = 7
 } prefill_attention_output;
 
 /* The library's kernels, in order of compilation. */

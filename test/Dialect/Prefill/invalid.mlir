@@ -291,3 +291,39 @@ func.func @skip() {
   %j = prefill.index.skip %i below 1.0
   return
 }
+
+// -----
+
+func.func @cache_alone(%q: tensor<1x2x?x64xf32>, %c: tensor<1x2x99x64xf32>, %s: tensor<1x2xi64>) {
+  // expected-error @+1 {{takes a cache only with segment_starts}}
+  %o, %a, %b = prefill.attention %q, %q, %q cache(%c, %c, %s : tensor<1x2x99x64xf32>, tensor<1x2x99x64xf32>, tensor<1x2xi64>) {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> present : tensor<1x2x99x64xf32>, tensor<1x2x99x64xf32>
+  return
+}
+
+// -----
+
+func.func @cache_without_present(%q: tensor<1x2x?x64xf32>, %c: tensor<1x2x99x64xf32>, %n: tensor<2xi64>, %s: tensor<1x2xi64>) {
+  // expected-error @+1 {{has present exactly with a cache}}
+  %o = prefill.attention %q, %q, %q segment_starts(%n : tensor<2xi64>) cache(%c, %c, %s : tensor<1x2x99x64xf32>, tensor<1x2x99x64xf32>, tensor<1x2xi64>) {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @cache_of_other_heads(%q: tensor<1x2x?x64xf32>, %c: tensor<1x3x99x64xf32>, %n: tensor<2xi64>, %s: tensor<1x2xi64>) {
+  // expected-error @+1 {{past_k has 3 heads, expected 2}}
+  %o, %a, %b = prefill.attention %q, %q, %q segment_starts(%n : tensor<2xi64>) cache(%c, %c, %s : tensor<1x3x99x64xf32>, tensor<1x3x99x64xf32>, tensor<1x2xi64>) {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> present : tensor<1x3x99x64xf32>, tensor<1x3x99x64xf32>
+  return
+}
+
+// -----
+
+func.func @cache_of_another_size(%q: tensor<1x2x?x64xf32>, %c: tensor<1x2x99x64xf32>, %n: tensor<2xi64>, %s: tensor<1x2xi64>) {
+  // expected-error @+1 {{present must have the types of the cache}}
+  %o, %a, %b = prefill.attention %q, %q, %q segment_starts(%n : tensor<2xi64>) cache(%c, %c, %s : tensor<1x2x99x64xf32>, tensor<1x2x99x64xf32>, tensor<1x2xi64>) {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> present : tensor<1x2x99x64xf32>, tensor<1x2x98x64xf32>
+  return
+}

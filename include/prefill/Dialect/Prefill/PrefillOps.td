@@ -20,7 +20,9 @@ defvar attentionOperands = (ins
   Optional<AnyType>:$kv_lengths, Optional<AnyType>:$sinks,
   Optional<AnyType>:$q_segment, Optional<AnyType>:$k_segment,
   Optional<AnyType>:$q_offset, Optional<AnyType>:$cos, Optional<AnyType>:$sin,
-  Optional<AnyType>:$q_positions, Optional<AnyType>:$segment_starts);
+  Optional<AnyType>:$q_positions, Optional<AnyType>:$segment_starts,
+  Optional<AnyType>:$past_k, Optional<AnyType>:$past_v,
+  Optional<AnyType>:$cache_slots);
 defvar attentionAttrs = (ins
   ConfinedAttr<I64Attr, [IntPositive]>:$q_heads,
   ConfinedAttr<I64Attr, [IntPositive]>:$kv_heads,
@@ -62,6 +64,12 @@ defvar attentionDescription = [{
     * `segment_starts`: `[n+1]`; the rows are n prompts one after the other, each
       with the keys from its start to the next one's, and sees only those.
       Positions and table rows count through all of them.
+    * `cache(past_k, past_v, slots)`, with segment_starts: the KV cache that k and
+      v are appended to before they are read, `[1,hk,rows,d]` and `[1,hk,rows,e]`
+      (k rotated). slots `[n, 2]`: the row at which each prompt's keys begin, and
+      how many it holds; the rows of the prompt come after these (SARATHI,
+      arXiv:2308.16369). The results `present` are the cache afterwards, in the
+      same memory if the caller binds it so.
     * `masked_row`: a row without visible keys gives 0, the mean of all values
       (additive masks with equal finite minima) or NaN (unguarded -inf).
     * `rotary`: the first rotary_dim elements of q's and k's rows are rotated by
@@ -80,7 +88,8 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
   let description = attentionDescription;
   let arguments = !con(attentionOperands, attentionAttrs);
   let results = (outs AnyType:$o, Optional<AnyType>:$lse,
-                 Optional<AnyType>:$rotated_k);
+                 Optional<AnyType>:$rotated_k, Optional<AnyType>:$present_k,
+                 Optional<AnyType>:$present_v);
   let assemblyFormat = [{
     $q `,` $k `,` $v (`bias` `(` $bias^ `:` type($bias) `)`)?
     (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
@@ -91,8 +100,10 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
     (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
     (`q_positions` `(` $q_positions^ `:` type($q_positions) `)`)?
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
+    (`cache` `(` $past_k^ `,` $past_v `,` $cache_slots `:` type($past_k) `,` type($past_v) `,` type($cache_slots) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
+    (`present` `:` type($present_k)^ `,` type($present_v))?
   }];
   let hasVerifier = 1;
 }
@@ -107,7 +118,8 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
   let arguments = !con(attentionOperands, (ins Prefill_IndexType:$index),
                        attentionAttrs);
   let results = (outs AnyType:$o, Optional<AnyType>:$lse,
-                 Optional<AnyType>:$rotated_k);
+                 Optional<AnyType>:$rotated_k, Optional<AnyType>:$present_k,
+                 Optional<AnyType>:$present_v);
   let assemblyFormat = [{
     $q `,` $k `,` $v `,` $index (`bias` `(` $bias^ `:` type($bias) `)`)?
     (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
@@ -118,8 +130,10 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
     (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
     (`q_positions` `(` $q_positions^ `:` type($q_positions) `)`)?
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
+    (`cache` `(` $past_k^ `,` $past_v `,` $cache_slots `:` type($past_k) `,` type($past_v) `,` type($cache_slots) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
+    (`present` `:` type($present_k)^ `,` type($present_v))?
   }];
   let hasVerifier = 1;
 }

@@ -1,0 +1,55 @@
+//===- PromptWalk.h - Whether prompts can be told apart ----------*- C++ -*-==//
+//
+// Private to lib/Transforms: the proof behind packs and chunks. Rows of other
+// prompts, or of another time, may stand beside a row only if everything on the
+// way from the input to the outputs treats rows one by one, but for causal
+// attentions over the prompt's own keys.
+//
+//===----------------------------------------------------------------------===//
+#ifndef PREFILL_LIB_TRANSFORMS_PROMPTWALK_H
+#define PREFILL_LIB_TRANSFORMS_PROMPTWALK_H
+
+#include "RowPlan.h"
+
+#include "llvm/ADT/SetVector.h"
+
+namespace prefill {
+
+/// Walks from the outputs to what their rows are made of.
+class PromptWalk {
+public:
+  PromptWalk(SymbolicAnalysis &analysis) : analysis(analysis) {}
+
+  /// Proves it for all outputs of `graph`; returns an error or "".
+  std::string run(onnx::GraphOp graph);
+
+  ExprRef count = nullptr; ///< rows of input_ids
+  llvm::SetVector<mlir::Operation *> attentions;
+  llvm::SetVector<mlir::Operation *> ranges; ///< position ids the model makes
+
+private:
+  bool fail(mlir::Operation *op, const llvm::Twine &why);
+  bool isFixed(mlir::Value value);
+  RowRule ruleOf(onnx::NodeOp node, unsigned result, RowAxis rows,
+                 ExprRef number);
+  bool demand(mlir::Value value, RowAxis rows, mlir::Operation *reader);
+  bool attention(AttentionOp op, mlir::Value result, RowAxis rows);
+  bool isPositions(onnx::NodeOp node);
+  bool visit(mlir::Value value, RowAxis rows);
+  bool findSelection(mlir::Value &value, std::optional<int64_t> &axis);
+
+  SymbolicAnalysis &analysis;
+  llvm::DenseMap<mlir::Value, RowAxis> seen;
+  llvm::SmallVector<std::pair<mlir::Value, RowAxis>> work;
+  llvm::DenseMap<mlir::Value, bool> known; ///< results of isFixed
+  std::string error;
+};
+
+/// Adds an int64 input of shape `shape` to the graph.
+mlir::Value addIntInput(onnx::GraphOp graph, llvm::StringRef name,
+                        llvm::ArrayRef<int64_t> shape,
+                        llvm::ArrayRef<llvm::StringRef> dims);
+
+} // namespace prefill
+
+#endif

@@ -1,0 +1,312 @@
+"""Chunks and hybrid batches: results equal to those of whole prompts, one at a time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support import SHARED_MODELS, compare
+
+import prefill_opt
+from prefill_opt import chunking
+from prefill_opt.demo import smollm2
+
+SMOLLM2 = smollm2.models_dir() / "smollm2" / "export" / "model.onnx"
+#: Exports that get a cache from us.
+PLAIN = ("llama-dynamo18-nomask", "plain-dynamo18-eager", "plain-dynamo23", "plain-ts17")
+#: Exports that have one.
+CACHED = ("llama-dynamo18-pos-past", "llama-dynamo23-pos-past", "llama-optimum", "llama-hf-ort-past")
+LENGTH = 45
+
+
+def shared_model(name: str):
+    """The path of one of the shared exports; skips the test where they are not at hand."""
+    path = SHARED_MODELS / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip("no shared/models/onnx beside the repository")
+    return path
+
+
+def prompt(length, vocabulary=100, seed=0):
+    return np.random.default_rng(seed).integers(3, vocabulary, length)
+
+
+def open_session(folder):
+    return prefill_opt.session(folder, intra_op_num_threads=1, log_severity_level=4)
+
+
+def whole(session, ids):
+    """Outputs of a model without -chunk for the whole prompt, without the batch dimension."""
+    feeds = {"input_ids": ids[None], "logits_to_keep": np.array([len(ids) - 1])}
+    inputs = {i.name for i in session.get_inputs()}
+    values = session.run(None, {n: v for n, v in feeds.items() if n in inputs})
+    return {o.name: v[0] for o, v in zip(session.get_outputs(), values, strict=True)}
+
+
+def expect_equal(got, expected, where):
+    assert set(expected) <= set(got), where
+    assert not compare(list(expected), [got[n] for n in expected], list(expected.values()), where)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_chunks_equal_the_whole(name, compiled):
+    model = shared_model(name)
+    ids = prompt(LENGTH)
+    expected = whole(open_session(compiled(model)), ids)
+    folder = compiled(model, chunk="512")
+    entry = json.loads((folder / "manifest.json").read_text())["chunk"]
+    assert entry["exact"] is True and entry["size"] == 512 and entry["cache"] == "in place"
+    session = open_session(folder)
+    assert chunking.chunk_size(session) == 512
+    caches = None
+    for size in (1, 7, 16, LENGTH - 1, LENGTH, LENGTH + 1, None):
+        got = prefill_opt.run_chunked(session, ids, size)
+        expect_equal(got, expected, f"{name}, chunk {size}")
+        mine = {n: v for n, v in got.items() if n not in expected}
+        assert len(mine) == 4  # two layers
+        caches = caches or mine
+        expect_equal(mine, caches, f"{name}, chunk {size}")
+    last = prefill_opt.run_chunked(session, ids, 7, keep="last")
+    assert len(last["logits"]) == LENGTH % 7
+    expect_equal({"logits": last["logits"]}, {"logits": expected["logits"][-(LENGTH % 7) :]}, "the last chunk")
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_exports_with_a_cache(name, compiled):
+    """These stay as they are; the runner hands their cache on."""
+    model = shared_model(name)
+    ids = prompt(LENGTH)
+    folder = compiled(model, chunk="16")
+    assert json.loads((folder / "manifest.json").read_text())["chunk"]["cache"] == "the model's own"
+    session = open_session(folder)
+    expected = prefill_opt.run_chunked(session, ids, LENGTH)
+    assert expected["logits"].shape[0] == LENGTH and len(expected) == 5
+    for size in (1, 7, 16, LENGTH - 1, LENGTH + 1):
+        expect_equal(prefill_opt.run_chunked(session, ids, size), expected, f"{name}, chunk {size}")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("llama-dynamo18", "reads 'attention_mask'"),
+        ("gpt2-dynamo18", "reads 'attention_mask'"),
+        ("llama-dynamo23-pos-nomask", "it has a mask or bias of its own"),
+        ("bert-ts17", "-chunk: "),
+    ],
+)
+def test_models_that_cannot_be_chunked(name, message, compiler, tmp_path):
+    with pytest.raises(prefill_opt.CompileError, match=message):
+        prefill_opt.compile(shared_model(name), tmp_path / "out", chunk="16")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"chunk": "0"}, "-chunk=0: expected off or a number of rows, at least 1"),
+        ({"chunk": "-5"}, "-chunk=-5: expected off"),
+        ({"chunk": "many"}, "-chunk=many: expected off"),
+        ({"chunk": "16:tail=pad"}, "no option but tail=dynamic"),
+        ({"chunk": "16:order=layer"}, "all layers run on a chunk before the next one"),
+        ({"chunk": "16", "pack": "ffd"}, "-chunk and -pack are not given together"),
+        ({"chunk": "16", "logits": "last"}, "take -logits=rows"),
+    ],
+)
+def test_wrong_options(options, message, compiler, tmp_path):
+    with pytest.raises(prefill_opt.CompileError, match=message):
+        prefill_opt.compile(shared_model("llama-dynamo18-nomask"), tmp_path / "out", **options)
+
+
+def test_off_changes_nothing(compiled):
+    model = shared_model("llama-dynamo18-nomask")
+    off, without = compiled(model, chunk="off"), compiled(model)
+    assert (off / "model.onnx").read_bytes() == (without / "model.onnx").read_bytes()
+    assert "chunk" not in json.loads((off / "manifest.json").read_text())
+
+
+def test_wrong_prompts(compiled):
+    model = shared_model("llama-dynamo18-nomask")
+    session = open_session(compiled(model, chunk="512"))
+    for arguments, message in [
+        (([],), "the prompt is empty"),
+        (([[1]],), "expected a list of token ids, got 2 dimensions"),
+        (([1.5],), "expected integers, got float64"),
+        (([1, 2], 0), "chunk 0: expected at least one row"),
+        (([1, 2, 3], 2, 2), "has 3 tokens, more than the capacity 2"),
+        (([1], 1, 1, "some"), "keep 'some': expected all or last"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            prefill_opt.run_chunked(session, *arguments)
+    with pytest.raises(ValueError, match="a cache of 0 rows"):
+        chunking.Cache(session, 0)
+    without = open_session(compiled(model))
+    with pytest.raises(ValueError, match="no KV cache: compile it with -chunk=512"):
+        prefill_opt.run_chunked(without, [1, 2])
+    # What the kernel finds: a slot that does not fit, or is somebody else's.
+    cache = chunking.Cache(session, 8)
+    ids = prompt(5)
+    for work, message in [
+        ([chunking.Rows(ids, 4, 0)], "its 5 new rows do not fit"),
+        ([chunking.Rows(ids, 0, 0), chunking.Rows(ids[:3], 4, 0)], "segments 0 and 1 share rows"),
+    ]:
+        with pytest.raises(Exception, match=message):
+            cache.step(work)
+    with pytest.raises(ValueError, match="a KV cache of its own, which holds one request"):
+        chunking.Cache(open_session(compiled(shared_model("llama-optimum"), chunk="16")), 8)
+
+
+def test_prompt_of_one_token(compiled):
+    model = shared_model("llama-dynamo18-nomask")
+    expected = whole(open_session(compiled(model)), prompt(1))
+    session = open_session(compiled(model, chunk="512"))
+    for size in (1, 512):
+        expect_equal(prefill_opt.run_chunked(session, prompt(1), size), expected, f"chunk {size}")
+
+
+def test_exact_multiples_have_no_further_chunk(compiled):
+    """llm.npu's runner adds a chunk of padding where the prompt is a multiple of the chunk, and leaves
+    out the last one where their number is odd (mllm v1)."""
+    session = open_session(compiled(shared_model("llama-dynamo18-nomask"), chunk="512"))
+
+    class Counted(chunking.Cache):
+        calls: list[int] = []
+
+        def step(self, work):
+            self.calls.append(len(work[0].ids))
+            return super().step(work)
+
+    original, chunking.Cache = chunking.Cache, Counted
+    try:
+        for length, calls in ((32, [16, 16]), (48, [16, 16, 16]), (16, [16]), (33, [16, 16, 1])):
+            Counted.calls = []
+            got = prefill_opt.run_chunked(session, prompt(length), 16)
+            assert Counted.calls == calls and len(got["logits"]) == length
+    finally:
+        chunking.Cache = original
+
+
+@pytest.mark.parametrize(
+    "pattern, same",
+    [
+        # No estimate: what a row sees depends on its position alone.
+        ("a-shape:init=64,local=128,dense-below=0", True),
+        ("strided:init=64,local=128,stride=3,dense-below=0", True),
+        # Estimates see the rows of a chunk; the whole sees others.
+        ("vertical-slash:vertical=64,slash=128,last=32,dense-below=0", False),
+    ],
+)
+def test_sparse_patterns_in_chunks(pattern, same, compiled):
+    """Chunks of whole tiles of rows."""
+    model = shared_model("llama-dynamo18-nomask")
+    ids = prompt(768)
+    expected = whole(open_session(compiled(model, sparsify=pattern)), ids)
+    folder = compiled(model, sparsify=pattern, chunk="256")
+    assert json.loads((folder / "manifest.json").read_text())["chunk"]["exact"] is False
+    got = prefill_opt.run_chunked(open_session(folder), ids)
+    wrong = compare(["logits"], [got["logits"]], [expected["logits"]], pattern)
+    dense = whole(open_session(compiled(model)), ids)
+    assert compare(["logits"], [expected["logits"]], [dense["logits"]], "not sparse at all")
+    assert bool(wrong) is not same
+
+
+def test_estimates_see_the_chunk_and_what_is_before_it(compiled):
+    """A chunk's result depends on its rows and on the cache, not on how the cache was filled: its estimate
+    is that of the last rows of a shorter prompt that ends with it."""
+    model = shared_model("llama-dynamo18-nomask")
+    pattern = "vertical-slash:vertical=64,slash=128,last=32,dense-below=0"
+    session = open_session(compiled(model, sparsify=pattern, chunk="256"))
+    ids = prompt(768)
+    all_of_it = prefill_opt.run_chunked(session, ids, 256)["logits"]
+    shorter = prefill_opt.run_chunked(session, ids[:512], 256)["logits"]
+    np.testing.assert_array_equal(all_of_it[:512], shorter)
+
+
+def alone(session, ids, count):
+    """Tokens and logits of greedy generation, the whole prompt anew for each."""
+    tokens, logits = list(ids), []
+    for _ in range(count):
+        logits.append(whole(session, np.array(tokens))["logits"][-1:])
+        tokens.append(int(logits[-1].argmax()))
+    return tokens[len(ids) :], logits
+
+
+@pytest.mark.parametrize("budget", (1, 8, 64))
+def test_hybrid_batches_equal_requests_alone(budget, compiled):
+    """Two prompts that are still read beside three requests that generate (and more that wait)."""
+    model = shared_model("llama-dynamo18-nomask")
+    folder = compiled(model, chunk="512")
+    batch = prefill_opt.HybridBatch(
+        folder, capacity=60, requests=5, budget=budget, intra_op_num_threads=1, log_severity_level=4
+    )
+    lengths = (3, 1, 9, 40, 33, 5, 20)
+    given = [prompt(n, seed=n) for n in lengths]
+    requests = [batch.add(ids, 6) for ids in given]
+    batches = batch.run()
+    assert max(batches) <= budget and sum(batches) == sum(n + 5 for n in lengths)
+    if budget == 8:
+        assert batches.count(8) > 5  # a chunk fills every batch up
+    session = open_session(compiled(model))
+    for request, ids in zip(requests, given, strict=True):
+        tokens, logits = alone(session, ids, 6)
+        assert request.generated == tokens
+        where = f"a prompt of {len(ids)}"
+        assert not compare(["logits"], [np.concatenate(request.logits)], [np.concatenate(logits)], where)
+
+
+def test_cancelled_and_wrong_requests(compiled):
+    model = shared_model("llama-dynamo18-nomask")
+    batch = prefill_opt.HybridBatch(
+        compiled(model, chunk="512"), capacity=30, requests=2, budget=8, log_severity_level=4
+    )
+    for arguments, message in [
+        (([],), "request 0 is empty"),
+        (([1], 0), "expected at least one new token, got 0"),
+        ((prompt(20), 12), "needs 31 rows of the cache, more than the capacity 30"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            batch.add(*arguments)
+    first, second, third = (batch.add(prompt(20, seed=i), 4) for i in range(3))
+    batch.step()
+    first.cancelled = True  # in the middle of its prompt: its rows of the cache go to the third
+    batch.run()
+    assert not first.generated and len(second.generated) == len(third.generated) == 4
+    tokens, _ = alone(open_session(compiled(model)), prompt(20, seed=2), 4)
+    assert third.generated == tokens
+    with pytest.raises(ValueError, match="capacity 0: expected at least one token"):
+        prefill_opt.HybridBatch(compiled(model, chunk="512"), capacity=0)
+
+
+def test_scheduler(compiled):
+    folder = compiled(shared_model("llama-dynamo18-nomask"))
+    scheduler = prefill_opt.Scheduler(folder, budget=16, max_requests=4)
+    requests = [(30, 0, False), (5, 5, False), (20, 10, False), (9, 9, True), (7, 7, False)]
+    assert scheduler.next(requests) == [4, 1, 10, 0, 1]
+    assert scheduler.next([]) == []
+    with pytest.raises(ValueError, match="no prompt or more computed"):
+        scheduler.next([(2, 3, False)])
+    for arguments, message in [
+        ((0,), "budget 0: expected at least one row"),
+        ((4, 5), "max_requests 5: expected 1 to the budget, 4"),
+        ((4, 1, 0), "multiple 0: expected at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            prefill_opt.Scheduler(folder, *arguments)
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="SmolLM2 is not exported: python -m prefill_opt.demo")
+def test_smollm2_in_chunks(compiled):
+    """Logits and KV of SmolLM2 as of the whole prompt, and beside other requests."""
+    ids = prompt(97, smollm2.VOCABULARY)
+    expected = whole(open_session(compiled(SMOLLM2)), ids)
+    folder = compiled(SMOLLM2, chunk="512")
+    session = open_session(folder)
+    for size in (1, 7, 16, 97, 512):
+        expect_equal(prefill_opt.run_chunked(session, ids, size), expected, f"chunk {size}")
+    cache = chunking.Cache(session, 200)
+    other = prompt(60, smollm2.VOCABULARY, seed=1)
+    cache.step([chunking.Rows(other[:40], 0, 0, logits=False)])
+    for begin, end in ((0, 50), (50, 97)):
+        done = 40 + begin // 50
+        work = [chunking.Rows(other[done : done + 1], 0, done), chunking.Rows(ids[begin:end], 100, begin)]
+        result = cache.step(work)[1]
+    expect_equal(result | cache.view(100, 97), expected, "beside another request")
