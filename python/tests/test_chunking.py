@@ -191,8 +191,18 @@ def test_exact_multiples_have_no_further_chunk(compiled):
         # No estimate: what a row sees depends on its position alone.
         ("a-shape:init=64,local=128,dense-below=0", True),
         ("strided:init=64,local=128,stride=3,dense-below=0", True),
-        # Estimates see the rows of a chunk; the whole sees others.
-        ("vertical-slash:vertical=64,slash=128,last=32,dense-below=0", False),
+        # Every tile of rows is estimated by itself.
+        ("block-topk:top-k=2,dense-below=0", True),
+        ("block-topp:threshold=0.6,dense-below=0", True),
+        ("sampled:stride=8,threshold=0.6,dense-below=0", True),
+        ("infllm-v2:top-k=3,init=64,window=128,dense-below=0", True),
+        # Keys are quantised less the mean of those so far.
+        ("xattention:stride=8,threshold=0.6,dense-below=0", False),
+        # The last rows stand for all: those of a chunk, or those of the prompt.
+        ("vertical-slash:vertical=128,slash=64,last=32,dense-below=0", False),
+        ("flexprefill:gamma=0.5,tau=0.1,min-budget=64,dense-below=0", False),
+        ("grid:stride=16,init=0,last=16,dense-below=0", False),
+        ("tri-shape:init=64,local=128,last=64,dense-below=0", False),
     ],
 )
 def test_sparse_patterns_in_chunks(pattern, same, compiled):
@@ -213,7 +223,7 @@ def test_estimates_see_the_chunk_and_what_is_before_it(compiled):
     """A chunk's result depends on its rows and on the cache, not on how the cache was filled: its estimate
     is that of the last rows of a shorter prompt that ends with it."""
     model = shared_model("llama-dynamo18-nomask")
-    pattern = "vertical-slash:vertical=64,slash=128,last=32,dense-below=0"
+    pattern = "vertical-slash:vertical=128,slash=64,last=32,dense-below=0"
     session = open_session(compiled(model, sparsify=pattern, chunk="256"))
     ids = prompt(768)
     all_of_it = prefill_opt.run_chunked(session, ids, 256)["logits"]
