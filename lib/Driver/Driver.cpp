@@ -280,8 +280,11 @@ int prefill::compile(const CompilerOptions &given) {
   }
 
   std::vector<SiteReport> sites;
-  if (!run(*context, *module,
-           [&](OpPassManager &pm) { buildRaisePipeline(pm, sites); }))
+  if (!run(*context, *module, [&](OpPassManager &pm) {
+        if (options.noPadding)
+          pm.addPass(createAssumeNoPadding());
+        buildRaisePipeline(pm, sites);
+      }))
     return 1;
   watch.lap("raise");
   std::vector<DeclinedSite> declined;

@@ -125,6 +125,8 @@ std::string prefill::writeManifest(const CompilerOptions &options,
     root["pack"] = json::Object{{"exact", true},
                                 {"algorithm", options.pack},
                                 {"input", "segment_starts"}};
+  if (options.noPadding)
+    root["padding"] = "none: attention_mask was removed, as if it were ones";
   if (!chunk.caches.empty())
     root["chunk"] = describe(chunk, options.chunk, exact);
   if (options.rowLiveness)

@@ -178,7 +178,8 @@ std::string PromptWalk::run(onnx::GraphOp graph) {
       return "the model has an input 'segment_starts' already";
     else if (text == "attention_mask" && !argument.use_empty())
       return "the model reads 'attention_mask', which has no meaning in a "
-             "pack; export it without";
+             "pack; export it without, or promise that it is ones: "
+             "-padding=none";
   }
   if (!ids || analysis.facts(ids).shape.size() != 2)
     return "the model has no input 'input_ids' [batch, tokens]";

@@ -15,6 +15,17 @@ from prefill_opt.demo import smollm2
 SMOLLM2 = smollm2.models_dir() / "smollm2" / "export" / "model.onnx"
 #: Exports that get a cache from us.
 PLAIN = ("llama-dynamo18-nomask", "plain-dynamo18-eager", "plain-dynamo23", "plain-ts17")
+#: The same with -padding=none.
+MASKED = (
+    "gpt2-dynamo18",  # learned positions
+    "gpt2-ts17",
+    "llama-dynamo18",
+    "llama-dynamo23-pos",  # position_ids
+    "llama-dynamo23-pos-fp16",
+    "llama-hf-present",  # KV outputs of its own
+    "phi3-dynamo18",
+    "qwen2-dynamo23-pos",
+)
 #: Exports that have one.
 CACHED = ("llama-dynamo18-pos-past", "llama-dynamo23-pos-past", "llama-optimum", "llama-hf-ort-past")
 LENGTH = 45
@@ -38,7 +49,12 @@ def open_session(folder):
 
 def whole(session, ids):
     """Outputs of a model without -chunk for the whole prompt, without the batch dimension."""
-    feeds = {"input_ids": ids[None], "logits_to_keep": np.array([len(ids) - 1])}
+    feeds = {
+        "input_ids": ids[None],
+        "logits_to_keep": np.array([len(ids) - 1]),
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+        "position_ids": np.arange(len(ids))[None],
+    }
     inputs = {i.name for i in session.get_inputs()}
     values = session.run(None, {n: v for n, v in feeds.items() if n in inputs})
     return {o.name: v[0] for o, v in zip(session.get_outputs(), values, strict=True)}
@@ -72,6 +88,32 @@ def test_chunks_equal_the_whole(name, compiled):
     expect_equal({"logits": last["logits"]}, {"logits": expected["logits"][-(LENGTH % 7) :]}, "the last chunk")
 
 
+@pytest.mark.parametrize("name", (*MASKED, "llama-hf-gen"))
+def test_exports_with_a_mask(name, compiled):
+    """Chunks without the mask, and the whole prompt with it."""
+    model = shared_model(name)
+    padding = {"padding": "none"} if name in MASKED else {}
+    ids = prompt(LENGTH)
+    expected = whole(open_session(compiled(model)), ids)
+    folder = compiled(model, chunk="512", **padding)
+    assert ("padding" in json.loads((folder / "manifest.json").read_text())) == bool(padding)
+    session = open_session(folder)
+    assert "attention_mask" not in {i.name for i in session.get_inputs()}
+    for size in (1, 16, LENGTH):
+        expect_equal(prefill_opt.run_chunked(session, ids, size), expected, f"{name}, chunk {size}")
+    if padding:
+        alone = open_session(compiled(model, **padding))
+        expect_equal(whole(alone, ids), expected, f"{name}, without chunks")
+
+
+def test_learned_positions_end(compiled):
+    """A row of the table that does not exist is an error, not another row."""
+    session = open_session(compiled(shared_model("gpt2-dynamo18"), chunk="512", padding="none"))
+    places = 1 << 12
+    with pytest.raises(Exception, match="out of data bounds"):
+        prefill_opt.run_chunked(session, prompt(places), 512)
+
+
 @pytest.mark.parametrize("name", CACHED)
 def test_exports_with_a_cache(name, compiled):
     """These stay as they are; the runner hands their cache on."""
@@ -89,7 +131,7 @@ def test_exports_with_a_cache(name, compiled):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("llama-dynamo18", "reads 'attention_mask'"),
+        ("llama-dynamo18", "reads 'attention_mask'.*-padding=none"),
         ("gpt2-dynamo18", "reads 'attention_mask'"),
         ("llama-dynamo23-pos-nomask", "it has a mask or bias of its own"),
         ("bert-ts17", "-chunk: "),
@@ -115,6 +157,11 @@ def test_models_that_cannot_be_chunked(name, message, compiler, tmp_path):
 def test_wrong_options(options, message, compiler, tmp_path):
     with pytest.raises(prefill_opt.CompileError, match=message):
         prefill_opt.compile(shared_model("llama-dynamo18-nomask"), tmp_path / "out", **options)
+
+
+def test_no_padding_and_a_cache(compiler, tmp_path):
+    with pytest.raises(prefill_opt.CompileError, match="-padding=none: the model has a KV cache"):
+        prefill_opt.compile(shared_model("llama-optimum"), tmp_path / "out", padding="none")
 
 
 def test_off_changes_nothing(compiled):

@@ -105,6 +105,12 @@ static cl::opt<std::string>
             cl::value_desc("ffd|exact|off"),
             cl::desc("Take several prompts in one sequence, by a new input "
                      "segment_starts; how the Python package packs them"));
+enum class Padding { Any, None };
+static cl::opt<Padding> padding(
+    "padding", cl::cat(category), cl::init(Padding::Any),
+    cl::desc("What the input attention_mask says:"),
+    cl::values(clEnumValN(Padding::Any, "any", "default"),
+               clEnumValN(Padding::None, "none", "ones; it is removed")));
 static cl::opt<std::string>
     chunking("chunk", cl::cat(category), cl::init("off"),
              cl::value_desc("ROWS|off"),
@@ -179,7 +185,8 @@ static bool hasDriverFlag() {
          externalData.getNumOccurrences() || cacheDir.getNumOccurrences() ||
          rowLiveness.getNumOccurrences() || logits.getNumOccurrences() ||
          packing.getNumOccurrences() || chunking.getNumOccurrences() ||
-         noCache || stats || verbose || timing || json;
+         padding.getNumOccurrences() || noCache || stats || verbose || timing ||
+         json;
 }
 
 int main(int argc, char **argv) {
@@ -240,6 +247,7 @@ int main(int argc, char **argv) {
   options.logits = logits;
   options.pack = packing;
   options.chunk = chunking;
+  options.noPadding = padding == Padding::None;
   options.externalData = externalData;
   options.runtimeArchive = runtimeArchive(argv[0]);
   options.cacheDir = cacheDir;

@@ -32,6 +32,7 @@ struct CompilerOptions {
   bool rowLiveness = true;    ///< compute only the rows that reach the outputs
   std::string logits = "all"; ///< rows of the output `logits`: all, last, rows
   std::string pack = "off";   ///< several prompts a sequence: off, ffd, exact
+  bool noPadding = false;     ///< attention_mask is all ones
   std::string chunk = "off";  ///< rows of a chunk, with :tail=dynamic; or off
   std::vector<std::string> targets = {"cpu"};
   ExternalData externalData = ExternalData::Reference;

@@ -61,6 +61,18 @@ def PackPrompts : Pass<"pack-prompts", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def AssumeNoPadding : Pass<"assume-no-padding", "::mlir::ModuleOp"> {
+  let summary = "Take attention_mask for ones";
+  let description = [{
+    Removes the input `attention_mask` `[batch, tokens]` and puts ones in its
+    place, before raise-attention: for callers whose prompts have no padding, and
+    for packs and chunks, which have no use for a mask. Exact where the mask would
+    have been ones. A model without the input stays as it is; one with a KV cache
+    is refused.
+  }];
+  let dependentDialects = ["::prefill::onnx::ONNXDialect"];
+}
+
 def ChunkPrompt : Pass<"chunk-prompt", "::mlir::ModuleOp"> {
   let summary = "A prompt in chunks that share a KV cache";
   let description = [{
