@@ -14,7 +14,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 BUILD = Path(os.environ.get("PREFILL_BUILD", ROOT / "build"))
 #: As prefill-opt expects them: it looks for ../lib beside itself.
-FILES = ("bin/prefill-opt", "lib/libprefill_runtime.a")
+FILES = ("bin/prefill-opt", "lib/libprefill_runtime.a", "lib/libprefill_host.so")
 
 
 class BuildPackage(build_py):

@@ -2,6 +2,7 @@
 
 #include "prefill/Driver/Driver.h"
 #include "Artifacts.h"
+#include "DriverParts.h"
 #include "mlir/IR/AsmState.h"
 #include "mlir/IR/Remarks.h"
 #include "mlir/Parser/Parser.h"
@@ -10,6 +11,7 @@
 #include "prefill/Import/ONNXImport.h"
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/SparsityConfig.h"
+#include "llvm/ADT/StringSet.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Format.h"
 #include "llvm/Support/JSON.h"
@@ -26,7 +28,7 @@ using namespace prefill;
 // Messages
 //===----------------------------------------------------------------------===//
 
-static int fail(const llvm::Twine &what) {
+int prefill::fail(const llvm::Twine &what) {
   llvm::WithColor::error(llvm::errs(), "prefill-opt") << what << "\n";
   return 1;
 }
@@ -84,8 +86,8 @@ static void installDiagnostics(MLIRContext &context, bool remarks) {
         remark::RemarkCategories{{}, ".*", ".*", {}, {}});
 }
 
-static std::unique_ptr<MLIRContext>
-makeContext(const CompilerOptions &options) {
+std::unique_ptr<MLIRContext>
+prefill::makeContext(const CompilerOptions &options) {
   DialectRegistry registry;
   registerDialects(registry);
   auto context =
@@ -115,8 +117,7 @@ bool prefill::looksLikeONNX(StringRef path) {
   return *count == 2 && start[0] == 8 && start[1] > 0 && start[1] < 64;
 }
 
-/// The module of an ONNX file, or of an MLIR file of one of our levels.
-static OwningOpRef<ModuleOp> load(MLIRContext &context, StringRef path) {
+OwningOpRef<ModuleOp> prefill::load(MLIRContext &context, StringRef path) {
   if (path.ends_with(".mlir") || path.ends_with(".mlirbc"))
     return parseSourceFile<ModuleOp>(path, &context);
   std::string error;
@@ -126,9 +127,8 @@ static OwningOpRef<ModuleOp> load(MLIRContext &context, StringRef path) {
   return module;
 }
 
-/// Writes `text` to a file that appears only when it is complete, or to stdout.
-static int writeText(StringRef path,
-                     llvm::function_ref<void(raw_ostream &)> text) {
+int prefill::writeText(StringRef path,
+                       llvm::function_ref<void(raw_ostream &)> text) {
   if (path.empty() || path == "-") {
     text(llvm::outs());
     return 0;
@@ -181,8 +181,7 @@ std::optional<int64_t> prefill::parseChunk(StringRef text, std::string &error) {
   return rows;
 }
 
-/// Options that cannot be met, found before any work.
-static bool validate(const CompilerOptions &options, std::string &error) {
+bool prefill::validate(const CompilerOptions &options, std::string &error) {
   for (StringRef target : options.targets)
     if (target != "cpu") {
       error = "-target=" + target.str() +
@@ -236,16 +235,24 @@ static bool validate(const CompilerOptions &options, std::string &error) {
   return true;
 }
 
-static bool run(MLIRContext &context, ModuleOp module,
-                llvm::function_ref<void(OpPassManager &)> build) {
+bool prefill::runPasses(MLIRContext &context, ModuleOp module,
+                        llvm::function_ref<void(OpPassManager &)> build) {
   PassManager pm(&context);
   build(pm);
   return succeeded(pm.run(module));
 }
 
-/// With plain `-sparsify`, the plan that `prefill-opt calibrate` left beside
-/// the model decides; `-sparsify=auto:` does without it.
-static void takeCalibratedPlan(CompilerOptions &options) {
+bool prefill::raise(MLIRContext &context, ModuleOp module,
+                    const CompilerOptions &options,
+                    std::vector<SiteReport> &sites) {
+  return runPasses(context, module, [&](OpPassManager &pm) {
+    if (options.noPadding)
+      pm.addPass(createAssumeNoPadding());
+    buildRaisePipeline(pm, sites);
+  });
+}
+
+void prefill::takeCalibratedPlan(CompilerOptions &options) {
   if (options.sparsify != "auto")
     return;
   llvm::SmallString<128> plan(options.input);
@@ -255,6 +262,35 @@ static void takeCalibratedPlan(CompilerOptions &options) {
   options.sparsify = ("config:" + plan).str();
   llvm::WithColor::note(llvm::errs(), "prefill-opt")
       << "-sparsify=auto takes the calibrated " << plan << "\n";
+}
+
+/// A line each about what -share-kv found and what row liveness saved.
+static void tellRows(const CompilerOptions &options,
+                     const LivenessReport &report) {
+  if (options.shareKV) {
+    auto merged = llvm::count_if(report.shared,
+                                 [](const auto &pair) { return pair.merged; });
+    llvm::WithColor::note(llvm::errs(), "prefill-opt")
+        << "KV sharing: " << report.shared.size()
+        << " attentions read another one's keys and values, " << merged
+        << " of them computed these again\n";
+  }
+  if (report.selections.empty())
+    return;
+  int64_t nodes = 0;
+  std::vector<std::string> rows;
+  llvm::StringSet<> layers;
+  for (const LivenessReport::Selection &selection : report.selections) {
+    nodes += selection.nodes;
+    if (!llvm::is_contained(rows, selection.rows))
+      rows.push_back(selection.rows);
+    for (const std::string &layer : selection.layers)
+      layers.insert(layer);
+  }
+  llvm::WithColor::note(llvm::errs(), "prefill-opt")
+      << "row liveness: " << llvm::join(rows, ", ") << " only in " << nodes
+      << " nodes and " << layers.size() << " of " << report.attentions
+      << " attentions\n";
 }
 
 int prefill::compile(const CompilerOptions &given) {
@@ -280,11 +316,7 @@ int prefill::compile(const CompilerOptions &given) {
   }
 
   std::vector<SiteReport> sites;
-  if (!run(*context, *module, [&](OpPassManager &pm) {
-        if (options.noPadding)
-          pm.addPass(createAssumeNoPadding());
-        buildRaisePipeline(pm, sites);
-      }))
+  if (!raise(*context, *module, options, sites))
     return 1;
   watch.lap("raise");
   std::vector<DeclinedSite> declined;
@@ -296,13 +328,16 @@ int prefill::compile(const CompilerOptions &given) {
 
   LivenessReport liveness;
   ChunkReport chunk;
-  if (!run(*context, *module, [&](OpPassManager &pm) {
+  if (!runPasses(*context, *module, [&](OpPassManager &pm) {
         buildRowPipeline(pm, options, liveness, chunk);
       }))
     return 1;
+  if (!options.remarks)
+    tellRows(options, liveness);
   watch.lap("rows");
-  if (!run(*context, *module,
-           [&](OpPassManager &pm) { buildSparsifyPipeline(pm, options); }))
+  if (!runPasses(*context, *module, [&](OpPassManager &pm) {
+        buildSparsifyPipeline(pm, options);
+      }))
     return 1;
   watch.lap("sparsify");
   if (options.emit == EmitKind::Sparse)

@@ -129,6 +129,15 @@ std::string prefill::writeManifest(const CompilerOptions &options,
     root["padding"] = "none: attention_mask was removed, as if it were ones";
   if (!chunk.caches.empty())
     root["chunk"] = describe(chunk, options.chunk, exact);
+  if (options.shareKV) {
+    json::Array shared;
+    for (const LivenessReport::SharedKV &pair : liveness.shared)
+      shared.push_back(json::Object{{"layer", pair.layer},
+                                    {"reads", pair.from},
+                                    {"computed_twice_before", pair.merged}});
+    root["share_kv"] =
+        json::Object{{"exact", true}, {"layers", std::move(shared)}};
+  }
   if (options.rowLiveness)
     root["row_liveness"] = describe(liveness);
   std::string text;

@@ -36,6 +36,8 @@ void prefill::buildRaisePipeline(OpPassManager &pm,
 void prefill::buildRowPipeline(OpPassManager &pm,
                                const CompilerOptions &options,
                                LivenessReport &report, ChunkReport &chunk) {
+  if (options.shareKV)
+    pm.addPass(createShareKV(report));
   if (options.pack != "off")
     pm.addPass(createPackPrompts());
   std::string error; // validate() has looked at it

@@ -6,11 +6,14 @@ The interface is ``runtime/include/prefill/prefill.h``; tensors are DLPack ``DLT
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from .compiler import CompileError, find_compiler
 
 STATUS = (
     "ok",
@@ -87,6 +90,40 @@ class _Context(ctypes.Structure):
         ("free", ctypes.c_void_p),
         ("message", ctypes.c_char * 256),
     ]
+
+
+@functools.cache
+def host_library() -> ctypes.CDLL:
+    """The functions that need no model, from the library beside the compiler (``../lib``).
+
+    Raises `CompileError` if it is not there.
+    """
+    path = find_compiler().resolve().parent.parent / "lib" / "libprefill_host.so"
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CompileError(f"{path} cannot be loaded ({error}): run 'make build'", [], 127, "") from None
+
+
+def call_host(name: str, *arguments) -> None:
+    """Calls a function of `host_library` with a context and `arguments` (structures by reference).
+
+    Raises `KernelError` with the library's message.
+    """
+    function = getattr(host_library(), name)
+    function.restype = ctypes.c_int
+    context = _Context(struct_size=ctypes.sizeof(_Context))
+    given = [
+        ctypes.byref(a)
+        if isinstance(a, ctypes.Structure)
+        else ctypes.c_size_t(a)
+        if isinstance(a, int)
+        else a
+        for a in arguments
+    ]
+    status = function(ctypes.byref(context), *given)
+    if status != 0:
+        raise KernelError(context.message.decode(), status)
 
 
 def dl_tensor(

@@ -1,19 +1,35 @@
 """Several prompts in one sequence: the plan, and running a packed model (Prepacking, arXiv:2404.09529).
 
 A model compiled with ``-pack`` takes ``input_ids [1, rows]`` and ``segment_starts [prompts + 1]``: where
-each prompt begins, and the end. There are no padding rows. `pack` decides which prompts share a run;
-it needs neither the compiler nor ONNX Runtime.
+each prompt begins, and the end. There are no padding rows. `pack` decides which prompts share a run; it
+is the C library's (runtime/include/prefill/pack.h), which is at hand without a model and without ONNX
+Runtime.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-#: Prompts for which `exact` tries all distributions.
-MOST_EXACT = 20
+from . import library
+
+_ALGORITHMS = {"ffd": 0, "exact": 1}
+_Numbers = ctypes.POINTER(ctypes.c_int64)
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [("algorithm", ctypes.c_int32), ("capacity", ctypes.c_int64), ("min_gain", ctypes.c_double)]
+
+
+class _Result(ctypes.Structure):
+    _fields_ = [("prompts", _Numbers), ("starts", _Numbers), ("packs", ctypes.c_size_t), ("gain", ctypes.c_double)]
+
+
+class _Inputs(ctypes.Structure):
+    _fields_ = [(name, _Numbers) for name in ("input_ids", "segment_starts", "position_ids", "last_rows")]
 
 
 @dataclass(frozen=True)
@@ -24,22 +40,15 @@ class Pack:
         prompts: their numbers in the list given to `pack`, in the order of their rows.
         ids: int64 [1, rows], the tokens of all.
         starts: int64 [len(prompts) + 1], row at which each begins, and the number of rows.
+        positions: int64 [1, rows], position ids, beginning anew in every prompt.
+        last_rows: int64 [len(prompts)], the last row of every prompt.
     """
 
     prompts: tuple[int, ...]
     ids: np.ndarray
     starts: np.ndarray
-
-    @property
-    def positions(self) -> np.ndarray:
-        """int64 [1, rows]: position ids, beginning anew in every prompt."""
-        lengths = np.diff(self.starts)
-        return np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int64)
-
-    @property
-    def last_rows(self) -> np.ndarray:
-        """int64 [len(prompts)]: the last row of every prompt."""
-        return self.starts[1:] - 1
+    positions: np.ndarray
+    last_rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -50,53 +59,33 @@ class Plan:
     gain: float
 
 
-def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of at most `capacity` for items of `lengths`; item numbers, longest first.
-
-    At most 11/9 of the fewest bins, and one (Johnson 1973). Ties keep the lower number first.
-    """
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        for at, free in enumerate(room):
-            if lengths[item] <= free:
-                break
-        else:
-            at = len(bins)
-            bins.append([])
-            room.append(capacity)
-        bins[at].append(item)
-        room[at] -= lengths[item]
-    return bins
+def _numbers(array: np.ndarray):
+    return array.ctypes.data_as(_Numbers)
 
 
-def fewest_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """The same with as few bins as there can be, by trying: for at most `MOST_EXACT` items."""
-    best = first_fit_decreasing(lengths, capacity)
-    least = -(-sum(lengths) // capacity)
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+def _plan(lengths: np.ndarray, options: _Options) -> tuple[list[list[int]], float]:
+    """Prompt numbers of every pack, and the gain."""
+    prompts = np.zeros(len(lengths), np.int64)
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    result = _Result(_numbers(prompts), _numbers(starts), 0, 0.0)
+    library.call_host("prefill_pack_plan", _numbers(lengths), len(lengths), options, result)
+    bounds = starts[: result.packs + 1]
+    packs = [prompts[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return packs, result.gain
 
-    def place(at: int, bins: list[list[int]], room: list[int]) -> None:
-        nonlocal best
-        if len(bins) >= len(best) or len(best) == least:
-            return
-        if at == len(order):
-            best = [list(b) for b in bins]
-            return
-        item = order[at]
-        # Bins with the same room are the same.
-        for free in sorted(set(room)):
-            if lengths[item] <= free:
-                to = room.index(free)
-                bins[to].append(item)
-                room[to] -= lengths[item]
-                place(at + 1, bins, room)
-                room[to] += lengths[item]
-                bins[to].pop()
-        place(at + 1, [*bins, [item]], [*room, capacity - lengths[item]])
 
-    place(0, [], [])
-    return best
+def _fill(arrays: list[np.ndarray], lengths: np.ndarray, items: list[int]) -> Pack:
+    """The inputs of the pack of prompts `items`."""
+    rows = int(lengths[items].sum())
+    prompts = np.array(items, np.int64)
+    ids, positions = np.empty((1, rows), np.int64), np.empty((1, rows), np.int64)
+    starts, last = np.empty(len(items) + 1, np.int64), np.empty(len(items), np.int64)
+    tokens = (_Numbers * len(arrays))(*(_numbers(a) for a in arrays))
+    inputs = _Inputs(*(_numbers(a) for a in (ids, starts, positions, last)))
+    library.call_host(
+        "prefill_pack_fill", tokens, _numbers(lengths), _numbers(prompts), len(items), inputs
+    )
+    return Pack(tuple(items), ids, starts, positions, last)
 
 
 def pack(
@@ -110,43 +99,28 @@ def pack(
     Args:
         prompts: token ids of each.
         capacity: most rows of a pack; None: those of the longest prompt, at least 2,048.
-        algorithm: "ffd" (first-fit-decreasing) or "exact" (fewest packs, at most `MOST_EXACT` prompts).
+        algorithm: "ffd" (first-fit-decreasing) or "exact" (fewest packs, at most 20 prompts).
         min_gain: where a padded batch would have fewer than this times the rows (prompts of the same
             length), every prompt is a pack of its own: packing would gain nothing.
 
     Raises ValueError for an empty prompt, one longer than `capacity`, and an unknown algorithm.
     """
-    if algorithm not in ("ffd", "exact"):
+    if algorithm not in _ALGORITHMS:
         raise ValueError(f"algorithm '{algorithm}': expected ffd or exact")
-    arrays = [np.asarray(p, np.int64) for p in prompts]
+    if capacity is not None and capacity < 1:
+        raise ValueError(f"capacity {capacity}: expected a positive number of rows")
+    if not min_gain > 0:
+        raise ValueError(f"min_gain {min_gain}: expected a positive number")
+    arrays = [np.ascontiguousarray(p, np.int64) for p in prompts]
     for i, array in enumerate(arrays):
-        if array.ndim != 1:
+        if np.asarray(prompts[i]).ndim != 1:
             raise ValueError(f"prompt {i}: expected a list of token ids, got {array.ndim} dimensions")
-        if not len(array):
-            raise ValueError(f"prompt {i} is empty: leave it out")
-    if not arrays:
-        return Plan((), 1.0)
-    lengths = [len(a) for a in arrays]
-    if capacity is None:
-        capacity = max(2048, *lengths)
-    for i, length in enumerate(lengths):
-        if length > capacity:
-            raise ValueError(f"prompt {i} has {length} tokens, more than the capacity {capacity}")
-    gain = max(lengths) * len(lengths) / sum(lengths)
-    if gain < min_gain:
-        bins = [[i] for i in range(len(lengths))]
-    elif algorithm == "ffd":
-        bins = first_fit_decreasing(lengths, capacity)
-    elif len(lengths) > MOST_EXACT:
-        raise ValueError(f"exact packs at most {MOST_EXACT} prompts, got {len(lengths)}: use ffd")
-    else:
-        bins = fewest_bins(lengths, capacity)
-    packs = []
-    for items in bins:
-        starts = np.cumsum([0, *(lengths[i] for i in items)]).astype(np.int64)
-        ids = np.concatenate([arrays[i] for i in items])[None]
-        packs.append(Pack(tuple(items), ids, starts))
-    return Plan(tuple(packs), gain)
+    lengths = np.array([len(a) for a in arrays], np.int64)
+    try:
+        bins, gain = _plan(lengths, _Options(_ALGORITHMS[algorithm], capacity or 0, min_gain))
+    except library.KernelError as error:
+        raise ValueError(str(error)) from None
+    return Plan(tuple(_fill(arrays, lengths, items) for items in bins), gain)
 
 
 def run_packed(session, plan: Plan) -> list[dict[str, np.ndarray]]:

@@ -33,19 +33,38 @@ def test_plans():
     assert prefill_opt.pack([]).packs == ()
 
 
+def bins(lengths, capacity, algorithm):
+    plan = prefill_opt.pack([[0] * n for n in lengths], capacity, algorithm, min_gain=1)
+    return [list(p.prompts) for p in plan.packs]
+
+
 def test_first_fit_decreasing_is_near_the_fewest():
     rng = np.random.default_rng(3)
-    for _ in range(60):
+    for _ in range(20):
         lengths = rng.integers(1, 60, rng.integers(1, 12)).tolist()
-        few, many = (f(lengths, 64) for f in (packing.fewest_bins, packing.first_fit_decreasing))
-        for bins in (few, many):
-            assert sorted(i for b in bins for i in b) == list(range(len(lengths)))
-            assert all(sum(lengths[i] for i in b) <= 64 for b in bins)
+        few, many = (bins(lengths, 64, a) for a in ("exact", "ffd"))
+        for found in (few, many):
+            assert sorted(i for b in found for i in b) == list(range(len(lengths)))
+            assert all(sum(lengths[i] for i in b) <= 64 for b in found)
         assert -(-sum(lengths) // 64) <= len(few) <= len(many) <= 11 / 9 * len(few) + 1
     # Where they differ.
     lengths = [8, 6, 3, 3, 2, 2]
-    assert len(packing.fewest_bins(lengths, 12)) == 2
-    assert len(packing.first_fit_decreasing(lengths, 12)) == 3
+    assert len(bins(lengths, 12, "exact")) == 2
+    assert len(bins(lengths, 12, "ffd")) == 3
+
+
+def test_first_fit_decreasing_by_its_definition():
+    rng = np.random.default_rng(4)
+    lengths = rng.integers(1, 40, 50).tolist()
+    expected, room = [], []
+    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        at = next((k for k, free in enumerate(room) if lengths[item] <= free), len(room))
+        if at == len(room):
+            expected.append([])
+            room.append(64)
+        expected[at].append(item)
+        room[at] -= lengths[item]
+    assert bins(lengths, 64, "ffd") == expected
 
 
 def test_equal_lengths_gain_nothing():
@@ -61,6 +80,8 @@ def test_equal_lengths_gain_nothing():
         (([[1, 2, 3]], 2), "prompt 0 has 3 tokens, more than the capacity 2"),
         (([[[1]]],), "prompt 0: expected a list of token ids"),
         (([[1]], None, "best"), "expected ffd or exact"),
+        (([[1]], 0), "capacity 0: expected a positive number"),
+        (([[1]], None, "ffd", 0), "min_gain 0: expected a positive number"),
         (([[1], [1, 2]] * 11, None, "exact"), "at most 20 prompts, got 22"),
     ],
 )

@@ -228,55 +228,63 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
   return work;
 }
 
-bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
-                         const pf_work *dense, int64_t keys) {
-  const double full = pf_cost_dense(dense);
+double pf_cost_estimate(const pf_call *call, const prefill_head_plan *plan,
+                        const pf_work *dense, int64_t keys, bool *bounded) {
+  const int64_t last = pf_min(call->s, pf_max(plan->last, 1));
   double estimate = 0;
-  bool exact = true; /* the prediction is an upper bound already */
-  if (plan->pattern == PREFILL_PATTERN_VERTICAL_SLASH) {
-    estimate = pf_cost_estimate_sums(
-        call, pf_min(call->s, pf_max(plan->last, 1)), keys);
-    exact = plan->density > 0;
-  } else if (plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE) {
+  *bounded = true;
+  switch (plan->pattern) {
+  case PREFILL_PATTERN_VERTICAL_SLASH:
+    estimate = pf_cost_estimate_sums(call, last, keys);
+    *bounded = plan->density > 0;
+    break;
+  case PREFILL_PATTERN_BLOCK_SPARSE:
     estimate = pf_cost_estimate_blocks(call, keys);
-    exact = plan->top_p > 0;
-  } else if (plan->pattern == PREFILL_PATTERN_XATTENTION) {
+    *bounded = plan->top_p > 0;
+    break;
+  case PREFILL_PATTERN_XATTENTION: /* how much is kept is never known before */
     estimate = pf_cost_estimate_strided(call, plan, dense);
-    exact = true; /* how much is kept is never known before */
-  } else if (plan->pattern == PREFILL_PATTERN_SAMPLED) {
+    break;
+  case PREFILL_PATTERN_SAMPLED:
     estimate = pf_cost_estimate_sampled(plan, dense);
-    exact = true;
-  } else if (plan->pattern == PREFILL_PATTERN_FLEXPREFILL) {
-    estimate = pf_cost_estimate_sums(
-                   call, pf_min(call->s, pf_max(plan->last, 1)), keys) +
+    break;
+  case PREFILL_PATTERN_FLEXPREFILL:
+    estimate = pf_cost_estimate_sums(call, last, keys) +
                pf_cost_estimate_blocks(call, keys) - FIXED;
-    exact = true;
-  } else if (plan->pattern == PREFILL_PATTERN_SALE) {
+    break;
+  case PREFILL_PATTERN_SALE:
     estimate = pf_cost_estimate_quantized(call, plan, dense);
-    exact = true;
-  } else if (plan->pattern == PREFILL_PATTERN_Q_BOUNDARY ||
-             plan->pattern == PREFILL_PATTERN_2D_BOUNDARY) {
-    estimate = (double)call->modalities *
-               pf_cost_estimate_sums(
-                   call, pf_min(call->s, pf_max(plan->last, 1)), keys);
-    exact = true; /* depends on where modalities begin */
-  } else if (plan->pattern == PREFILL_PATTERN_GRID) {
-    estimate = pf_cost_estimate_sums(
-                   call, pf_min(call->s, pf_max(plan->last, 1)), keys) +
+    break;
+  case PREFILL_PATTERN_Q_BOUNDARY: /* depends on where modalities begin */
+  case PREFILL_PATTERN_2D_BOUNDARY:
+    estimate =
+        (double)call->modalities * pf_cost_estimate_sums(call, last, keys);
+    break;
+  case PREFILL_PATTERN_GRID:
+    estimate = pf_cost_estimate_sums(call, last, keys) +
                GRID_BLOCK * (double)pf_ceil_div(keys, call->bk);
-    exact = true;
-  } else if (plan->pattern == PREFILL_PATTERN_INFLLM_V2) {
+    break;
+  case PREFILL_PATTERN_INFLLM_V2:
     estimate = pf_cost_estimate_compressed(dense);
-  } else {
+    break;
+  default:
     estimate = FIXED / 2;
   }
   if (plan->similarity > 0)
     estimate +=
         GUARD_BLOCK * (double)(pf_ceil_div(keys, call->bk) + dense->tiles);
+  return estimate;
+}
+
+bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
+                         const pf_work *dense, int64_t keys) {
+  const double full = pf_cost_dense(dense);
+  bool bounded;
+  const double estimate = pf_cost_estimate(call, plan, dense, keys, &bounded);
   const pf_work likely = pf_predict_work(call, plan, dense, keys, false);
   if (estimate + pf_cost_sparse(&likely) > MARGIN * full)
     return false;
-  if (exact || estimate <= IN_VAIN * full)
+  if (bounded || estimate <= IN_VAIN * full)
     return true;
   const pf_work worst = pf_predict_work(call, plan, dense, keys, true);
   return estimate + pf_cost_sparse(&worst) <= MARGIN * full;

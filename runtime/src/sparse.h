@@ -60,6 +60,10 @@ double pf_cost_estimate_compressed(const pf_work *dense);
  * dense work is given. */
 pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
                         const pf_work *dense, int64_t keys, bool worst);
+/* Of a plan's estimate, whatever its pattern. *bounded says that nothing more
+ * is known of what will be kept than pf_predict_work's likely case. */
+double pf_cost_estimate(const pf_call *call, const prefill_head_plan *plan,
+                        const pf_work *dense, int64_t keys, bool *bounded);
 /* Before the estimate: is it worth while? */
 bool pf_worth_estimating(const pf_call *call, const prefill_head_plan *plan,
                          const pf_work *dense, int64_t keys);

@@ -3,8 +3,8 @@
 // Fills CompilerOptions from flags; everything else is in lib/Driver. Two
 // modes: driver mode for ONNX input or any driver flag, and opt mode
 // (MlirOptMain, for .mlir files and passes) otherwise. `prefill-opt inspect
-// model.onnx` reports; `prefill-opt calibrate` hands over to the Python
-// package.
+// model.onnx` reports, `prefill-opt cost` predicts; `prefill-opt calibrate`
+// hands over to the Python package.
 //
 //===----------------------------------------------------------------------===//
 
@@ -101,6 +101,11 @@ static cl::opt<Switch>
                 cl::values(clEnumValN(Switch::On, "on", "default; exact"),
                            clEnumValN(Switch::Off, "off", "compute all rows")));
 static cl::opt<std::string>
+    shareKV("share-kv", cl::cat(category), cl::init("off"),
+            cl::value_desc("detect|off"),
+            cl::desc("Layers whose keys and values are another layer's read "
+                     "these; exact"));
+static cl::opt<std::string>
     packing("pack", cl::cat(category), cl::init("off"),
             cl::value_desc("ffd|exact|off"),
             cl::desc("Take several prompts in one sequence, by a new input "
@@ -124,7 +129,18 @@ static cl::opt<std::string>
 static cl::opt<bool> timing("stage-timing", cl::cat(category),
                             cl::desc("Print seconds per stage"));
 static cl::opt<bool> json("json", cl::cat(category),
-                          cl::desc("inspect: JSON instead of a table"));
+                          cl::desc("inspect, cost: JSON instead of a table"));
+static cl::opt<std::string> tokens("tokens", cl::cat(category),
+                                   cl::value_desc("N[,N...]"),
+                                   cl::desc("cost: lengths of the prompts"));
+static cl::opt<std::string>
+    device("device", cl::cat(category), cl::init("cpu"),
+           cl::value_desc("NAME[:key=value,...]"),
+           cl::desc("cost: cpu, h100 (sm_90a) or a100 (sm_80); threads, and "
+                    "gflops and gbps measured on another machine"));
+static cl::list<std::string>
+    dims("dim", cl::cat(category), cl::value_desc("NAME=N"),
+         cl::desc("cost: the size of a further dimension of the inputs"));
 static cl::opt<std::string> inputKind("x", cl::cat(category),
                                       cl::value_desc("onnx|mlir"),
                                       cl::desc("Kind of the input"));
@@ -185,8 +201,8 @@ static bool hasDriverFlag() {
          externalData.getNumOccurrences() || cacheDir.getNumOccurrences() ||
          rowLiveness.getNumOccurrences() || logits.getNumOccurrences() ||
          packing.getNumOccurrences() || chunking.getNumOccurrences() ||
-         padding.getNumOccurrences() || noCache || stats || verbose || timing ||
-         json;
+         padding.getNumOccurrences() || shareKV.getNumOccurrences() ||
+         noCache || stats || verbose || timing || json;
 }
 
 int main(int argc, char **argv) {
@@ -208,13 +224,15 @@ int main(int argc, char **argv) {
 
   std::vector<char *> arguments(argv, argv + argc);
   bool inspecting = argc > 1 && llvm::StringRef(argv[1]) == "inspect";
-  if (inspecting)
+  bool costing = argc > 1 && llvm::StringRef(argv[1]) == "cost";
+  if (inspecting || costing)
     arguments.erase(arguments.begin() + 1);
   cl::ParseCommandLineOptions(
       arguments.size(), arguments.data(),
       "fast prompt processing for transformer models\n\n"
       "  prefill-opt model.onnx -sparsify=vertical-slash -o out/\n"
       "  prefill-opt inspect model.onnx\n"
+      "  prefill-opt cost model.onnx -tokens=1024,8192\n"
       "  prefill-opt calibrate model.onnx --data=FILE -o plan.json\n"
       "  prefill-opt file.mlir -some-pass\n");
 
@@ -227,7 +245,7 @@ int main(int argc, char **argv) {
   bool onnx = inputKind == "onnx" ||
               (inputKind.empty() &&
                llvm::StringRef(input.getValue()).ends_with(".onnx"));
-  if (!onnx && !inspecting && !hasDriverFlag()) {
+  if (!onnx && !inspecting && !costing && !hasDriverFlag()) {
     if (inputKind.empty() && input != "-" && looksLikeONNX(input))
       onnx = true;
     else
@@ -248,6 +266,9 @@ int main(int argc, char **argv) {
   options.pack = packing;
   options.chunk = chunking;
   options.noPadding = padding == Padding::None;
+  if (shareKV != "detect" && shareKV != "off")
+    return complain("-share-kv=" + shareKV + ": expected detect or off");
+  options.shareKV = shareKV == "detect";
   options.externalData = externalData;
   options.runtimeArchive = runtimeArchive(argv[0]);
   options.cacheDir = cacheDir;
@@ -256,5 +277,15 @@ int main(int argc, char **argv) {
   options.remarks = verbose;
   options.timing = timing;
   options.json = json;
+  options.tokens = tokens;
+  options.device = device;
+  options.dims.assign(dims.begin(), dims.end());
+  if (costing)
+    return cost(options);
+  for (auto [name, given] : {std::pair("tokens", tokens.getNumOccurrences()),
+                             std::pair("device", device.getNumOccurrences()),
+                             std::pair("dim", dims.getNumOccurrences())})
+    if (given)
+      return complain("-" + llvm::Twine(name) + " is for prefill-opt cost");
   return inspecting ? inspect(options) : compile(options);
 }

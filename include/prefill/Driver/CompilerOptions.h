@@ -31,6 +31,7 @@ struct CompilerOptions {
   std::string modality;       ///< a value's name or token:ID,...; empty: none
   bool rowLiveness = true;    ///< compute only the rows that reach the outputs
   std::string logits = "all"; ///< rows of the output `logits`: all, last, rows
+  bool shareKV = false;       ///< -share-kv=detect
   std::string pack = "off";   ///< several prompts a sequence: off, ffd, exact
   bool noPadding = false;     ///< attention_mask is all ones
   std::string chunk = "off";  ///< rows of a chunk, with :tail=dynamic; or off
@@ -42,7 +43,10 @@ struct CompilerOptions {
   bool stats = false;   ///< density outputs in the model, for reports
   bool remarks = false; ///< print why something was left as it was
   bool timing = false;  ///< print seconds per stage
-  bool json = false;    ///< inspect: JSON instead of a table
+  bool json = false;    ///< inspect, cost: JSON instead of a table
+  std::string tokens;   ///< cost: lengths, separated by commas
+  std::string device = "cpu";    ///< cost: NAME[:key=value,...]
+  std::vector<std::string> dims; ///< cost: NAME=SIZE of further dimensions
 };
 
 } // namespace prefill

@@ -48,6 +48,10 @@ bool looksLikeONNX(llvm::StringRef path);
 /// Prints what `prefill-opt inspect` shows of `options.input`.
 int inspect(const CompilerOptions &options);
 
+/// Prints what `prefill-opt cost` predicts for `options.input`: FLOPs, bytes,
+/// memory and time after each transform that the options ask for.
+int cost(const CompilerOptions &options);
+
 } // namespace prefill
 
 #endif

@@ -15,7 +15,7 @@ struct SiteReport;
 #define GEN_PASS_REGISTRATION
 #include "prefill/Transforms/Passes.h.inc"
 
-/// What row liveness did, for the manifest.
+/// What row liveness and detect-kv-sharing did, for the manifest.
 struct LivenessReport {
   struct Selection {
     std::string node;                ///< the node that selected the rows
@@ -24,6 +24,11 @@ struct LivenessReport {
     std::vector<std::string> layers; ///< attentions with fewer query rows
   };
   std::vector<Selection> selections;
+  struct SharedKV {
+    std::string layer, from; ///< whose keys and values it reads
+    bool merged;             ///< they were computed twice before
+  };
+  std::vector<SharedKV> shared; ///< by detect-kv-sharing
   int64_t attentions = 0; ///< of the model
   std::string logits;     ///< how the output `logits` changed, or ""
 };
@@ -42,6 +47,9 @@ std::unique_ptr<mlir::Pass> createChunkPrompt(ChunkPromptOptions options,
 /// row-liveness that also tells what it did. `report` must outlive the pass.
 std::unique_ptr<mlir::Pass> createRowLiveness(RowLivenessOptions options,
                                               LivenessReport &report);
+
+/// detect-kv-sharing that also tells what it found. `report` must outlive the pass.
+std::unique_ptr<mlir::Pass> createShareKV(LivenessReport &report);
 
 /// raise-attention that also tells what it found, attention by attention.
 /// `reports` must outlive the pass.

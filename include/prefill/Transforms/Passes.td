@@ -46,6 +46,20 @@ def RowLiveness : Pass<"eliminate-dead-rows", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def ShareKV : Pass<"detect-kv-sharing", "::mlir::ModuleOp"> {
+  let summary = "Layers read another layer's keys and values where they are the same";
+  let description = [{
+    Where K and V of an attention are provably those of an earlier one (the same
+    operators on the same values, down to weights with the same bytes), it reads
+    the earlier one's and the duplicates are erased. Exact. Layers with the same
+    weights on other inputs keep their own, with a missed remark.
+  }];
+  let statistics = [
+    Statistic<"numShared", "shared", "Number of attentions that read another one's keys and values">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
 def PackPrompts : Pass<"pack-prompts", "::mlir::ModuleOp"> {
   let summary = "Several prompts side by side in one sequence";
   let description = [{
