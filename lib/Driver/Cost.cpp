@@ -128,6 +128,7 @@ public:
   CostDevice device;
   CostSizes sizes;
   std::vector<int64_t> tokens;
+  int64_t chunk = 0; ///< rows; 0: off
   std::vector<Row> rows;
   std::vector<std::string> notes;
 
@@ -172,16 +173,17 @@ private:
   /// The transforms of rows, one by one as far as they are passes of their own.
   bool runRows() {
     LivenessReport report;
+    ChunkReport chunks;
     auto step = [&](const CompilerOptions &now) {
       return runPasses(context, module, [&](OpPassManager &pm) {
-        buildRowPipeline(pm, now, report);
+        buildRowPipeline(pm, now, report, chunks);
       });
     };
     CompilerOptions rest = options;
     if (options.shareKV) {
       CompilerOptions only = options;
       only.rowLiveness = false;
-      only.pack = "off";
+      only.pack = only.chunk = "off";
       if (!step(only) || !measure("-share-kv=detect"))
         return false;
       rest.shareKV = false;
@@ -192,6 +194,13 @@ private:
       if (!step(only) || !measure("-pack=" + options.pack))
         return false;
       rest.pack = "off";
+    }
+    if (chunk) {
+      CompilerOptions only = rest;
+      only.rowLiveness = false;
+      if (!step(only) || !measure("-chunk=" + options.chunk))
+        return false;
+      rest.chunk = "off";
     }
     return step(rest) &&
            (!options.rowLiveness ||
@@ -216,15 +225,14 @@ private:
     return true;
   }
 
-  bool isPacked() {
-    return llvm::any_of(
-        onnx::getMainGraph(module).getInputs(), [](Attribute entry) {
-          return onnx::getEntryName(entry).getValue() == "segment_starts";
-        });
+  bool hasInput(StringRef name) {
+    return llvm::any_of(onnx::getMainGraph(module).getInputs(),
+                        [&](Attribute entry) {
+                          return onnx::getEntryName(entry).getValue() == name;
+                        });
   }
 
-  bool costAt(const CostSizes &at, ArrayRef<KernelSpec> specs,
-              GraphCost &total) {
+  bool costAt(const CostSizes &at, ArrayRef<KernelSpec> specs, GraphCost &total) {
     GraphCost cost;
     std::string error;
     if (!costOf(onnx::getMainGraph(module), at, specs, device, cost, error)) {
@@ -235,6 +243,59 @@ private:
     return true;
   }
 
+  /// Adds `times` runs of a chunk to `total`: one cache, and one attention a
+  /// layer.
+  static void join(GraphCost &piece, GraphCost &total, double times) {
+    std::vector<AttentionCost> attentions = std::move(piece.attentions);
+    piece.attentions.clear();
+    total.kv = 0;
+    total.add(piece, times);
+    if (total.attentions.empty()) {
+      total.attentions = attentions;
+      for (AttentionCost &mine : total.attentions) {
+        mine.rows = 0;
+        mine.flops = mine.visited = 0;
+      }
+    }
+    for (auto [mine, more] : llvm::zip_equal(total.attentions, attentions)) {
+      double before = double(mine.rows), added = times * double(more.rows);
+      mine.visited = (mine.visited * before + more.visited * added) /
+                     std::max(1.0, before + added);
+      mine.rows += int64_t(added);
+      mine.keys = std::max(mine.keys, more.keys);
+      mine.flops += times * more.flops;
+      mine.sparse = std::max(mine.sparse, more.sparse);
+    }
+  }
+
+  /// A prompt of `length` tokens, in chunks where the model takes them. Of very
+  /// many chunks some stand for their neighbours.
+  bool costPrompt(int64_t length, ArrayRef<KernelSpec> specs,
+                  GraphCost &total) {
+    CostSizes at = sizes;
+    at.tokens = length;
+    if (!hasInput("cache_slots"))
+      return costAt(at, specs, total);
+    int64_t whole = length / chunk, group = std::max<int64_t>(1, whole / 64);
+    at.capacity = length;
+    auto one = [&](int64_t begin, int64_t rows, double times) {
+      at.past = begin;
+      at.tokens = rows;
+      at.segments = {rows};
+      GraphCost piece;
+      if (!costAt(at, specs, piece))
+        return false;
+      join(piece, total, times);
+      return true;
+    };
+    for (int64_t i = 0; i < whole; i += group) {
+      int64_t here = std::min(group, whole - i);
+      if (!one((i + here / 2) * chunk, chunk, double(here)))
+        return false;
+    }
+    return length % chunk == 0 || one(whole * chunk, length % chunk, 1);
+  }
+
   bool measure(const std::string &transform, ModuleOp patterns = {}) {
     std::vector<KernelSpec> specs;
     if (!specsOf(patterns ? patterns : module, specs))
@@ -242,10 +303,8 @@ private:
     if (options.pack != "off")
       return measureBatch(transform, specs);
     for (int64_t length : tokens) {
-      CostSizes at = sizes;
-      at.tokens = length;
       Row row{std::to_string(length), transform, {}};
-      if (!costAt(at, specs, row.cost))
+      if (!costPrompt(length, specs, row.cost))
         return false;
       tellSparse(row);
       rows.push_back(std::move(row));
@@ -258,7 +317,7 @@ private:
   bool measureBatch(const std::string &transform, ArrayRef<KernelSpec> specs) {
     Row row{std::to_string(tokens.size()) + " prompts", transform, {}};
     CostSizes at = sizes;
-    if (!isPacked()) {
+    if (!hasInput("segment_starts")) {
       at.batch = tokens.size();
       at.tokens = *llvm::max_element(tokens);
       row.transform += ", padded batch";
@@ -462,6 +521,7 @@ int prefill::cost(const CompilerOptions &given) {
   predictor.device = device;
   predictor.sizes = sizes;
   predictor.tokens = tokens;
+  predictor.chunk = parseChunk(options.chunk, error).value_or(0);
   if (!predictor.run())
     return 1;
   return writeText(options.output, [&](raw_ostream &os) {

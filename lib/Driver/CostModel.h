@@ -33,8 +33,10 @@ private:
 /// Sizes that a model is run with.
 struct CostSizes {
   int64_t batch = 1;
-  int64_t tokens = 0;             ///< rows of a sequence
-  std::vector<int64_t> segments;  ///< of a pack: the prompts' lengths
+  int64_t tokens = 0;            ///< rows of a sequence
+  std::vector<int64_t> segments; ///< of a pack: the prompts' lengths
+  int64_t past = 0;     ///< of a chunk: rows that the cache holds before it
+  int64_t capacity = 0; ///< of a chunk: rows that the cache has room for
   llvm::StringMap<int64_t> given; ///< of dimensions, by -dim
 };
 
@@ -58,7 +60,8 @@ struct GraphCost {
   int64_t uncounted = 0;      ///< operators of which nothing is known
   std::string firstUncounted; ///< with the reason
 
-  void add(const GraphCost &other);
+  /// Adds `times` runs after one another.
+  void add(const GraphCost &other, double times = 1);
   double flops() const { return linear + attention + head; }
 };
 

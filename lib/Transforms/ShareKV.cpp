@@ -194,7 +194,8 @@ private:
     auto same = [&](Value x, Value y) {
       return (!x && !y) || (x && y && equals.first(x) == equals.first(y));
     };
-    return a.getRotary() == b.getRotary() &&
+    // A cache has earlier rows, of which nothing is known.
+    return !a.getPastK() && !b.getPastK() && a.getRotary() == b.getRotary() &&
            a.getRotaryDim() == b.getRotaryDim() &&
            a.getKvHeads() == b.getKvHeads() &&
            a.getHeadDim() == b.getHeadDim() &&

@@ -57,12 +57,20 @@ def _tokens(prompt: Sequence[int], what: str = "the prompt") -> np.ndarray:
 @dataclass(frozen=True)
 class Rows:
     """The next rows of a request: `ids` follow the `held` tokens whose keys are in the cache, from
-    row `slot` of it on. `logits`: whether those of the last row are wanted, where the model selects."""
+    row `slot` of it on. `logits`: whether those of the last row are wanted, where the model selects, or
+    the numbers of the rows (in `ids`) of which they are."""
 
     ids: np.ndarray
     slot: int = 0
     held: int = 0
-    logits: bool = True
+    logits: bool | np.ndarray = True
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """Numbers of the rows whose logits are wanted."""
+        if isinstance(self.logits, np.ndarray):
+            return self.logits
+        return np.array([len(self.ids) - 1] if self.logits else [], np.int64)
 
 
 class Cache:
@@ -105,8 +113,8 @@ class Cache:
         """Computes rows of several requests; returns the outputs but the cache, request by request.
 
         ``[1, rows, n]`` becomes ``[rows of the request, n]``. Where the model selects logits
-        (``logits_to_keep``, ``logits_rows``), ``logits`` is that of the last row, ``[1, n]``, or
-        ``[0, n]`` if it was not wanted. Raises onnxruntime's InvalidArgument, with the kernel's
+        (``logits_to_keep``, ``logits_rows``), ``logits`` is that of the last row, ``[1, n]``, of the
+        rows asked for, or ``[0, n]`` if none was wanted. Raises onnxruntime's InvalidArgument, with the kernel's
         message, for slots that overlap or do not fit.
         """
         counts = [len(w.ids) for w in work]
@@ -118,9 +126,10 @@ class Cache:
         }
         if self._positions:
             feeds["position_ids"] = np.concatenate([np.arange(w.held, w.held + len(w.ids)) for w in work])[None]
-        wanted = [i for i, w in enumerate(work) if w.logits]
+        wanted = [w.wanted for w in work]
+        chosen = np.cumsum([0, *map(len, wanted)])
         for name in self._selecting:
-            feeds[name] = starts[1:][wanted] - 1
+            feeds[name] = np.concatenate([s + w for s, w in zip(starts[:-1], wanted, strict=True)])
         binding = self._session.io_binding()
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)
@@ -138,8 +147,7 @@ class Cache:
             for i, result in enumerate(results):
                 rows = slice(starts[i], starts[i + 1])
                 if name == "logits" and self._selecting:
-                    at = wanted.index(i) if i in wanted else 0
-                    rows = slice(at, at + (i in wanted))
+                    rows = slice(chosen[i], chosen[i + 1])
                 result[name] = value[0, :, rows] if value.ndim == 4 else value[0, rows]
         return results
 

@@ -52,13 +52,31 @@ def _emit(**event) -> None:
 
 
 def _onnx_runner(session):
-    """Runs a prefill graph with the inputs of `smollm2.build_export`; returns the logits."""
+    """Runs a prefill graph with the inputs of `smollm2.build_export`; returns the logits.
+
+    A model compiled with ``-pack`` gets the prompt as its only segment, one with ``-chunk`` the
+    prompt chunk by chunk.
+    """
+    inputs = {i.name for i in session.get_inputs()}
 
     def run(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         feeds = {"input_ids": ids, "logits_to_keep": rows}
+        if "segment_starts" in inputs:
+            feeds["segment_starts"] = np.array([0, ids.shape[1]])
         return session.run(None, feeds)[0][0]
 
-    return run
+    def run_chunks(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        from ..chunking import Cache, Rows, chunk_size
+
+        size, tokens = chunk_size(session), ids.shape[1]
+        cache, parts = Cache(session, tokens), []
+        for begin in range(0, tokens, size):
+            here = rows[(rows >= begin) & (rows < begin + size)] - begin
+            work = Rows(ids[0, begin : begin + size], held=begin, logits=here)
+            parts.append(cache.step([work])[0]["logits"])
+        return np.concatenate(parts)
+
+    return run_chunks if "cache_slots" in inputs else run
 
 
 def _genai_runner(session):

@@ -1,0 +1,192 @@
+//===- CostSizes.cpp - Shapes of a graph as numbers -----------------------===//
+
+#include "CostSizes.h"
+
+using namespace mlir;
+using namespace prefill;
+
+//===----------------------------------------------------------------------===//
+// Expressions
+//===----------------------------------------------------------------------===//
+
+/// `e` of operands `v`.
+static std::optional<int64_t> apply(ExprRef e, ArrayRef<int64_t> v) {
+  auto floorDiv = [](int64_t a, int64_t b) {
+    return a / b - (a % b != 0 && (a < 0) != (b < 0));
+  };
+  switch (e->kind) {
+  case Expr::Kind::Sum: {
+    int64_t sum = e->integer;
+    for (auto [value, factor] : llvm::zip_equal(v, e->coefficients))
+      sum += value * factor;
+    return sum;
+  }
+  case Expr::Kind::Product: {
+    int64_t product = 1;
+    for (int64_t value : v)
+      product *= value;
+    return product;
+  }
+  case Expr::Kind::FloorDiv:
+  case Expr::Kind::Mod:
+    if (v[1] <= 0)
+      return std::nullopt;
+    return e->is(Expr::Kind::Mod) ? v[0] - v[1] * floorDiv(v[0], v[1])
+                                  : floorDiv(v[0], v[1]);
+  case Expr::Kind::Min:
+    return std::min(v[0], v[1]);
+  case Expr::Kind::Max:
+    return std::max(v[0], v[1]);
+  case Expr::Kind::Ge0:
+    return v[0] >= 0;
+  case Expr::Kind::Eq0:
+    return v[0] == 0;
+  case Expr::Kind::And:
+    return llvm::all_of(v, [](int64_t x) { return x != 0; });
+  case Expr::Kind::Or:
+    return llvm::any_of(v, [](int64_t x) { return x != 0; });
+  case Expr::Kind::Not:
+    return !v[0];
+  case Expr::Kind::Select:
+    return v[0] ? v[1] : v[2];
+  default:
+    return std::nullopt;
+  }
+}
+
+std::optional<int64_t> Sizes::eval(ExprRef e) {
+  if (e->is(Expr::Kind::Int) || e->is(Expr::Kind::Bool))
+    return e->integer;
+  if (auto known = symbols.find(e); known != symbols.end())
+    return known->second;
+  SmallVector<int64_t> values;
+  for (ExprRef operand : e->operands) {
+    std::optional<int64_t> value = eval(operand);
+    if (!value)
+      return std::nullopt;
+    values.push_back(*value);
+  }
+  return apply(e, values);
+}
+
+Shape Sizes::shape(Value value) {
+  const TensorFacts &facts = analysis.facts(value);
+  if (!facts.ranked)
+    return std::nullopt;
+  SmallVector<int64_t> sizes;
+  for (ExprRef dim : facts.shape) {
+    std::optional<int64_t> size = eval(analysis.expressions().resolve(dim));
+    if (!size || *size < 0)
+      return std::nullopt;
+    sizes.push_back(*size);
+  }
+  return sizes;
+}
+
+//===----------------------------------------------------------------------===//
+// Inputs
+//===----------------------------------------------------------------------===//
+
+namespace {
+/// Gives every dimension of the graph's inputs a size.
+struct Binder {
+  onnx::GraphOp graph;
+  SymbolicAnalysis &analysis;
+  const CostSizes &sizes;
+  Sizes &known;
+  std::string error;
+
+  static bool isFresh(ExprRef dim) { return dim->is(Expr::Kind::Symbol); }
+
+  StringRef nameOf(unsigned input) {
+    return onnx::getEntryName(graph.getInputs()[input]).getValue();
+  }
+  Value argument(unsigned i) { return graph.getBody().front().getArgument(i); }
+
+  /// Dimension `dim` is `size`; false where it is another number.
+  bool bind(ExprRef dim, int64_t size) {
+    if (auto number = dim->asInt())
+      return *number == size;
+    if (isFresh(dim))
+      known.symbols.try_emplace(dim, size);
+    return known.eval(dim) == size;
+  }
+
+  /// The input that has a row for every token.
+  std::optional<unsigned> tokenInput() {
+    unsigned count = graph.getBody().front().getNumArguments();
+    for (StringRef wanted : {"input_ids", "inputs_embeds", ""})
+      for (unsigned i = 0; i < count; ++i)
+        if ((wanted.empty() || nameOf(i) == wanted) &&
+            analysis.facts(argument(i)).shape.size() >= 2)
+          return i;
+    return std::nullopt;
+  }
+
+  bool fail(const llvm::Twine &what) {
+    error = what.str();
+    return false;
+  }
+
+  bool run() {
+    for (const auto &entry : sizes.given)
+      known.symbols[analysis.expressions().getSymbol(entry.getKey())] =
+          entry.getValue();
+    std::optional<unsigned> ids = tokenInput();
+    if (!ids)
+      return fail("no input of the model has rows of tokens");
+    ArrayRef<ExprRef> shape(analysis.facts(argument(*ids)).shape);
+    if (!bind(shape[1], sizes.tokens))
+      return fail("input '" + nameOf(*ids) + "' has " +
+                  analysis.expressions().str(shape[1]) + " rows, not " +
+                  llvm::Twine(sizes.tokens) +
+                  ": give that to -tokens, or sizes with -dim=NAME=N");
+    if (!bind(shape[0], sizes.batch))
+      return fail("input '" + nameOf(*ids) + "' has a batch of " +
+                  analysis.expressions().str(shape[0]) + ", not " +
+                  llvm::Twine(sizes.batch));
+    for (Value input : graph.getBody().front().getArguments())
+      if (!bindInput(input))
+        return false;
+    return true;
+  }
+
+  /// Dimensions that only this input has: caches are empty, masks as long as
+  /// the prompt, lists of rows have one.
+  bool bindInput(Value input) {
+    StringRef name = nameOf(cast<BlockArgument>(input).getArgNumber());
+    ArrayRef<ExprRef> shape(analysis.facts(input).shape);
+    for (auto [axis, dim] : llvm::enumerate(shape)) {
+      if (!isFresh(dim) || known.symbols.contains(dim))
+        continue;
+      bool past = name.contains("past") || dim->name.contains("past");
+      std::optional<int64_t> size;
+      if (name == "segment_starts")
+        size = sizes.segments.size() + 1;
+      else if (shape.size() == 1)
+        size = name.starts_with("logits") && !sizes.segments.empty()
+                   ? sizes.segments.size()
+                   : sizes.batch;
+      else if (name == "cache_slots")
+        size = sizes.segments.size();
+      else if (past)
+        size = axis == 0 ? sizes.batch : sizes.capacity;
+      else if (shape.size() == 2)
+        size = axis == 0 ? sizes.batch : sizes.tokens;
+      if (!size)
+        return fail("no size for dimension '" + dim->name + "' of input '" +
+                    name + "': give -dim=" + dim->name + "=N");
+      known.symbols[dim] = *size;
+    }
+    return true;
+  }
+};
+} // namespace
+
+bool Sizes::bind(const CostSizes &given, std::string &error) {
+  Binder binder{analysis.getGraph(), analysis, given, *this, {}};
+  if (binder.run())
+    return true;
+  error = binder.error;
+  return false;
+}
