@@ -59,6 +59,8 @@ def _message(command: list[str], returncode: int, stderr: str) -> str:
     for line in lines:
         if "error:" in line:
             return line[line.index("error:") + len("error:") :].strip() or line
+        if "Unknown command line argument" in line:
+            return line[line.index("Unknown") :].partition("  Try:")[0]
     if returncode < 0:
         return f"prefill-opt was ended by signal {-returncode}"
     return lines[-1] if lines else f"prefill-opt failed with exit status {returncode}"
