@@ -137,8 +137,7 @@ public:
     std::vector<SiteReport> sites;
     if (!measure("as exported"))
       return false;
-    if (!runPasses(context, module,
-                   [&](OpPassManager &pm) { buildRaisePipeline(pm, sites); }))
+    if (!raise(context, module, options, sites))
       return false;
     size_t raised = llvm::count_if(
         sites, [](const SiteReport &site) { return site.raised; });
