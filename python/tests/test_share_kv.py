@@ -53,6 +53,21 @@ def decoder(path, shared: bool, external: bool = False, layers: int = 4) -> None
     onnx.save(model, path, save_as_external_data=external, location="weights.bin", size_threshold=0)
 
 
+def with_logits(path, tokens_input: str = "input_ids") -> None:
+    """Gives the decoder at `path` token ids for its input, `logits` for its first output, and no caches."""
+    model = onnx.load(path)
+    graph, rng = model.graph, np.random.default_rng(5)
+    for name, shape in (("embedding", (50, HIDDEN)), ("head", (HIDDEN, 50))):
+        graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    graph.node.insert(0, helper.make_node("Gather", ["embedding", tokens_input], ["x"]))
+    graph.node.append(helper.make_node("MatMul", [graph.output[0].name, "head"], ["logits"]))
+    del graph.input[:], graph.output[:]
+    graph.input.append(helper.make_tensor_value_info(tokens_input, TensorProto.INT64, [1, "s"]))
+    graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "s", 50]))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
 def outputs_of(session, tokens: int) -> dict[str, np.ndarray]:
     x = np.random.default_rng(1).normal(size=(1, tokens, HIDDEN)).astype(np.float32)
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, {"x": x}), strict=True))
@@ -101,6 +116,24 @@ def test_cost_and_the_line(compiler, tmp_path):
     width = HIDDEN * KV_HEADS // HEADS
     assert before["flops"]["linear"] - after["flops"]["linear"] == 2 * 64 * HIDDEN * 2 * width
     assert after["kv_bytes"] == before["kv_bytes"] * 3 / 4
+
+
+def test_rows_stop_where_no_layer_has_keys_of_its_own(compiler, tmp_path):
+    """All rows but the last end at the state that the upper layers share (YOCO's early exit)."""
+    model, out = tmp_path / "model.onnx", tmp_path / "out"
+    decoder(model, shared=True)
+    with_logits(model)
+    report = json.loads(
+        prefill_opt.run_compiler(
+            ["cost", model, "-tokens=64", "-share-kv=detect", "-logits=last", "-json"]
+        ).stdout
+    )
+    assert [a["rows"] for a in report["rows"][-1]["attentions"]] == [64, 64, 1, 1]
+    prefill_opt.compile(model, out, share_kv="detect", logits="last")
+    ids = {"input_ids": np.arange(41)[None] % 50}
+    ours = prefill_opt.session(out, log_severity_level=4).run(None, ids)[0]
+    theirs = plain_session(model).run(None, ids)[0][:, -1:]
+    assert not compare(["logits"], [ours], [theirs], "last")
 
 
 def test_wrong_value(compiler, tmp_path):
