@@ -58,6 +58,7 @@ public:
   }
   CudaSchedule schedule;
   int64_t sharedBytes = 0;
+  std::string note;
 
 private:
   static DialectRegistry makeRegistry() {
@@ -92,6 +93,15 @@ private:
 bool Compilation::build() {
   if (!chooseCudaSchedule(spec, options.arch, options.lists, schedule, error))
     return false;
+  if (options.arch == 90 && options.archSpecific) {
+    CudaSchedule warpgroups;
+    std::string why;
+    if (chooseWarpgroupSchedule(spec, options.lists, warpgroups, why))
+      schedule = warpgroups;
+    else
+      note = "runs sm_90's code: " + why;
+    schedule.archSpecific = true;
+  }
   if (options.blockQ)
     schedule.blockQ = options.blockQ;
   if (options.blockK)
@@ -137,7 +147,9 @@ bool Compilation::toLLVM(CudaKernel &kernel) {
   if (!kernel.module)
     return fail("cannot be translated to LLVM IR");
   std::string why;
-  return emitPTX(*kernel.module, schedule.arch, kernel.ptx, why) || fail(why);
+  return emitPTX(*kernel.module, schedule.arch, kernel.ptx, why,
+                 schedule.archSpecific) ||
+         fail(why);
 }
 
 static double now() {
@@ -157,7 +169,8 @@ bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
   CudaReport &report = kernel.report;
   report = CudaReport();
   report.schedule = compilation.schedule;
-  report.threads = 32 * compilation.schedule.warps;
+  report.threads = compilation.schedule.threads();
+  report.note = compilation.note;
   report.sharedBytes = compilation.sharedBytes;
   const int limit = getSharedLimit(report.schedule.arch);
   if (report.sharedBytes > limit) {
@@ -171,10 +184,12 @@ bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
     const std::string ptxas = findPtxas(options.ptxas);
     const double before = now();
     if (ptxas.empty())
-      report.note = "no ptxas (-ptxas=, CUDA_HOME, PATH): the driver compiles "
-                    "the kernel's PTX when it is loaded";
+      report.note += std::string(report.note.empty() ? "" : "; ") +
+                     "no ptxas (-ptxas=, CUDA_HOME, PATH): the driver compiles "
+                     "the kernel's PTX when it is loaded";
     else if (!runPtxas(ptxas, kernel.ptx, report.schedule.arch, kernel.name,
-                       options.allowSpills, kernel.cubin, report.ptxas, error))
+                       options.allowSpills, kernel.cubin, report.ptxas, error,
+                       report.schedule.archSpecific))
       return false;
     else
       report.assembled = true;

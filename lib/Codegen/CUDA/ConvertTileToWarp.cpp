@@ -14,6 +14,7 @@
 //
 //===----------------------------------------------------------------------===//
 
+#include "FragmentKinds.h"
 #include "mlir/Dialect/Arith/IR/Arith.h"
 #include "mlir/Dialect/SCF/IR/SCF.h"
 #include "mlir/IR/IRMapping.h"
@@ -26,14 +27,14 @@ namespace prefill {
 
 using namespace mlir;
 using namespace prefill;
-using warp::FragKind;
 
 namespace {
 
 class Scheduler {
 public:
   Scheduler(tile::KernelOp kernel, warp::ScheduleAttr schedule, int64_t stages)
-      : kernel(kernel), schedule(schedule), stages(stages), b(kernel) {}
+      : kernel(kernel), schedule(schedule), stages(stages), b(kernel),
+        kinds(kernel) {}
   LogicalResult run();
 
 private:
@@ -44,8 +45,7 @@ private:
     Value ring;
   };
 
-  void inferKinds();
-  Type convert(Value value);
+  Type convert(Value value) { return kinds.convert(value); }
   Value integer(int64_t value) {
     return arith::ConstantOp::create(b, kernel.getLoc(),
                                      b.getI32IntegerAttr(value));
@@ -76,7 +76,7 @@ private:
   OpBuilder b;
   Block *body = nullptr;
   IRMapping map;
-  DenseMap<Value, FragKind> kinds; ///< of one-dimensional tiles
+  FragmentKinds kinds;
   /// Rings filled before the loops, not yet waited for, by the load's result.
   SmallVector<std::pair<Value, Value>> waiting;
   int64_t commitsSince = 0; ///< commits after that of the last of `waiting`
@@ -85,79 +85,6 @@ private:
 };
 
 } // namespace
-
-static bool isOneDimensional(Value value) {
-  auto type = dyn_cast<RankedTensorType>(value.getType());
-  return type && type.getRank() == 1;
-}
-
-/// One-dimensional tiles hold one number a row or one a column: spreads what
-/// the ops say of some of them over element-wise ops and loops.
-void Scheduler::inferKinds() {
-  bool changed = true;
-  auto set = [&](Value value, FragKind kind) {
-    if (isOneDimensional(value) && kinds.try_emplace(value, kind).second)
-      changed = true;
-  };
-  auto unify = [&](ArrayRef<Value> values) {
-    for (Value value : values)
-      if (auto it = kinds.find(value); it != kinds.end()) {
-        FragKind kind = it->second;
-        for (Value other : values)
-          set(other, kind);
-        return;
-      }
-  };
-  while (changed) {
-    changed = false;
-    kernel.walk([&](Operation *op) {
-      if (auto reduce = dyn_cast<tile::ReduceRowOp>(op))
-        return set(reduce.getResult(), FragKind::Row);
-      if (auto rows = dyn_cast<tile::RowsOp>(op))
-        return set(rows.getResult(), FragKind::Row);
-      if (auto positions = dyn_cast<tile::PositionsOp>(op))
-        return set(positions.getResult(), FragKind::Col);
-      if (auto load = dyn_cast<tile::LoadOp>(op))
-        return set(load.getResult(),
-                   load.getKeys() ? FragKind::Col : FragKind::Row);
-      if (auto store = dyn_cast<tile::StoreOp>(op))
-        return set(store.getValue(),
-                   store.getKeys() ? FragKind::Col : FragKind::Row);
-      if (auto broadcast = dyn_cast<tile::BroadcastOp>(op)) {
-        if (isOneDimensional(broadcast.getSource()))
-          set(broadcast.getSource(),
-              broadcast.getDims()[0] == 0 ? FragKind::Row : FragKind::Col);
-        return;
-      }
-      if (auto loop = dyn_cast<tile::ForTilesOp>(op)) {
-        for (auto [init, arg, value, result] :
-             llvm::zip(loop.getInits(), loop.getIterArgs(),
-                       loop.getYield()->getOperands(), loop.getResults()))
-          unify({init, arg, value, result});
-        return;
-      }
-      if (op->hasTrait<OpTrait::Elementwise>()) {
-        SmallVector<Value> values(op->getResults());
-        for (Value operand : op->getOperands())
-          if (isOneDimensional(operand))
-            values.push_back(operand);
-        unify(values);
-      }
-    });
-  }
-}
-
-Type Scheduler::convert(Value value) {
-  auto tile = dyn_cast<RankedTensorType>(value.getType());
-  if (!tile)
-    return value.getType();
-  FragKind kind = FragKind::Acc;
-  if (tile.getRank() == 1) {
-    auto it = kinds.find(value);
-    kind = it == kinds.end() ? FragKind::Row : it->second;
-  }
-  return warp::getFragment(tile, kind);
-}
 
 LogicalResult Scheduler::convertOps(Block &block) {
   for (Operation &op : block.without_terminator())
@@ -192,13 +119,7 @@ LogicalResult Scheduler::convertOp(Operation *op) {
                               "not supported on GPUs");
   }
   // Everything else works on fragments as it does on tiles.
-  Operation *copy = b.cloneWithoutRegions(*op, map);
-  for (auto [old, result] : llvm::zip(op->getResults(), copy->getResults()))
-    result.setType(convert(old));
-  if (auto constant = dyn_cast<arith::ConstantOp>(copy))
-    if (auto type = dyn_cast<RankedTensorType>(constant.getType()))
-      constant.setValueAttr(
-          cast<DenseElementsAttr>(constant.getValue()).reshape(type));
+  Operation *copy = kinds.clone(b, op, map);
   for (auto [from, to] : llvm::zip(op->getRegions(), copy->getRegions())) {
     OpBuilder::InsertionGuard guard(b);
     Block &source = from.front();
@@ -253,7 +174,8 @@ void Scheduler::copy(Stream stream, Value count, Value number) {
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPoint(branch.thenBlock()->getTerminator());
     Value keys = warp::KeysOp::create(b, loc, loop.getKeys().getType(),
-                                      map.lookup(loop.getIndex()), number);
+                                      map.lookup(loop.getIndex()), number,
+                                      /*masked=*/false, warp::KeyPart::Any);
     Value slot = warp::AcquireOp::create(
         b, loc, ring.getSlot(warp::SlotState::Empty), stream.ring, number);
     warp::CopyOp::create(b, loc, map.lookup(stream.load.getView()), keys, slot);
@@ -303,9 +225,9 @@ LogicalResult Scheduler::convertLoop(tile::ForTilesOp loop) {
   {
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPointToStart(target.getBody());
-    Value keys = warp::KeysOp::create(b, loc, loop.getKeys().getType(),
-                                      map.lookup(loop.getIndex()),
-                                      target.getInductionVar());
+    Value keys = warp::KeysOp::create(
+        b, loc, loop.getKeys().getType(), map.lookup(loop.getIndex()),
+        target.getInductionVar(), /*masked=*/false, warp::KeyPart::Any);
     map.map(loop.getKeys(), keys);
     for (auto [arg, value] :
          llvm::zip(loop.getIterArgs(), target.getRegionIterArgs()))
@@ -325,7 +247,6 @@ LogicalResult Scheduler::convertLoop(tile::ForTilesOp loop) {
 }
 
 LogicalResult Scheduler::run() {
-  inferKinds();
   auto target = warp::KernelOp::create(
       b, kernel.getLoc(), kernel.getName(), kernel.getFunctionType(), schedule,
       kernel.getArgAttrsAttr(), kernel.getResAttrsAttr());

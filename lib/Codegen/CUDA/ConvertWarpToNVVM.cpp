@@ -53,7 +53,8 @@ LogicalResult WarpLowering::run() {
   function.setArgAttr(0, LLVM::LLVMDialect::getReadonlyAttrName(),
                       b.getUnitAttr());
   function.setArgAttr(0, "nvvm.grid_constant", b.getUnitAttr());
-  markKernel(function, 32 * warps);
+  roles = !kernel.getBody().front().getOps<warp::RolesOp>().empty();
+  markKernel(function, 32 * warps + (roles ? 128 : 0), /*alone=*/roles);
   Block *entry = function.addEntryBlock(b);
   b.setInsertionPointToStart(entry);
   arguments = entry->getArgument(0);
@@ -63,6 +64,8 @@ LogicalResult WarpLowering::run() {
   warpId = shiftRight(thread, 5);
   group = shiftRight(lane, 2);
   quad = bitAnd(lane, i32(3));
+  copyThread = thread;
+  copyThreads = 32 * warps;
   if (failed(bindArguments()))
     return failure();
   if (failed(lowerBlock(kernel.getBody().front())))
@@ -85,30 +88,45 @@ LogicalResult WarpLowering::lower(Operation *op) {
       .Case<scf::ForOp, scf::IfOp, warp::KeysOp, warp::AllocOp, warp::CopyOp,
             warp::MmaOp, tile::StoreOp, tile::LoadOp, arith::ConstantOp,
             tile::ReduceRowOp, tile::BroadcastOp, tile::RowsOp,
-            tile::PositionsOp, tile::MaskOp>(
+            tile::PositionsOp, tile::MaskOp, warp::RolesOp, warp::OrderWaitOp,
+            warp::OrderPassOp, warp::FullTilesOp, warp::MmaIssueOp,
+            warp::MmaWaitOp, warp::PartSumOp, warp::WholeSumOp>(
           [&](auto typed) { return lower(typed); })
       .Case([&](warp::CountOp count) {
         map[count.getResult()] = {index.count};
         return success();
       })
       .Case([&](warp::AcquireOp acquire) {
-        // Nothing to wait for: the verifier has seen the barrier.
+        // Without roles nothing to wait for: the verifier has seen the barrier.
+        if (roles)
+          acquireStage(acquire.getRing(), acquire.getNumber());
         map[acquire.getSlot()] = {
             slotAddress(acquire.getRing(), acquire.getNumber())};
         return success();
       })
       .Case([&](warp::WaitOp wait) {
-        gpu.waitForCopies(wait.getNewer());
-        gpu.barrier();
+        if (roles) {
+          waitForStage(wait.getRing(), wait.getNumber());
+        } else {
+          gpu.waitForCopies(wait.getNewer());
+          gpu.barrier();
+        }
         map[wait.getSlot()] = {slotAddress(wait.getRing(), wait.getNumber())};
         return success();
       })
-      .Case([&](warp::CommitOp) {
-        gpu.commitCopies();
+      .Case([&](warp::CommitOp commit) {
+        if (roles)
+          commitStage(commit.getRing(), commit.getNumber());
+        else
+          gpu.commitCopies();
         return success();
       })
-      // The next wait's barrier does it.
-      .Case([&](warp::ReleaseOp) { return success(); })
+      .Case([&](warp::ReleaseOp release) {
+        // Without roles the next wait's barrier does it.
+        if (roles)
+          releaseStage(release.getRing(), release.getNumber());
+        return success();
+      })
       .Default([&](Operation *other) { return lowerElementwise(other); });
 }
 

@@ -13,7 +13,7 @@
 using namespace prefill;
 
 bool prefill::emitPTX(llvm::Module &module, int arch, std::string &ptx,
-                      std::string &error) {
+                      std::string &error, bool archSpecific) {
   static std::once_flag once;
   std::call_once(once, [] {
     LLVMInitializeNVPTXTargetInfo();
@@ -26,7 +26,7 @@ bool prefill::emitPTX(llvm::Module &module, int arch, std::string &ptx,
       llvm::TargetRegistry::lookupTarget(triple, error);
   if (!target)
     return false;
-  std::string chip = "sm_" + std::to_string(arch);
+  std::string chip = getChip(arch, archSpecific);
   // The oldest PTX with all instructions of sm_80 and sm_90a that are used.
   std::unique_ptr<llvm::TargetMachine> machine(target->createTargetMachine(
       triple, chip, "+ptx80", llvm::TargetOptions(), std::nullopt, std::nullopt,

@@ -116,12 +116,15 @@ Value Instructions::pack(Value low, Value high, Type element) {
   return LLVM::BitcastOp::create(b, loc, b.getI32Type(), pair);
 }
 
-void prefill::markKernel(Operation *function, int threads) {
+void prefill::markKernel(Operation *function, int threads, bool alone) {
   Builder b(function->getContext());
   function->setAttr(NVVM::NVVMDialect::getKernelFuncAttrName(),
                     b.getUnitAttr());
   function->setAttr(NVVM::NVVMDialect::getMaxntidAttrName(),
                     b.getDenseI32ArrayAttr({threads}));
+  if (alone)
+    function->setAttr(NVVM::NVVMDialect::getMinctasmAttrName(),
+                      b.getI32IntegerAttr(1));
 }
 
 void prefill::registerNVVM(DialectRegistry &registry) {

@@ -48,8 +48,48 @@ public:
   /// Two f32 rounded to 16 bits, as i32; `low` in the low half.
   mlir::Value pack(mlir::Value low, mlir::Value high, mlir::Type element);
 
+  // sm_90a, in WarpgroupInstructions.cpp. Shared addresses are pointers.
+
+  /// This warp's warpgroup, known to be the same in all lanes.
+  mlir::Value warpgroup(mlir::Value thread);
+  /// Registers of a thread from here on; all threads of a warpgroup.
+  void setRegisters(int64_t count, bool more);
+  /// Waits for, or only announces, `threads` threads at barrier `id` (1..15).
+  void namedBarrier(mlir::Value id, int64_t threads, bool wait);
+
+  void initBarrier(mlir::Value barrier, int64_t arrivals);
+  /// After the first initBarriers: TMA and other threads see them.
+  void fenceBarrierInit();
+  void arrive(mlir::Value barrier);
+  /// Arrives once all copies of this thread so far are there.
+  void arriveAfterCopies(mlir::Value barrier);
+  /// Until the phase of this parity (i32) is over.
+  void waitBarrier(mlir::Value barrier, mlir::Value parity);
+  /// What was written in the ordinary way is seen by wgmma and TMA.
+  void fenceAsync();
+
+  /// Values that are one register each from here on: nothing that computes
+  /// them moves below this point.
+  llvm::SmallVector<mlir::Value> pin(llvm::ArrayRef<mlir::Value> values);
+  void fenceProducts();
+  void commitProducts();
+  /// Until at most `newer` groups of products run; gives what `values` became.
+  llvm::SmallVector<mlir::Value>
+  waitForProducts(int64_t newer, llvm::ArrayRef<mlir::Value> values);
+  /// wgmma m64 n`columns` k16: `a` is a descriptor (i64) or four registers, `b`
+  /// a descriptor. No `sums`: they begin at zero.
+  llvm::SmallVector<mlir::Value>
+  multiplyWarpgroup(llvm::ArrayRef<mlir::Value> a, mlir::Value right,
+                    llvm::ArrayRef<mlir::Value> sums, int64_t columns,
+                    mlir::Type element, bool transposeB);
+
 private:
   mlir::Value i32(int64_t value);
+  llvm::SmallVector<mlir::Value> assembly(llvm::StringRef text,
+                                          llvm::StringRef constraints,
+                                          llvm::ArrayRef<mlir::Value> operands,
+                                          llvm::ArrayRef<mlir::Type> results);
+  mlir::Value sharedAddress(mlir::Value pointer);
   mlir::Value intrinsic(llvm::StringRef name, mlir::Type type,
                         llvm::ArrayRef<mlir::Value> operands);
   llvm::SmallVector<mlir::Value> unpack(mlir::Value structure);
@@ -59,8 +99,8 @@ private:
 };
 
 /// Makes a function a kernel of `threads` threads whose argument 0 is passed by
-/// value.
-void markKernel(mlir::Operation *function, int threads);
+/// value. `alone`: one block a multiprocessor, which setmaxnreg needs.
+void markKernel(mlir::Operation *function, int threads, bool alone = false);
 
 /// Adds the nvvm dialect and its translation.
 void registerNVVM(mlir::DialectRegistry &registry);

@@ -1,6 +1,7 @@
 //===- LowerMemory.cpp - Arguments, the index, copies, stores -------------===//
 
 #include "WarpLowering.h"
+#include "mlir/Dialect/Utils/StaticValueUtils.h"
 #include "prefill/Codegen/KernelSpec.h"
 #include "prefill/cuda_abi.h"
 #include <cstddef>
@@ -51,6 +52,7 @@ LogicalResult WarpLowering::bindArguments() {
   tile::KeyIndexType indexType;
   for (auto [number, arg] : llvm::enumerate(kernel.getBody().getArguments())) {
     auto field = kernel.getArgAttrOfType<StringAttr>(number, tile::kFieldAttr);
+    hasKeyMask |= field == "key_mask";
     if (isa<tile::KeyIndexType>(arg.getType())) {
       indexType = cast<tile::KeyIndexType>(arg.getType());
       map[arg] = {};
@@ -192,6 +194,8 @@ void WarpLowering::bindIndex() {
     Value last = add(first, sub(wide(rows), i64(1)));
     index.fullLow = narrow(clamp(last, zero, length));
   }
+  if (hasKeyMask) // which may hide any key
+    index.fullHigh = i32(0);
   Value blockHigh = arith::DivUIOp::create(
       b, loc, add(high, i32(indexSize - 1)), i32(indexSize));
   Value blockLow = arith::DivUIOp::create(b, loc, low, i32(indexSize));
@@ -207,24 +211,52 @@ LogicalResult WarpLowering::lower(warp::KeysOp op) {
     Value masked = bitOr(
         compare(CmpIPredicate::sgt, add(base, i32(indexSize)), index.fullHigh),
         compare(CmpIPredicate::slt, base, index.fullLow));
-    map[op.getResult()] = {base, masked, i1(false)};
+    map[op.getResult()] = {base, op.getMasked() ? i1(true) : masked, i1(false)};
+    return success();
+  }
+  auto loadBlock = [&] {
+    Value block =
+        load(offset(index.blocks, mul(wide(number), i64(4))), b.getI32Type());
+    return mul(block, i32(indexSize));
+  };
+  auto firstColumn = [&] {
+    return mul(sub(number, index.blockCount), i32(indexSize));
+  };
+  /// One of two i32, of which only one is computed.
+  auto either = [&](Value condition, llvm::function_ref<Value()> yes,
+                    llvm::function_ref<Value()> no) {
+    auto branch = scf::IfOp::create(b, loc, b.getI32Type(), condition,
+                                    /*withElse=*/true);
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(branch.thenBlock());
+    scf::YieldOp::create(b, loc, yes());
+    b.setInsertionPointToStart(branch.elseBlock());
+    scf::YieldOp::create(b, loc, no());
+    return branch.getResult(0);
+  };
+  Value masked = op.getMasked()
+                     ? i1(true)
+                     : compare(CmpIPredicate::sge, number, index.fullCount);
+  if (op.getPart() == warp::KeyPart::Block) {
+    map[op.getResult()] = {loadBlock(), masked, i1(false)};
+    return success();
+  }
+  if (op.getPart() == warp::KeyPart::Columns) {
+    map[op.getResult()] = {firstColumn(), masked, i1(true)};
     return success();
   }
   Value isColumns = compare(CmpIPredicate::sge, number, index.blockCount);
-  auto branch = scf::IfOp::create(b, loc, b.getI32Type(), isColumns,
-                                  /*withElse=*/true);
-  {
-    OpBuilder::InsertionGuard guard(b);
-    b.setInsertionPointToStart(branch.thenBlock());
-    scf::YieldOp::create(b, loc,
-                         mul(sub(number, index.blockCount), i32(indexSize)));
-    b.setInsertionPointToStart(branch.elseBlock());
-    Value block =
-        load(offset(index.blocks, mul(wide(number), i64(4))), b.getI32Type());
-    scf::YieldOp::create(b, loc, mul(block, i32(indexSize)));
-  }
-  Value masked = compare(CmpIPredicate::sge, number, index.fullCount);
-  map[op.getResult()] = {branch.getResult(0), masked, isColumns};
+  // With roles an empty index has one tile all the same, past every key.
+  if (roles)
+    isColumns =
+        bitAnd(isColumns, compare(CmpIPredicate::slt, number, index.count));
+  Value base = either(isColumns, firstColumn, [&]() -> Value {
+    if (!roles)
+      return loadBlock();
+    return either(compare(CmpIPredicate::slt, number, index.blockCount),
+                  loadBlock, [&] { return i32(1 << 30); });
+  });
+  map[op.getResult()] = {base, masked, isColumns};
   return success();
 }
 
@@ -237,18 +269,23 @@ SmallVector<Value> WarpLowering::keyNumbers(Value keys,
       numbers.push_back(add(base, row));
     return numbers;
   };
+  auto inList = [&] {
+    SmallVector<Value> numbers;
+    for (Value row : tileRows)
+      numbers.push_back(
+          load(offset(index.positions, mul(wide(add(base, row)), i64(4))),
+               b.getI32Type()));
+    return numbers;
+  };
   if (kernel.getSchedule().getIndex() == warp::KeyOrder::Dense)
     return inBlock();
+  if (std::optional<int64_t> known = getConstantIntValue(isColumns))
+    return *known ? inList() : inBlock();
   SmallVector<Type> types(tileRows.size(), b.getI32Type());
   auto branch = scf::IfOp::create(b, loc, types, isColumns, /*withElse=*/true);
   OpBuilder::InsertionGuard guard(b);
   b.setInsertionPointToStart(branch.thenBlock());
-  SmallVector<Value> numbers;
-  for (Value row : tileRows)
-    numbers.push_back(
-        load(offset(index.positions, mul(wide(add(base, row)), i64(4))),
-             b.getI32Type()));
-  scf::YieldOp::create(b, loc, numbers);
+  scf::YieldOp::create(b, loc, inList());
   b.setInsertionPointToStart(branch.elseBlock());
   scf::YieldOp::create(b, loc, inBlock());
   return SmallVector<Value>(branch.getResults());
@@ -279,9 +316,9 @@ Value WarpLowering::slotAddress(Value ring, Value number) {
 LogicalResult WarpLowering::lower(warp::CopyOp op) {
   warp::SmemType slot = op.getSlot().getType();
   const Lanes &view = lanes(op.getView());
-  const int64_t threads = 32 * warps, perPass = threads / 8;
+  const int64_t perPass = copyThreads / 8;
   // Eight threads copy the 128 bytes of a row's piece.
-  Value chunk = bitAnd(thread, i32(7)), first = shiftRight(thread, 3);
+  Value chunk = bitAnd(copyThread, i32(7)), first = shiftRight(copyThread, 3);
   Value bytesPerRow = mul(view[1], i64(2));
   const int64_t pieces = (slot.getCols() + 63) / 64;
   const int64_t lastChunks = (slot.getCols() % 64) / 8;

@@ -94,6 +94,10 @@ LogicalResult WarpLowering::lowerElementwise(Operation *op) {
     } else if (isa<arith::DivFOp>(op)) {
       Value inverse = gpu.reciprocal(operands[1]);
       values.push_back(arith::MulFOp::create(b, loc, operands[0], inverse));
+    } else if (isa<math::FmaOp>(op)) {
+      values.push_back(LLVM::FMAOp::create(b, loc, operands));
+    } else if (isa<math::AbsFOp>(op)) {
+      values.push_back(LLVM::FAbsOp::create(b, loc, operands));
     } else {
       OperationState state(loc, op->getName());
       state.addOperands(operands);
@@ -131,6 +135,38 @@ LogicalResult WarpLowering::lower(tile::ReduceRowOp op) {
       all = combine(all, gpu.shuffleXor(all, 2));
       result.push_back(all);
     }
+  map[op.getResult()] = result;
+  return success();
+}
+
+LogicalResult WarpLowering::lower(warp::PartSumOp op) {
+  RankedTensorType type = fragmentOf(op.getValue());
+  const Lanes &values = lanes(op.getValue());
+  const int64_t columns = type.getDimSize(1) / 8;
+  Lanes result;
+  for (int64_t m = 0; m < groups(type.getDimSize(0)); ++m)
+    for (int64_t r = 0; r < 2; ++r) {
+      Value halves[2];
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t e = 0; e < 2; ++e) {
+          Value value = values[((m * columns + j) * 2 + r) * 2 + e];
+          halves[e] = halves[e]
+                          ? arith::AddFOp::create(b, loc, halves[e], value)
+                          : value;
+        }
+      result.push_back(arith::AddFOp::create(b, loc, halves[0], halves[1]));
+    }
+  map[op.getResult()] = result;
+  return success();
+}
+
+LogicalResult WarpLowering::lower(warp::WholeSumOp op) {
+  Lanes result;
+  for (Value sum : lanes(op.getPart())) {
+    for (int mask : {1, 2})
+      sum = arith::AddFOp::create(b, loc, sum, gpu.shuffleXor(sum, mask));
+    result.push_back(sum);
+  }
   map[op.getResult()] = result;
   return success();
 }

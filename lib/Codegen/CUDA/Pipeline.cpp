@@ -16,13 +16,26 @@ using namespace prefill;
 
 void prefill::addCudaPasses(OpPassManager &manager,
                             const CudaSchedule &schedule) {
+  manager.addPass(createTileToTensorCores());
+  if (schedule.warpgroups) {
+    if (schedule.foldScale)
+      manager.addPass(createFoldScoreScale());
+    ScheduleWarpgroupsOptions options;
+    options.warpgroups = schedule.warps / 4;
+    options.stages = schedule.stages;
+    options.copyRegisters = schedule.copyRegisters;
+    options.computeRegisters = schedule.computeRegisters;
+    options.takeTurns = schedule.takeTurns;
+    options.lists = schedule.lists;
+    manager.addPass(createScheduleWarpgroups(options));
+    return;
+  }
   ConvertTileToWarpOptions options;
   // One schedule serves all targets: later GPUs run sm_80's instructions.
   options.arch = 80;
   options.warps = schedule.warps;
   options.stages = schedule.stages;
   options.lists = schedule.lists;
-  manager.addPass(createTileToTensorCores());
   manager.addPass(createConvertTileToWarp(options));
 }
 

@@ -62,7 +62,8 @@ PtxasReport prefill::parsePtxasLog(StringRef log) {
 
 bool prefill::runPtxas(StringRef ptxas, StringRef ptx, int arch,
                        StringRef kernel, bool allowSpills, std::string &cubin,
-                       PtxasReport &report, std::string &error) {
+                       PtxasReport &report, std::string &error,
+                       bool archSpecific) {
   auto fail = [&](const Twine &what) {
     error = ("kernel '" + kernel + "': " + what).str();
     return false;
@@ -89,7 +90,7 @@ bool prefill::runPtxas(StringRef ptxas, StringRef ptx, int arch,
       return fail("cannot write " + input);
     }
   }
-  const std::string target = "-arch=sm_" + std::to_string(arch);
+  const std::string target = "-arch=" + getChip(arch, archSpecific);
   std::optional<StringRef> redirects[] = {StringRef(""), StringRef(log),
                                           StringRef(log)};
   std::string message;

@@ -2,11 +2,16 @@
 
 #include "prefill/Codegen/CUDA/CUDA.h"
 #include "prefill/Codegen/KernelBuilder.h"
+#include <cmath>
 
 using namespace prefill;
 using llvm::Twine;
 
-std::string CudaSchedule::chip() const { return "sm_" + std::to_string(arch); }
+std::string prefill::getChip(int arch, bool archSpecific) {
+  return "sm_" + std::to_string(arch) + (archSpecific ? "a" : "");
+}
+
+std::string CudaSchedule::chip() const { return getChip(arch, archSpecific); }
 
 int prefill::getSharedLimit(int arch) {
   switch (arch) {
@@ -93,5 +98,46 @@ bool prefill::chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
       schedule.warps /= 2;
     }
   }
+  return true;
+}
+
+bool prefill::chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
+                                      CudaSchedule &schedule,
+                                      std::string &why) {
+  why.clear();
+  schedule = CudaSchedule();
+  schedule.arch = 90;
+  schedule.archSpecific = schedule.warpgroups = true;
+  schedule.lists = lists;
+  schedule.stages = 2;
+  // FlashAttention-3's sizes with copies by cp.async. Accumulators, scores and
+  // probabilities are size / 2, block_k / 2 and block_k / 4 registers.
+  const int size = std::max(spec.headDim, spec.vHeadDim);
+  // Masks and softcap want registers beside them.
+  const bool rich = spec.softcap != 0 || spec.hasKeyMask ||
+                    spec.windowLeft < KernelSpec::Unbounded;
+  if (size <= 64 && !lists && !rich) {
+    schedule.warps = 12;
+    schedule.copyRegisters = 32;
+    schedule.computeRegisters = 160;
+  } else {
+    schedule.warps = 8;
+    // Row numbers of lists want registers where rows are copied, but the
+    // widest accumulators more so.
+    const bool more = lists && size <= 192;
+    schedule.copyRegisters = more ? 56 : 40;
+    schedule.computeRegisters = more ? 224 : 232;
+  }
+  schedule.blockQ = 16 * schedule.warps;
+  schedule.takeTurns = size <= 128;
+  schedule.foldScale = std::isnan(spec.scale) || spec.scale > 1e-30f;
+  if (size <= 128)
+    schedule.blockK = 128;
+  else if (size <= 192)
+    schedule.blockK = lists ? 64 : 112;
+  else if (rich)
+    schedule.blockK = lists ? 32 : 64;
+  else
+    schedule.blockK = lists ? 64 : 80;
   return true;
 }

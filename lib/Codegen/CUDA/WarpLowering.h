@@ -55,10 +55,30 @@ private:
   mlir::LogicalResult lower(warp::MmaOp op);
   llvm::SmallVector<Value> loadLeft(Value a, int64_t group, int64_t step);
 
+  // LowerWarpgroups.cpp
+  mlir::LogicalResult lower(warp::RolesOp op);
+  mlir::LogicalResult lower(warp::OrderWaitOp op);
+  mlir::LogicalResult lower(warp::OrderPassOp op);
+  mlir::LogicalResult lower(warp::FullTilesOp op);
+  mlir::LogicalResult lower(warp::MmaIssueOp op);
+  mlir::LogicalResult lower(warp::MmaWaitOp op);
+  void acquireStage(Value ring, Value number);
+  void commitStage(Value ring, Value number);
+  void waitForStage(Value ring, Value number);
+  void releaseStage(Value ring, Value number);
+  /// The barrier "full" or "empty" of a tile's stage.
+  Value stageBarrier(Value ring, Value number, bool empty);
+  /// How often a ring has come round before a tile, modulo 2.
+  Value stageParity(Value ring, Value number);
+  /// wgmma's descriptor of a swizzled tile; the address is in bytes.
+  Value descriptor(Value address, int64_t leadingBytes);
+
   // LowerTiles.cpp
   mlir::LogicalResult lowerElementwise(mlir::Operation *op);
   mlir::LogicalResult lower(mlir::arith::ConstantOp op);
   mlir::LogicalResult lower(tile::ReduceRowOp op);
+  mlir::LogicalResult lower(warp::PartSumOp op);
+  mlir::LogicalResult lower(warp::WholeSumOp op);
   mlir::LogicalResult lower(tile::BroadcastOp op);
   mlir::LogicalResult lower(tile::RowsOp op);
   mlir::LogicalResult lower(tile::PositionsOp op);
@@ -105,9 +125,15 @@ private:
   Instructions gpu;
   mlir::LLVM::LLVMFuncOp function;
   llvm::DenseMap<Value, Lanes> map;
-  llvm::DenseMap<Value, int64_t> rings; ///< offsets in shared memory
+  llvm::DenseMap<Value, int64_t> rings;    ///< offsets in shared memory
+  llvm::DenseMap<Value, int64_t> barriers; ///< of rings: full, then empty
   int64_t sharedBytes = 0;
   int64_t warps, blockQ = 0, indexSize = 0;
+  bool roles = false; ///< a warpgroup copies for the others
+  bool hasKeyMask = false;
+  Value warpgroup;  ///< with roles
+  Value copyThread; ///< of those that copy
+  int64_t copyThreads = 0;
 
   // What every thread knows.
   Value arguments, shared, thread, lane, warpId;

@@ -58,7 +58,7 @@ static LogicalResult verifyRing(AllocOp alloc) {
   // In a loop a stage comes round again, and must be released for that.
   for (Operation *user : ring.getUsers()) {
     auto wait = dyn_cast<WaitOp>(user);
-    if (!wait || wait->getBlock() == alloc->getBlock())
+    if (!wait || !wait->getParentOfType<LoopLikeOpInterface>())
       continue;
     bool released = llvm::any_of(ring.getUsers(), [&](Operation *other) {
       auto release = dyn_cast<ReleaseOp>(other);
@@ -108,7 +108,8 @@ LogicalResult KernelOp::verify() {
       if (failed(verifyRing(alloc)))
         return WalkResult::interrupt();
     if (auto acquire = dyn_cast<AcquireOp>(op))
-      if (getSchedule().getArch() < 90 && failed(verifyAcquire(acquire)))
+      if (!acquire->getParentOfType<RolesOp>() &&
+          failed(verifyAcquire(acquire)))
         return WalkResult::interrupt();
     for (Value result : op->getResults()) {
       std::optional<FragKind> kind = getFragKind(result.getType());
@@ -134,6 +135,40 @@ LogicalResult KernelOp::verify() {
     return WalkResult::advance();
   });
   return failure(walk.wasInterrupted());
+}
+
+LogicalResult RolesOp::verify() {
+  auto kernel = (*this)->getParentOfType<KernelOp>();
+  const int64_t warps = kernel.getSchedule().getWarps();
+  if (kernel.getSchedule().getArch() != 90)
+    return emitOpError("needs architecture 90, not ")
+           << kernel.getSchedule().getArch();
+  if (warps % 4 || warps > 12)
+    return emitOpError("has 4, 8 or 12 computing warps, not ") << warps;
+  for (int64_t count : {getCopyRegisters(), getComputeRegisters()})
+    if (count < 24 || count > 256 || count % 8)
+      return emitOpError("gives a thread a multiple of 8 registers from 24 to "
+                         "256, not ")
+             << count;
+  const int64_t total =
+      128 * getCopyRegisters() + 32 * warps * getComputeRegisters();
+  if (total > 65536)
+    return emitOpError("wants ") << total << " registers of 65536";
+  Operation *wrong = nullptr;
+  getCopy().walk([&](Operation *op) {
+    if (isa<WaitOp, ReleaseOp, MmaOp, MmaIssueOp, MmaWaitOp, OrderWaitOp,
+            OrderPassOp>(op))
+      wrong = op;
+  });
+  if (wrong)
+    return wrong->emitOpError("is no work of the copying warpgroup");
+  getCompute().walk([&](Operation *op) {
+    if (isa<AcquireOp, CopyOp, CommitOp>(op))
+      wrong = op;
+  });
+  if (wrong)
+    return wrong->emitOpError("is no work of the computing warpgroups");
+  return success();
 }
 
 //===----------------------------------------------------------------------===//

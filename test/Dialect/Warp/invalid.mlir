@@ -232,3 +232,60 @@ func.func private @t(!warp.smem<64x64xf16, half>)
 
 // expected-error@+1 {{a schedule needs architecture 80 or later, not 75}}
 func.func private @t() attributes {s = #warp.schedule<arch = 75, warps = 4, index = dense>}
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 80, warps = 4, index = dense>} {
+  // expected-error@+1 {{needs architecture 90, not 80}}
+  warp.roles copy 40 {
+    %c0 = arith.constant 0 : i32
+  } compute 232 {
+    %c0 = arith.constant 0 : i32
+  }
+  warp.return
+}
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 12, index = dense>} {
+  // expected-error@+1 {{wants 94208 registers of 65536}}
+  warp.roles copy 40 {
+    %c0 = arith.constant 0 : i32
+  } compute 232 {
+    %c0 = arith.constant 0 : i32
+  }
+  warp.return
+}
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  warp.roles copy 40 {
+    %c0 = arith.constant 0 : i32
+    warp.commit %ring[%c0] : !warp.ring<1, 64x64xf16>
+    // expected-error@+1 {{is no work of the copying warpgroup}}
+    %full = warp.wait %ring[%c0] newer = 0 : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, full>
+  } compute 232 {
+    %c0 = arith.constant 0 : i32
+  }
+  warp.return
+}
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  warp.roles copy 40 {
+    %c0 = arith.constant 0 : i32
+  } compute 232 {
+    %c0 = arith.constant 0 : i32
+    // expected-error@+1 {{is no work of the computing warpgroups}}
+    warp.commit %ring[%c0] : !warp.ring<1, 64x64xf16>
+  }
+  warp.return
+}

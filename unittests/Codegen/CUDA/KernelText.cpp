@@ -4,7 +4,7 @@
 // [--dtype=bf16|f16]
 //   [--head-dim=N] [--value-dim=N] [--causal] [--window=N] [--softcap] [--sink]
 //   [--key-mask] [--lists] [--block-q=N] [--block-k=N] [--warps=N] [--stages=N]
-//   [--arch=N] [--allow-spills]
+//   [--arch=80|86|89|90|90a] [--allow-spills]
 //
 //===----------------------------------------------------------------------===//
 
@@ -24,7 +24,8 @@ static cl::opt<int> window("window");
 static cl::opt<bool> causal("causal"), softcap("softcap"), sink("sink"),
     keyMask("key-mask"), lists("lists"), allowSpills("allow-spills");
 static cl::opt<int> blockQ("block-q"), blockK("block-k"), warps("warps"),
-    stages("stages"), arch("arch", cl::init(80));
+    stages("stages");
+static cl::opt<std::string> arch("arch", cl::init("80"));
 
 int main(int argc, char **argv) {
   cl::ParseCommandLineOptions(argc, argv);
@@ -42,7 +43,12 @@ int main(int argc, char **argv) {
   spec.hasSink = sink;
   spec.hasKeyMask = keyMask;
   CudaOptions options;
-  options.arch = arch;
+  llvm::StringRef number = arch;
+  options.archSpecific = number.consume_back("a");
+  if (number.getAsInteger(10, options.arch)) {
+    llvm::errs() << "error: --arch=" << arch << ": 80, 90a, ... expected\n";
+    return 1;
+  }
   options.lists = lists;
   options.allowSpills = allowSpills;
   options.blockQ = blockQ;

@@ -88,6 +88,34 @@ TEST(Ptxas, OtherTargets) {
     }
 }
 
+/// The schedule with warpgroups: no spills and no serialised products (C75xx),
+/// which compileCuda refuses, for every head dimension, index and mask.
+TEST(Ptxas, Warpgroups) {
+  if (findPtxas("").empty())
+    GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
+  for (int headDim : {64, 96, 128, 192, 256})
+    for (bool lists : {false, true})
+      for (bool all : {false, true}) {
+        KernelSpec spec = makeSpec(headDim);
+        if (all) {
+          spec.windowLeft = 100;
+          spec.softcap = 30;
+          spec.hasSink = spec.hasKeyMask = true;
+        }
+        CudaOptions options;
+        options.arch = 90;
+        options.archSpecific = true;
+        options.lists = lists;
+        CudaKernel kernel;
+        std::string error;
+        EXPECT_TRUE(compileCuda(spec, options, kernel, error)) << error;
+        EXPECT_TRUE(kernel.report.schedule.warpgroups);
+        EXPECT_LE(kernel.report.sharedBytes, getSharedLimit(90));
+        EXPECT_NE(kernel.ptx.find(".target sm_90a"), std::string::npos);
+        EXPECT_NE(kernel.ptx.find("wgmma.mma_async"), std::string::npos);
+      }
+}
+
 /// Spills fail the compilation with the kernel's name, unless allowed.
 TEST(Ptxas, Spills) {
   if (findPtxas("").empty())

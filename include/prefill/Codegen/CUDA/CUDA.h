@@ -25,13 +25,22 @@ namespace prefill {
 
 /// Tile sizes and resources of one kernel on one architecture.
 struct CudaSchedule {
-  int arch = 80;      ///< 80: sm_80
+  int arch = 80; ///< 80: sm_80
+  /// sm_90a rather than sm_90: code for this architecture alone.
+  bool archSpecific = false;
   int warps = 4;      ///< that compute
   int blockQ = 128;   ///< query rows of a thread block
   int blockK = 64;    ///< keys of a tile
   int stages = 1;     ///< of K's ring, and of V's
   bool lists = false; ///< the launch names the tiles to visit
-  /// "sm_80".
+  /// sm_90a: one warpgroup copies, the others (warps / 4) compute with wgmma.
+  bool warpgroups = false;
+  int copyRegisters = 0, computeRegisters = 0; ///< a thread, with warpgroups
+  bool takeTurns = false; ///< warpgroups start products one after the other
+  bool foldScale = false; ///< the scale of scores is known to be positive
+  /// Threads of a block.
+  int threads() const { return 32 * warps + (warpgroups ? 128 : 0); }
+  /// "sm_80", "sm_90a".
   std::string chip() const;
 };
 
@@ -43,14 +52,21 @@ int getSharedLimit(int arch);
 bool chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
                         CudaSchedule &schedule, std::string &error);
 
+/// The schedule with warpgroups for sm_90a; or in `why` what this kernel has
+/// that there is none for.
+bool chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
+                             CudaSchedule &schedule, std::string &why);
+
 /// Why this kernel cannot run on tensor cores of this architecture, with what
 /// could be done about it; empty when it can.
 std::string checkCudaSpec(const KernelSpec &spec, int arch);
 
 struct CudaOptions {
-  /// 80, 86, 89 or 90. All of them run sm_80's instructions; there is no
-  /// schedule for wgmma and TMA (sm_90a) yet.
+  /// 80, 86, 89 or 90, which run sm_80's instructions.
   int arch = 80;
+  /// With arch 90: sm_90a, whose kernels use wgmma. What they cannot do is
+  /// done by the kernel for sm_90, which the report's note says.
+  bool archSpecific = false;
   bool lists = false;       ///< blocks and columns from the launch
   std::string ptxas;        ///< empty: CUDA_HOME/bin, then PATH
   bool allowSpills = false; ///< spills and ptxas warnings are no errors
@@ -102,7 +118,10 @@ bool printCuda(const KernelSpec &spec, const CudaOptions &options,
 
 /// Optimises a module for an architecture and emits PTX.
 bool emitPTX(llvm::Module &module, int arch, std::string &ptx,
-             std::string &error);
+             std::string &error, bool archSpecific = false);
+
+/// "sm_80"; "sm_90a" for code that runs on this architecture alone.
+std::string getChip(int arch, bool archSpecific = false);
 
 /// The ptxas to run: `given`, else CUDA_HOME/bin, else PATH; empty when there
 /// is none.
@@ -112,7 +131,8 @@ std::string findPtxas(llvm::StringRef given);
 /// uses local memory or warns; `error` then says so.
 bool runPtxas(llvm::StringRef ptxas, llvm::StringRef ptx, int arch,
               llvm::StringRef kernel, bool allowSpills, std::string &cubin,
-              PtxasReport &report, std::string &error);
+              PtxasReport &report, std::string &error,
+              bool archSpecific = false);
 
 /// Reads what `ptxas -v` printed.
 PtxasReport parsePtxasLog(llvm::StringRef log);

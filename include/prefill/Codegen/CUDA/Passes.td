@@ -33,6 +33,40 @@ def ConvertTileToWarp : Pass<"convert-tile-to-warp", "::mlir::ModuleOp"> {
                            "::mlir::arith::ArithDialect"];
 }
 
+def FoldScoreScale : Pass<"fold-score-scale", "::mlir::ModuleOp"> {
+  let summary = "The positive scale of scores as part of the exponential's argument";
+  let description = [{
+    A factor behind a loop's first product moves on behind masks and row maxima,
+    where it is one multiply-add with the difference under the exponential. Scores
+    beyond 2^28 stay right.
+  }];
+  let dependentDialects = ["::mlir::arith::ArithDialect",
+                           "::mlir::math::MathDialect"];
+}
+
+def ScheduleWarpgroups : Pass<"schedule-warpgroups", "::mlir::ModuleOp"> {
+  let summary = "Schedule tile.kernel for sm_90a: a copying and computing warpgroups";
+  let description = [{
+    For kernels with one loop over keys of two products, of which the second one
+    reads what is computed from the first one. The first product of a tile runs
+    while the exponentials and the second product of the one before do.
+  }];
+  let options = [
+    Option<"warpgroups", "warpgroups", "int", "2", "warpgroups that compute">,
+    Option<"stages", "stages", "int", "2", "stages of K's and of V's ring">,
+    Option<"copyRegisters", "copy-registers", "int", "40",
+           "registers of a thread that copies">,
+    Option<"computeRegisters", "compute-registers", "int", "232",
+           "registers of a thread that computes">,
+    Option<"takeTurns", "take-turns", "bool", "true",
+           "warpgroups start products in turn">,
+    Option<"lists", "lists", "bool", "false",
+           "the launch names the tiles to visit">];
+  let dependentDialects = ["::prefill::warp::WarpDialect",
+                           "::mlir::scf::SCFDialect",
+                           "::mlir::arith::ArithDialect"];
+}
+
 def ConvertWarpToNVVM : Pass<"convert-warp-to-nvvm", "::mlir::ModuleOp"> {
   let summary = "One SSA value a register: warp.kernel to scf, llvm and nvvm ops";
   let dependentDialects = ["::mlir::arith::ArithDialect",

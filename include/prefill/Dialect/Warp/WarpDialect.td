@@ -71,6 +71,12 @@ def Warp_KeyOrder : I32EnumAttr<"KeyOrder", "Where the tiles of an index come fr
   let genSpecializedAttr = 0;
 }
 
+def Warp_KeyPart : I32EnumAttr<"KeyPart", "What is known of a tile of an index", [
+    I32EnumAttrCase<"Any", 0, "any">, I32EnumAttrCase<"Block", 1, "block">,
+    I32EnumAttrCase<"Columns", 2, "columns">]> {
+  let cppNamespace = "::prefill::warp";
+}
+
 def Warp_ScheduleAttr : AttrDef<WarpDialect, "Schedule"> {
   let mnemonic = "schedule";
   let summary = "What of a kernel's schedule holds for all of it";

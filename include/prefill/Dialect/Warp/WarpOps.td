@@ -50,6 +50,42 @@ def Warp_ReturnOp : Warp_Op<"return", [Pure, Terminator, HasParent<"KernelOp">]>
   let assemblyFormat = "attr-dict";
 }
 
+def Warp_RolesOp : Warp_Op<"roles", [HasParent<"KernelOp">, NoTerminator,
+                                     MemoryEffects<[MemRead, MemWrite]>]> {
+  let summary = "One warpgroup copies, the others compute";
+  let description = [{
+    The schedule's `warps` compute, in warpgroups of four; one more warpgroup
+    runs the first region and fills the rings. Registers of a thread move from
+    the copying to the computing warpgroups (setmaxnreg). Rings have barriers of
+    their own: the two sides meet nowhere else.
+  }];
+  let arguments = (ins I32Attr:$copy_registers, I32Attr:$compute_registers);
+  let regions = (region SizedRegion<1>:$copy, SizedRegion<1>:$compute);
+  let assemblyFormat = [{
+    `copy` $copy_registers $copy `compute` $compute_registers $compute attr-dict
+  }];
+  let hasVerifier = 1;
+}
+
+def Warp_OrderWaitOp : Warp_Op<"order_wait", [MemoryEffects<[MemRead, MemWrite]>]> {
+  let summary = "This computing warpgroup's turn to start products";
+  let description = [{
+    Warpgroups take turns, so that the exponentials of one lie over the products
+    of another. `warp.order_pass` gives the turn on.
+  }];
+  let assemblyFormat = "attr-dict";
+}
+
+def Warp_OrderPassOp : Warp_Op<"order_pass", [MemoryEffects<[MemRead, MemWrite]>]> {
+  let summary = "The next computing warpgroup's turn";
+  let description = [{
+    With `start`, the last warpgroup gives the first one its first turn; the
+    others do nothing.
+  }];
+  let arguments = (ins UnitAttr:$start);
+  let assemblyFormat = "(`start` $start^)? attr-dict";
+}
+
 //===----------------------------------------------------------------------===//
 // The index
 //===----------------------------------------------------------------------===//
@@ -61,12 +97,29 @@ def Warp_CountOp : Warp_Op<"count", [Pure]> {
   let assemblyFormat = "$index attr-dict `:` type($index)";
 }
 
+def Warp_FullTilesOp : Warp_Op<"full_tiles", [Pure]> {
+  let summary = "The tiles of an index that need no mask: from `begin` up to `end`";
+  let description = [{
+    Gathered columns come from tile `columns` on:
+    0 <= begin <= end <= columns <= the index's count.
+  }];
+  let arguments = (ins Tile_IndexType:$index);
+  let results = (outs I32:$begin, I32:$end, I32:$columns);
+  let assemblyFormat = "$index attr-dict `:` type($index)";
+}
+
 def Warp_KeysOp : Warp_Op<"keys", [Pure]> {
   let summary = "Tile number `number` of an index";
-  let arguments = (ins Tile_IndexType:$index, I32:$number);
+  let description = [{
+    `masked`: masks are needed, whatever the index says. Below `warp.roles` there
+    may be one tile more than the index has; it has no keys. `part` says that it
+    is known to be a block or gathered columns.
+  }];
+  let arguments = (ins Tile_IndexType:$index, I32:$number, UnitAttr:$masked,
+                       DefaultValuedAttr<Warp_KeyPart, "KeyPart::Any">:$part);
   let results = (outs Tile_KeysType:$result);
   let assemblyFormat = [{
-    $index `[` $number `]` attr-dict `:` type($index) `->` type($result)
+    $index `[` $number `]` (`masked` $masked^)? (`part` $part^)? attr-dict `:` type($index) `->` type($result)
   }];
   let hasVerifier = 1;
 }
@@ -122,8 +175,9 @@ def Warp_WaitOp : Warp_Op<"wait", [MemoryEffects<[MemRead, MemWrite]>]> {
   let description = [{
     `newer` is the number of commits, of all rings, after that of this tile; where
     completion has no barrier of its own (cp.async) it says how many groups of
-    copies may be under way. All computing warps meet here: what they released
-    before may be acquired after it.
+    copies may be under way. Then all computing warps meet here, and what they
+    released before may be acquired after it. Below `warp.roles` a stage has a
+    barrier for full and one for empty.
   }];
   let arguments = (ins Warp_RingType:$ring, I32:$number, I64Attr:$newer);
   let results = (outs Warp_SmemType:$slot);
@@ -138,6 +192,28 @@ def Warp_ReleaseOp : Warp_Op<"release", [MemoryEffects<[MemRead, MemWrite]>]> {
   let summary = "Tile `number` is not read any more";
   let arguments = (ins Warp_RingType:$ring, I32:$number);
   let assemblyFormat = "$ring `[` $number `]` attr-dict `:` type($ring)";
+}
+
+//===----------------------------------------------------------------------===//
+// Sums of rows
+//===----------------------------------------------------------------------===//
+
+def Warp_PartSumOp : Warp_Op<"part_sum", [Pure]> {
+  let summary = "Sums of rows, of what each lane holds of them";
+  let description = [{
+    The four lanes that share a row hold different numbers, whose sum
+    `warp.whole_sum` gives. What is linear may be done between the two.
+  }];
+  let arguments = (ins Warp_Fragment:$value);
+  let results = (outs Warp_Fragment:$result);
+  let assemblyFormat = "$value attr-dict `:` type($value) `->` type($result)";
+}
+
+def Warp_WholeSumOp : Warp_Op<"whole_sum", [Pure]> {
+  let summary = "Sums over the lanes that share a row";
+  let arguments = (ins Warp_Fragment:$part);
+  let results = (outs Warp_Fragment:$result);
+  let assemblyFormat = "$part attr-dict `:` type($part) `->` type($result)";
 }
 
 //===----------------------------------------------------------------------===//

@@ -1,0 +1,99 @@
+// RUN: prefill-opt %S/attention.mlir -tile-to-tensor-cores -schedule-warpgroups="warpgroups=2 stages=2" | FileCheck %s --check-prefix=WARP
+// RUN: prefill-opt %S/attention.mlir -tile-to-tensor-cores -schedule-warpgroups="warpgroups=2 lists=true" | FileCheck %s --check-prefix=LISTS
+// RUN: prefill-opt %S/attention.mlir -tile-to-tensor-cores -schedule-warpgroups="warpgroups=2" -convert-warp-to-nvvm | FileCheck %s --check-prefix=NVVM
+
+// One warpgroup copies Q, then K and V tile by tile.
+// WARP: warp.kernel @attention
+// WARP-SAME: #warp.schedule<arch = 90, warps = 8, index = dense>
+// WARP: %[[QR:.*]] = warp.alloc : <1, 128x64xf16>
+// WARP: %[[KR:.*]] = warp.alloc : <2, 64x64xf16>
+// WARP: %[[VR:.*]] = warp.alloc : <2, 64x64xf16>
+// WARP: warp.roles copy 40 {
+// WARP: warp.commit %[[QR]]
+// WARP: scf.for
+// WARP: warp.acquire %[[KR]]
+// WARP: warp.commit %[[KR]]
+// WARP: warp.acquire %[[VR]]
+// WARP: warp.commit %[[VR]]
+// The others compute; the scores of the first tile come before all loops.
+// WARP: } compute 232 {
+// WARP: warp.order_pass start
+// WARP: %[[Q:.*]] = warp.wait %[[QR]]
+// WARP: %[[K:.*]] = warp.wait %[[KR]]
+// WARP: %[[S:.*]] = warp.mma_issue %[[Q]], %[[K]] transpose_b
+// WARP: warp.mma_wait %[[S]] newer = 0
+// WARP: warp.release %[[KR]]
+// WARP: tile.mask
+// The loops: QK of this tile and PV of the one before, in turn; exponentials
+// over PV; P is rounded when the product does not read its registers any more.
+// WARP: scf.for
+// WARP: %[[BEFORE:.*]] = arith.subi
+// WARP: warp.wait %[[KR]]
+// WARP: warp.order_wait
+// WARP: %[[S:.*]] = warp.mma_issue %[[Q]]
+// WARP: %[[V:.*]] = warp.wait %[[VR]][%[[BEFORE]]]
+// WARP: %[[O:.*]] = warp.mma_issue %{{.*}}, %[[V]] acc
+// WARP: warp.order_pass
+// WARP: warp.mma_wait %[[S]] newer = 1
+// WARP: warp.release %[[KR]]
+// WARP: tile.mask
+// WARP: math.exp2 %{{.*}} : tensor<128x64xf32, #warp.frag<acc>>
+// WARP: %[[SUM:.*]] = warp.mma_wait %[[O]] newer = 0
+// WARP: warp.release %[[VR]][%[[BEFORE]]]
+// WARP: arith.truncf
+// WARP: arith.mulf %[[SUM]]
+// WARP: scf.yield
+// The same without a mask; then the last PV.
+// WARP: scf.for
+// WARP-NOT: tile.mask
+// WARP: scf.yield
+// WARP: %[[O:.*]] = warp.mma_issue
+// WARP: warp.mma_wait %[[O]] newer = 0
+// WARP: tile.store
+
+// LISTS: index = lists
+// LISTS: } compute
+// LISTS: %[[BEGIN:.*]], %[[END:.*]], %[[COLUMNS:.*]] = warp.full_tiles
+// LISTS: scf.for
+// LISTS: warp.keys {{.*}} part block
+// LISTS-NOT: tile.mask
+// LISTS: scf.for
+// LISTS: warp.keys {{.*}} masked part block
+// LISTS: tile.mask
+// LISTS: scf.for
+// LISTS: warp.keys {{.*}} masked part columns
+// LISTS: tile.mask
+
+// A stage is full when 128 threads have copied, empty when 8 warps have read.
+// NVVM: llvm.func @attention
+// NVVM: %[[FULL:.*]] = llvm.mlir.constant(128 : i32) : i32
+// NVVM: nvvm.mbarrier.init %{{.*}}, %[[FULL]]
+// NVVM: %[[EMPTY:.*]] = llvm.mlir.constant(8 : i32) : i32
+// NVVM: nvvm.mbarrier.init %{{.*}}, %[[EMPTY]]
+// NVVM: nvvm.fence.mbarrier.init
+// NVVM: nvvm.barrier
+// NVVM: nvvm.setmaxregister decrease 40
+// NVVM: nvvm.cp.async.shared.global
+// NVVM: nvvm.cp.async.mbarrier.arrive %{{.*}} {noinc = true}
+// NVVM: nvvm.setmaxregister increase 232
+// What cp.async wrote is seen by wgmma after the proxy fence. Every group has
+// its fence; the first step of QK reads no accumulators.
+// NVVM: mbarrier.try_wait.parity
+// NVVM: nvvm.fence.proxy
+// NVVM: nvvm.wgmma.fence.aligned
+// NVVM: llvm.inline_asm {{.*}}setp.ne.b32 p, 0, 0;{{.*}}wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16{{.*}}p, 1, 1, 0, 0;
+// NVVM: setp.ne.b32 p, 1, 0;
+// NVVM: nvvm.wgmma.commit.group.sync.aligned
+// NVVM: wgmma.wait_group.sync.aligned 0;
+// NVVM: nvvm.mbarrier.arrive
+// PV: four registers of P, V transposed.
+// NVVM: scf.for
+// NVVM: nvvm.barrier id =
+// NVVM: wgmma.mma_async{{.*}}m64n64k16{{.*}}p, 1, 1, 0, 0;
+// NVVM: nvvm.wgmma.fence.aligned
+// NVVM: wgmma.mma_async{{.*}}m64n64k16{{.*}}p, 1, 1, 1;
+// NVVM: nvvm.wgmma.commit.group.sync.aligned
+// NVVM: bar.arrive
+// NVVM: wgmma.wait_group.sync.aligned 1;
+// NVVM: nvvm.mbarrier.arrive
+// NVVM: wgmma.wait_group.sync.aligned 0;

@@ -1,0 +1,173 @@
+//===- WarpgroupTest.cpp - Kernels for sm_90a run in the emulator ---------===//
+//
+// The schedule with a copying and computing warpgroups: every head dimension,
+// type, mask and index, on shapes with ragged ends, with asynchronous work as
+// early and as late as the program allows.
+//
+//===----------------------------------------------------------------------===//
+
+#include "GpuProblem.h"
+#include "gtest/gtest.h"
+
+using namespace prefill;
+using namespace prefill::harness;
+
+static KernelSpec makeSpec(DType dtype, int headDim, bool causal) {
+  KernelSpec spec;
+  spec.name = "test";
+  spec.dtype = dtype;
+  spec.headDim = spec.vHeadDim = headDim;
+  spec.causal = causal;
+  return spec;
+}
+
+/// A problem for sm_90a.
+static GpuProblem makeProblem(const KernelSpec &spec, int queries, int keys) {
+  GpuProblem problem(spec, queries, keys);
+  problem.options.arch = 90;
+  problem.options.archSpecific = true;
+  return problem;
+}
+
+/// Eager in order, then late and shuffled.
+static std::string checkBoth(GpuProblem &problem) {
+  std::string error = problem.check();
+  if (!error.empty())
+    return "eager: " + error;
+  emu::Options how;
+  how.late = true;
+  how.seed = 5;
+  error = problem.check(how);
+  return error.empty() ? error : "late: " + error;
+}
+
+#define EXPECT_RIGHT(problem) EXPECT_EQ(checkBoth(problem), "")
+
+TEST(Warpgroup, Dense) {
+  for (DType dtype : {DType::BF16, DType::F16})
+    for (bool causal : {false, true}) {
+      SCOPED_TRACE(testing::Message() << int(dtype) << " " << causal);
+      GpuProblem problem = makeProblem(makeSpec(dtype, 128, causal), 300, 450);
+      EXPECT_RIGHT(problem);
+      EXPECT_GT(problem.products, 0u);
+    }
+}
+
+TEST(Warpgroup, HeadDimensions) {
+  for (int headDim : {16, 64, 80, 96, 192, 256}) {
+    SCOPED_TRACE(headDim);
+    GpuProblem problem =
+        makeProblem(makeSpec(DType::BF16, headDim, true), 150, 333);
+    EXPECT_RIGHT(problem);
+  }
+  KernelSpec spec = makeSpec(DType::F16, 192, true);
+  spec.vHeadDim = 128;
+  GpuProblem problem = makeProblem(spec, 40, 170);
+  EXPECT_RIGHT(problem);
+}
+
+/// Where visibility ends at a block's last key, or one beside it.
+TEST(Warpgroup, Lengths) {
+  for (auto [queries, keys] :
+       {std::pair(1, 1), std::pair(1, 200), std::pair(200, 129),
+        std::pair(128, 128), std::pair(129, 385), std::pair(30, 640)})
+    for (bool causal : {false, true}) {
+      SCOPED_TRACE(testing::Message() << queries << " " << keys << causal);
+      // More queries than keys: the first rows see nothing.
+      GpuProblem problem =
+          makeProblem(makeSpec(DType::F16, 64, causal), queries, keys);
+      EXPECT_RIGHT(problem);
+    }
+}
+
+TEST(Warpgroup, BatchesHeadsStrides) {
+  KernelSpec spec = makeSpec(DType::F16, 128, true);
+  spec.qHeads = 4;
+  spec.kvHeads = 2;
+  for (bool bshd : {false, true}) {
+    GpuProblem problem = makeProblem(spec, 40, 290);
+    problem.batch = 2;
+    problem.bshd = bshd;
+    EXPECT_RIGHT(problem);
+    problem.keyLengths = {290, 141};
+    problem.wantLse = false;
+    EXPECT_RIGHT(problem);
+    // Fewer keys than queries, and none at all.
+    problem.keyLengths = {7, 0};
+    problem.wantLse = true;
+    EXPECT_RIGHT(problem);
+  }
+}
+
+TEST(Warpgroup, Window) {
+  KernelSpec spec = makeSpec(DType::BF16, 64, true);
+  for (int window : {0, 100, 300}) {
+    spec.windowLeft = window;
+    GpuProblem problem = makeProblem(spec, 200, 700);
+    EXPECT_RIGHT(problem);
+  }
+  spec.causal = false;
+  spec.windowLeft = 20;
+  spec.windowRight = 9;
+  GpuProblem problem = makeProblem(spec, 140, 450);
+  EXPECT_RIGHT(problem);
+}
+
+TEST(Warpgroup, SoftcapSinkKeyMask) {
+  KernelSpec spec = makeSpec(DType::F16, 64, true);
+  spec.softcap = 5;
+  GpuProblem capped = makeProblem(spec, 70, 300);
+  capped.amplitude = 8;
+  EXPECT_RIGHT(capped);
+  spec.softcap = 0;
+  spec.hasSink = true;
+  spec.qHeads = 2;
+  GpuProblem sink = makeProblem(spec, 100, 300);
+  EXPECT_RIGHT(sink);
+  spec.hasSink = false;
+  spec.hasKeyMask = true;
+  GpuProblem masked = makeProblem(spec, 100, 300);
+  masked.batch = 2;
+  EXPECT_RIGHT(masked);
+}
+
+TEST(Warpgroup, HugeScores) {
+  GpuProblem large = makeProblem(makeSpec(DType::BF16, 64, true), 70, 270);
+  large.amplitude = 1e15;
+  EXPECT_RIGHT(large);
+  large.spec.dtype = DType::F16;
+  large.amplitude = 3000;
+  EXPECT_RIGHT(large);
+}
+
+TEST(Warpgroup, Lists) {
+  for (int headDim : {64, 128, 192, 256})
+    for (double columns : {0.0, 0.3}) {
+      SCOPED_TRACE(testing::Message() << headDim << " " << columns);
+      KernelSpec spec = makeSpec(DType::BF16, headDim, true);
+      spec.qHeads = 2;
+      GpuProblem problem = makeProblem(spec, 200, 700);
+      problem.options.lists = true;
+      problem.columnShare = columns;
+      EXPECT_RIGHT(problem);
+      // Columns alone, and nothing at all.
+      problem.blockShare = 0;
+      EXPECT_RIGHT(problem);
+    }
+}
+
+TEST(Warpgroup, ListsWithAllFeatures) {
+  for (int headDim : {64, 256}) {
+    KernelSpec spec = makeSpec(DType::F16, headDim, true);
+    spec.qHeads = 2;
+    spec.windowLeft = 190;
+    spec.softcap = 20;
+    spec.hasSink = spec.hasKeyMask = true;
+    GpuProblem problem = makeProblem(spec, 140, 400);
+    problem.batch = 2;
+    problem.keyLengths = {400, 211};
+    problem.options.lists = true;
+    problem.columnShare = 0.3;
+    EXPECT_RIGHT(problem);
+  }
+}
