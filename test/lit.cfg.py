@@ -24,6 +24,7 @@ config.environment["PREFILL_CACHE"] = os.path.join(
     config.test_exec_root, "kernel-cache"
 )
 config.substitutions.append(("%python", config.prefill_python))
+config.substitutions.append(("%bin", os.path.join(config.prefill_binary_dir, "bin")))
 # Models that live beside the repository; tests that need them say so.
 models = os.path.join(config.prefill_source_dir, "..", "shared", "models", "onnx")
 if os.path.isdir(models):

@@ -1,10 +1,15 @@
 //===- Artifacts.cpp - Writing the output folder --------------------------===//
 
 #include "Artifacts.h"
+#include "prefill/Codegen/CUDA/CUDA.h"
+#include "prefill/Codegen/CUDA/Images.h"
 #include "prefill/Codegen/Library.h"
 #include "prefill/Codegen/Link.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Path.h"
+#include "llvm/Support/WithColor.h"
+
+#include <map>
 
 using namespace prefill;
 namespace fs = llvm::sys::fs;
@@ -27,6 +32,47 @@ static LibraryOptions libraryOptions(const CompilerOptions &options) {
   library.cacheDir = options.cacheDir;
   library.useCache = options.useCache;
   return library;
+}
+
+/// The GPUs among the targets.
+static std::vector<CudaTarget> cudaTargets(const CompilerOptions &options) {
+  std::vector<CudaTarget> targets;
+  for (llvm::StringRef name : options.targets)
+    if (std::optional<CudaTarget> target = findCudaTarget(name))
+      targets.push_back(*target);
+  return targets;
+}
+
+/// Compiles the kernels for GPUs, and says what the user should know of it.
+static bool compileForGpus(const CompilerOptions &options,
+                           llvm::ArrayRef<KernelSpec> kernels,
+                           CudaLibrary &library, std::string &error) {
+  CudaImageOptions cuda;
+  cuda.targets = cudaTargets(options);
+  cuda.ptxas = options.ptxas;
+  cuda.allowSpills = options.allowSpills;
+  cuda.cacheDir = options.cacheDir;
+  cuda.useCache = options.useCache;
+  if (!compileCudaImages(kernels, cuda, library, error))
+    return false;
+  for (const std::string &note : library.notes)
+    llvm::WithColor::note(llvm::errs(), "prefill-opt") << note << "\n";
+  // One line for all targets that refuse a kernel for the same reason.
+  std::map<std::pair<std::string, std::string>, std::string> reasons;
+  for (const CudaRefusal &refusal : library.refusals) {
+    std::string &names = reasons[{refusal.kernel, refusal.reason}];
+    names += (names.empty() ? "" : ", ") + refusal.target;
+  }
+  for (const auto &[what, names] : reasons)
+    llvm::WithColor::warning(llvm::errs(), "prefill-opt")
+        << "kernel '" << what.first << "' stays on the CPU, not for " << names
+        << ": " << what.second << "\n";
+  for (const KernelSpec &kernel : kernels)
+    if (!kernel.heads.empty() && library.kernels.count(kernel.name))
+      llvm::WithColor::warning(llvm::errs(), "prefill-opt")
+          << "kernel '" << kernel.name
+          << "' is sparse on the CPU, and dense on GPUs\n";
+  return true;
 }
 
 namespace {
@@ -83,11 +129,20 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
   LibraryOptions library = libraryOptions(options);
   library.output = staging.at(libraryName);
   library.header = staging.at(headerName);
+  CudaLibrary cuda;
+  const bool forGpu = !cudaTargets(options).empty();
+  if (forGpu) {
+    if (!compileForGpus(options, outlined.kernels, cuda, error))
+      return false;
+    library.cuda = &cuda;
+  }
   if (!compileLibrary(outlined.kernels, library, error))
     return false;
   if (!writeFileAtomically(
           staging.at(manifestName),
-          writeManifest(options, outlined, declined, liveness, chunk), error))
+          writeManifest(options, outlined, declined, liveness, chunk,
+                        library.cuda),
+          error))
     return false;
 
   // The model last: whoever sees it finds the rest.
@@ -115,6 +170,21 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
 bool prefill::emitKernelText(const CompilerOptions &options,
                              llvm::ArrayRef<KernelSpec> kernels,
                              std::string &text, std::string &error) {
+  if (options.emit == EmitKind::Warp || options.emit == EmitKind::PTX) {
+    for (const CudaTarget &target : cudaTargets(options))
+      for (const KernelSpec &kernel : kernels) {
+        CudaOptions cuda;
+        cuda.arch = target.arch;
+        KernelSpec device = kernel;
+        device.heads.clear(); // dense there
+        if (!printCuda(device, cuda,
+                       options.emit == EmitKind::Warp ? CudaText::Warp
+                                                      : CudaText::PTX,
+                       text, error))
+          return false;
+      }
+    return true;
+  }
   KernelText what = options.emit == EmitKind::Tile   ? KernelText::Tile
                     : options.emit == EmitKind::LLVM ? KernelText::LLVM
                                                      : KernelText::Assembly;

@@ -7,6 +7,7 @@
 #include "mlir/IR/Remarks.h"
 #include "mlir/Parser/Parser.h"
 #include "prefill/Analysis/AttentionSite.h"
+#include "prefill/Codegen/CUDA/Images.h"
 #include "prefill/Driver/Outline.h"
 #include "prefill/Import/ONNXImport.h"
 #include "prefill/Transforms/Passes.h"
@@ -182,12 +183,22 @@ std::optional<int64_t> prefill::parseChunk(StringRef text, std::string &error) {
 }
 
 bool prefill::validate(const CompilerOptions &options, std::string &error) {
-  for (StringRef target : options.targets)
-    if (target != "cpu") {
-      error = "-target=" + target.str() +
-              ": unknown target; this version generates cpu";
+  bool forGpu = false;
+  for (StringRef target : options.targets) {
+    if (target == "cpu")
+      continue;
+    forGpu = true;
+    if (!findCudaTarget(target)) {
+      error = "-target=" + target.str() + ": unknown target; there are cpu, " +
+              cudaTargetNames();
       return false;
     }
+  }
+  if (!forGpu &&
+      (options.emit == EmitKind::Warp || options.emit == EmitKind::PTX)) {
+    error = "-emit=warp and -emit=ptx need a GPU as target, say -target=sm_80";
+    return false;
+  }
   if (!parseSparsity(options.sparsify, error))
     return false;
   if (options.logits != "all" && options.logits != "last" &&
@@ -346,8 +357,7 @@ int prefill::compile(const CompilerOptions &given) {
   OutlineResult outlined;
   if (!outlineAttention(*module, options.stats, outlined, error))
     return fail(options.input + ": " + error);
-  if (options.emit == EmitKind::Tile || options.emit == EmitKind::LLVM ||
-      options.emit == EmitKind::Asm) {
+  if (options.emit != EmitKind::Artifacts) {
     std::string text;
     if (!emitKernelText(options, outlined.kernels, text, error))
       return fail(error);

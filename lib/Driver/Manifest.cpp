@@ -1,6 +1,7 @@
 //===- Manifest.cpp - manifest.json: what was changed ---------------------===//
 
 #include "Manifest.h"
+#include "prefill/Codegen/CudaImages.h"
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/Patterns.h"
 #include "llvm/Support/JSON.h"
@@ -89,16 +90,53 @@ static json::Object describe(const ChunkReport &chunk, llvm::StringRef option,
   return object;
 }
 
+/// A kernel's code for GPUs, and the targets that have none.
+static json::Object describe(const CudaLibrary &cuda, const KernelSpec &spec) {
+  json::Array images, declined;
+  if (auto found = cuda.kernels.find(spec.name); found != cuda.kernels.end())
+    for (size_t number : found->second) {
+      const CudaImage &image = cuda.images[number];
+      json::Object object{{"target", image.target},
+                          {"format", image.isPtx ? "ptx" : "cubin"},
+                          {"function", image.function},
+                          {"block_q", image.blockQ},
+                          {"block_k", image.blockK},
+                          {"threads", image.threads},
+                          {"shared_bytes", image.sharedBytes},
+                          {"bytes", int64_t(image.size)},
+                          {"compressed_bytes", int64_t(image.data.size())}};
+      if (!image.isPtx) {
+        object["registers"] = image.registers;
+        object["spill_bytes"] = image.spillBytes;
+      }
+      images.push_back(std::move(object));
+    }
+  for (const CudaRefusal &refusal : cuda.refusals)
+    if (refusal.kernel == spec.name)
+      declined.push_back(
+          json::Object{{"target", refusal.target}, {"reason", refusal.reason}});
+  json::Object object{{"images", std::move(images)},
+                      {"declined", std::move(declined)}};
+  // Estimates of what to leave out are made on the CPU alone so far.
+  if (!spec.heads.empty())
+    object["sparse"] = "dense on GPUs";
+  return object;
+}
+
 std::string prefill::writeManifest(const CompilerOptions &options,
                                    const OutlineResult &outlined,
                                    llvm::ArrayRef<DeclinedSite> declined,
                                    const LivenessReport &liveness,
-                                   const ChunkReport &chunk) {
+                                   const ChunkReport &chunk,
+                                   const CudaLibrary *cuda) {
   bool exact = true;
   json::Array kernels, attentions, left;
   for (const KernelSpec &spec : outlined.kernels) {
     exact &= spec.heads.empty();
-    kernels.push_back(describe(spec));
+    json::Object kernel = describe(spec);
+    if (cuda)
+      kernel["cuda"] = describe(*cuda, spec);
+    kernels.push_back(std::move(kernel));
   }
   for (const OutlinedAttention &attention : outlined.attentions)
     attentions.push_back(json::Object{{"layer", attention.layer},

@@ -10,6 +10,7 @@
 
 namespace prefill {
 struct ChunkReport;
+struct CudaLibrary;
 struct LivenessReport;
 
 /// An attention that stayed an onnx.node, and why.
@@ -17,12 +18,13 @@ struct DeclinedSite {
   std::string layer, reason;
 };
 
-/// The text of manifest.json.
+/// The text of manifest.json. `cuda` is null without GPUs as targets.
 std::string writeManifest(const CompilerOptions &options,
                           const OutlineResult &outlined,
                           llvm::ArrayRef<DeclinedSite> declined,
                           const LivenessReport &liveness,
-                          const ChunkReport &chunk);
+                          const ChunkReport &chunk,
+                          const CudaLibrary *cuda);
 
 } // namespace prefill
 

@@ -23,6 +23,7 @@ STATUS = (
     "out of memory",
     "unsupported",
     "not found",
+    "device error",
 )
 #: Names of the operand slots, in order (prefill_attention_input).
 INPUTS = (
@@ -50,7 +51,8 @@ OUTPUTS = ("o", "lse", "density", "block_map")
 #: Values for `isa_limit`.
 ISA_X86_64_V2, ISA_X86_64_V3, ISA_X86_64_V4 = 2, 3, 4
 
-_CPU = 1
+#: DLPack's types of device.
+CPU, CUDA = 1, 2
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 _BFLOAT = 4
 
@@ -89,6 +91,7 @@ class _Context(ctypes.Structure):
         ("alloc", ctypes.c_void_p),
         ("free", ctypes.c_void_p),
         ("message", ctypes.c_char * 256),
+        ("stream", ctypes.c_void_p),
     ]
 
 
@@ -127,22 +130,29 @@ def call_host(name: str, *arguments) -> None:
 
 
 def dl_tensor(
-    data: int, shape: Sequence[int], strides: Sequence[int], code: int, bits: int, keep: list
+    data: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    code: int,
+    bits: int,
+    keep: list,
+    device: tuple[int, int] = (CPU, 0),
 ) -> DLTensor:
-    """A descriptor of memory on the CPU; `keep` gets what must outlive its use.
+    """A descriptor of memory; `keep` gets what must outlive its use.
 
     Args:
         data: address of the first element.
         shape, strides: in elements.
         code: DLPack's type code (2: float, 4: bfloat, 0: signed, 1: unsigned, 6: bool).
         bits: of an element.
+        device: its type (`CPU`, `CUDA`) and number.
     """
     extents = (ctypes.c_int64 * len(shape))(*shape)
     steps = (ctypes.c_int64 * len(shape))(*strides)
     keep += [extents, steps]
     pointer = ctypes.POINTER(ctypes.c_int64)
     return DLTensor(
-        data, _CPU, 0, len(shape), code, bits, 1, ctypes.cast(extents, pointer), ctypes.cast(steps, pointer), 0
+        data, *device, len(shape), code, bits, 1, ctypes.cast(extents, pointer), ctypes.cast(steps, pointer), 0
     )
 
 
@@ -262,9 +272,14 @@ class Library:
         ins: Sequence[DLTensor | None],
         outs: Sequence[DLTensor | None],
         isa_limit: int = 0,
+        stream: int = 0,
     ) -> None:
-        """As `run`, with tensor descriptors by position (`dl_tensor`)."""
-        context = _Context(struct_size=ctypes.sizeof(_Context), isa_limit=isa_limit)
+        """As `run`, with tensor descriptors by position (`dl_tensor`).
+
+        Kernels on GPUs are launched on `stream` (a CUDA stream's address; 0: the default one)
+        and may run on after this returns.
+        """
+        context = _Context(struct_size=ctypes.sizeof(_Context), isa_limit=isa_limit, stream=stream)
         if self._pool:
             context.host = self._pool
             context.parallel_for = ctypes.cast(self._c.prefill_pool_parallel_for, ctypes.c_void_p).value

@@ -10,6 +10,7 @@
 |* what ran before: 1 and N threads give the same bits.
 |*
 \*===----------------------------------------------------------------------===*/
+#include "cuda.h"
 #include "index.h"
 #include "views.h"
 #include <string.h>
@@ -355,7 +356,7 @@ prefill_status prefill_attention(const prefill_attention_desc *desc,
                                  size_t output_count) {
   /* Zero is a zeroed context; smaller sizes have no message to write to. */
   if (!context ||
-      (context->struct_size && context->struct_size < sizeof(prefill_context)))
+      (context->struct_size && context->struct_size < PF_LEAST_CONTEXT))
     return PREFILL_INVALID_ARGUMENT;
   context->message[0] = '\0';
   if (!desc)
@@ -364,7 +365,9 @@ prefill_status prefill_attention(const prefill_attention_desc *desc,
   pf_call call = {.desc = desc, .context = context};
   prefill_status status =
       pf_check(&call, inputs, input_count, outputs, output_count);
-  if (!status && call.b > 0)
+  if (!status && call.cuda)
+    status = pf_cuda_run(&call, inputs, input_count);
+  else if (!status && call.b > 0)
     status = call.q_positions || call.segment_starts ? pf_run_ragged(&call, run)
                                                      : run(&call);
   pf_release_all(&call);

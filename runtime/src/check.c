@@ -127,11 +127,21 @@ static prefill_status check_any(subject *x) {
   if (tensor->ndim && !tensor->shape)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "%s %s: expected a shape, got null", kind(x), slot_name(x));
-  if (tensor->device.device_type != kDLCPU &&
-      tensor->device.device_type != kDLCUDAHost)
+  const int device = (int)tensor->device.device_type;
+  const bool on_host = device == kDLCPU || device == kDLCUDAHost;
+  if (!call->cuda && !on_host)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "%s %s: expected device cpu (1), got device type %d",
-                   kind(x), slot_name(x), (int)tensor->device.device_type);
+                   kind(x), slot_name(x), device);
+  /* Beside CUDA tensors, small inputs may be on the host: cuda.c says which. */
+  const bool small = !x->output && x->slot > PREFILL_IN_V;
+  if (call->cuda && !(small && on_host) &&
+      (device != kDLCUDA || tensor->device.device_id != call->device))
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                   "%s %s: expected device cuda (2) number %d as Q's, got "
+                   "device type %d number %d",
+                   kind(x), slot_name(x), (int)call->device, device,
+                   (int)tensor->device.device_id);
   const int64_t bytes = tensor->dtype.bits / 8;
   if (bytes < 1 || tensor->dtype.bits % 8 || tensor->dtype.lanes != 1)
     return wrong_type(x, "elements of whole bytes, one lane");
@@ -340,7 +350,7 @@ static prefill_status check_sinks(subject *x) {
   int dtype = float_dtype(x->tensor->dtype);
   if (dtype != PREFILL_F32 && dtype != call->desc->dtype)
     return wrong_type(x, dtype_names[call->desc->dtype]);
-  if ((status = check_shape(x, &call->hq, 1)))
+  if ((status = check_shape(x, &call->hq, 1)) || call->cuda)
     return status;
   float *sinks = pf_alloc(call, call->hq, sizeof(float));
   if (!sinks)
@@ -598,7 +608,7 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
                         size_t input_count, DLTensor *const *outputs,
                         size_t output_count) {
   prefill_status status;
-  if ((status = check_desc(call)) || (status = choose_variant(call)))
+  if ((status = check_desc(call)))
     return status;
   if (input_count > PREFILL_IN_COUNT || output_count > PREFILL_OUT_COUNT)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
@@ -609,6 +619,11 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
   if ((input_count && !inputs) || (output_count && !outputs))
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "expected a list of tensors, got null");
+  const DLTensor *q = input_count ? inputs[PREFILL_IN_Q] : NULL;
+  call->cuda = q && q->device.device_type == kDLCUDA;
+  call->device = call->cuda ? q->device.device_id : 0;
+  if (!call->cuda && (status = choose_variant(call)))
+    return status;
   subject in[PREFILL_IN_COUNT], out[PREFILL_OUT_COUNT];
   for (int i = 0; i < PREFILL_IN_COUNT; ++i)
     in[i] = (subject){.call = call,
@@ -698,7 +713,7 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "input Q_OFFSET: expected a tensor, got null");
   if ((status = check_ragged(call, in)) ||
-      (status = check_cache(call, in, out)))
+      (status = check_cache(call, in, out)) || call->cuda)
     return status;
   return pf_prepare_batches(
       call, in[PREFILL_IN_KEY_MASK].tensor, in[PREFILL_IN_KV_LENGTHS].tensor,

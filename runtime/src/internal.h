@@ -36,6 +36,8 @@ extern "C" {
 #define PF_MAX_MODALITIES 8
 /* Longest accepted block_q and block_k. */
 #define PF_MAX_BLOCK 1024
+/* Hosts of the first version have no stream in their contexts. */
+#define PF_LEAST_CONTEXT offsetof(prefill_context, stream)
 /* DLPack's code of bool, newer than Debian's header. */
 #define PF_DL_BOOL 6
 
@@ -156,6 +158,8 @@ typedef struct pf_call {
   bool causal, window;   /* features, with the bounds below */
   int64_t window_left, window_right;
   float scale;
+  bool cuda; /* Q, K, V and O are on GPU number `device` */
+  int32_t device;
 
   pf_rows q, k, v, o;
   pf_bias bias;
@@ -241,7 +245,8 @@ pf_parallel(pf_call *call, int64_t items, double work, int64_t worker_bytes,
 /*===-- check.c ----------------------------------------------------------===*/
 
 /* Fills call from the arguments; after success no tensor can be wrong. Reads
- * small inputs (lengths, offsets, masks), touches no Q, K, V or O. */
+ * small inputs (lengths, offsets, masks), touches no Q, K, V or O. With
+ * call->cuda no input at all is read, and batch stays NULL (cuda.c). */
 prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
                         size_t input_count, DLTensor *const *outputs,
                         size_t output_count);
@@ -253,6 +258,9 @@ int64_t pf_read_int(const DLTensor *tensor, int64_t index);
 /* Stride of a dimension of a tensor of rank 1 or 2, compact or given; 0 where
  * it is never stepped along. */
 int64_t pf_stride_of(const DLTensor *tensor, int dim);
+/* Key position of query row 0. A position far outside of the keys means the
+ * same as one just outside; clamping keeps all later sums small. */
+int64_t pf_clamp_offset(const pf_call *call, int64_t offset);
 /* Per-batch facts from the small inputs: fills call->batch, ones, zeros. The
  * tensors have been checked. */
 prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,

@@ -15,7 +15,7 @@ prefill_status prefill_run(prefill_context *context, const char *name,
                            const DLTensor *const *inputs, size_t input_count,
                            DLTensor *const *outputs, size_t output_count) {
   if (!context ||
-      (context->struct_size && context->struct_size < sizeof(prefill_context)))
+      (context->struct_size && context->struct_size < PF_LEAST_CONTEXT))
     return PREFILL_INVALID_ARGUMENT;
   if (!name)
     return pf_fail_context(context, PREFILL_INVALID_ARGUMENT,

@@ -53,9 +53,10 @@ enum {
   ONNX_DOUBLE = 11,
   ONNX_BFLOAT16 = 16,
 };
-enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 }; /* OrtErrorCode */
-enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };     /* characteristic */
-enum { ORT_OP_ATTRIBUTE_STRING = 5 };            /* OrtOpAttrType */
+enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };            /* OrtErrorCode */
+enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };                /* characteristic */
+enum { ORT_MEMORY_CPU_INPUT = -2, ORT_MEMORY_DEFAULT = 0 }; /* OrtMemType */
+enum { ORT_OP_ATTRIBUTE_STRING = 5 };                       /* OrtOpAttrType */
 
 /* A custom op: ONNX Runtime reads the members up to GetEndVersion when version
  * is 17. It keeps the pointer for the life of the sessions. */
@@ -195,6 +196,12 @@ ORT_FUNCTION(void, ReleaseStatus, 93, (const OrtApi *api, OrtStatus *status),
 #define ORT_TYPES_ReleaseTensorTypeAndShapeInfo (OrtTensorTypeAndShapeInfo *)
 ORT_FUNCTION(void, ReleaseTensorTypeAndShapeInfo, 99,
              (const OrtApi *api, OrtTensorTypeAndShapeInfo *info), (info))
+/* The stream that a node of the CUDA provider computes on. */
+#define ORT_TYPES_KernelContext_GetGPUComputeStream                            \
+  (const OrtKernelContext *, void **)
+ORT_FUNCTION(OrtStatus *, KernelContext_GetGPUComputeStream, 193,
+             (const OrtApi *api, const OrtKernelContext *context, void **out),
+             (context, out))
 #define ORT_TYPES_ShapeInferContext_GetInputTypeShape                          \
   (const OrtShapeInferContext *, size_t, OrtTensorTypeAndShapeInfo **)
 /* The result belongs to the context. */

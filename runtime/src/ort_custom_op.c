@@ -10,8 +10,11 @@
 |* session's threads. A kernel object holds no mutable state: any number of Run
 |* calls may be under way.
 |*
+|* A library with code for GPUs has the op for the CUDA provider, too: sessions
+|* with that provider take it, and give it tensors on the GPU and a stream.
+|*
 \*===----------------------------------------------------------------------===*/
-#include "internal.h"
+#include "cuda.h"
 #include "ort_abi.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,13 +27,15 @@ enum { MAX_RANK = 8 };
 typedef struct attention_op {
   OrtCustomOp op; /* first: ONNX Runtime hands back pointers to it */
   const OrtApi *api;
-  int type; /* ONNX's element type of Q, K, V and O */
+  int type;  /* ONNX's element type of Q, K, V and O */
+  bool cuda; /* for the CUDA provider */
 } attention_op;
 
 /* One node of a model. */
 typedef struct attention_kernel {
   const OrtApi *api;
   const prefill_attention_desc *desc;
+  bool cuda;
 } attention_kernel;
 
 #define TRY(call)                                                              \
@@ -54,8 +59,8 @@ static const char *get_name(const OrtCustomOp *op) {
   return "Attention";
 }
 static const char *get_provider(const OrtCustomOp *op) {
-  (void)op;
-  return "CPUExecutionProvider";
+  return ((const attention_op *)op)->cuda ? "CUDAExecutionProvider"
+                                          : "CPUExecutionProvider";
 }
 static size_t get_input_count(const OrtCustomOp *op) {
   (void)op;
@@ -69,10 +74,15 @@ static int get_input_characteristic(const OrtCustomOp *op, size_t index) {
   (void)op;
   return index <= PREFILL_IN_V ? ORT_REQUIRED : ORT_OPTIONAL;
 }
+/* Inputs that cuda.c reads on the host. */
+static bool is_read_on_host(size_t index) {
+  return index == PREFILL_IN_KV_LENGTHS || index == PREFILL_IN_Q_OFFSET ||
+         index >= PREFILL_IN_Q_POSITIONS;
+}
 static int get_memory_type(const OrtCustomOp *op, size_t index) {
-  (void)op;
-  (void)index;
-  return 0; /* default memory: the CPU's */
+  return ((const attention_op *)op)->cuda && is_read_on_host(index)
+             ? ORT_MEMORY_CPU_INPUT
+             : ORT_MEMORY_DEFAULT; /* the provider's */
 }
 static size_t get_output_count(const OrtCustomOp *op) {
   (void)op;
@@ -101,7 +111,6 @@ static int get_version(const OrtCustomOp *op) {
 
 static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
                                 const OrtKernelInfo *info, void **out) {
-  (void)op;
   char name[256] = "";
   size_t size = 0;
   OrtStatus *status =
@@ -132,6 +141,7 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
                             "prefill.opt Attention: out of memory");
   kernel->api = api;
   kernel->desc = desc;
+  kernel->cuda = ((const attention_op *)op)->cuda;
   *out = kernel;
   return NULL;
 }
@@ -188,7 +198,7 @@ typedef struct tensor {
 
 /* Describes an OrtValue; copies nothing but the shape. */
 static OrtStatus *describe(const OrtApi *api, const OrtValue *value,
-                           tensor *out) {
+                           DLDevice device, tensor *out) {
   OrtTensorTypeAndShapeInfo *info;
   TRY(ort_GetTensorTypeAndShape(api, value, &info));
   size_t rank = 0;
@@ -205,7 +215,7 @@ static OrtStatus *describe(const OrtApi *api, const OrtValue *value,
   ort_ReleaseTensorTypeAndShapeInfo(api, info);
   if (status)
     return status;
-  out->dl = (DLTensor){.device = {kDLCPU, 0},
+  out->dl = (DLTensor){.device = device,
                        .ndim = (int32_t)rank,
                        .dtype = to_dl_type(type),
                        .shape = out->shape};
@@ -291,12 +301,15 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
   size_t input_count = 0, output_count = 0;
   TRY(ort_KernelContext_GetInputCount(api, context, &input_count));
   TRY(ort_KernelContext_GetOutputCount(api, context, &output_count));
+  const DLDevice cpu = {kDLCPU, 0};
+  const DLDevice device =
+      kernel->cuda ? (DLDevice){kDLCUDA, pf_cuda_current_device()} : cpu;
   for (size_t i = 0; i < input_count && i < PREFILL_IN_COUNT; ++i) {
     const OrtValue *value = NULL;
     TRY(ort_KernelContext_GetInput(api, context, i, &value));
     if (!value)
       continue;
-    TRY(describe(api, value, &in[i]));
+    TRY(describe(api, value, is_read_on_host(i) ? cpu : device, &in[i]));
     inputs[i] = &in[i].dl;
   }
 
@@ -322,7 +335,7 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
     TRY(ort_KernelContext_GetOutput(api, context, i, dims, rank, &value));
     if (!value) /* omitted */
       continue;
-    TRY(describe(api, value, &out[i]));
+    TRY(describe(api, value, device, &out[i]));
     outputs[i] = &out[i].dl;
   }
 
@@ -330,12 +343,15 @@ static OrtStatus *compute(void *opaque, OrtKernelContext *context) {
   prefill_context call = {.struct_size = sizeof(prefill_context),
                           .host = &h,
                           .parallel_for = parallel_for};
+  if (kernel->cuda)
+    TRY(ort_KernelContext_GetGPUComputeStream(api, context, &call.stream));
   prefill_status status = prefill_attention(
       desc, &call, inputs, PREFILL_IN_COUNT, outputs, PREFILL_OUT_COUNT);
   if (status)
     return ort_CreateStatus(api,
                             status == PREFILL_OUT_OF_MEMORY ||
-                                    status == PREFILL_UNSUPPORTED
+                                    status == PREFILL_UNSUPPORTED ||
+                                    status == PREFILL_DEVICE_ERROR
                                 ? ORT_FAIL
                                 : ORT_INVALID_ARGUMENT,
                             call.message);
@@ -428,16 +444,72 @@ static bool can_infer_shapes(const char *version) {
 
 /*===-- entry point ------------------------------------------------------===*/
 
+/* ONNX's element type of a kernel's Q, K, V and O. */
+static int type_of(const prefill_attention_desc *desc) {
+  return desc->dtype == PREFILL_F16    ? ONNX_FLOAT16
+         : desc->dtype == PREFILL_BF16 ? ONNX_BFLOAT16
+                                       : ONNX_FLOAT;
+}
+
 /* Whether a kernel of this library takes `type`. */
-static int has_kernel(int type) {
+static bool has_kernel(int type) {
+  for (int64_t i = 0; i < prefill_model_kernel_count; ++i)
+    if (type_of(prefill_model_kernels[i]) == type)
+      return true;
+  return false;
+}
+
+/* True if all kernels of a type have code for GPUs: a node whose kernel has
+ * none must stay with the CPU, and the provider is chosen by types alone. */
+static bool runs_on_gpus(int type) {
+  bool any = false;
   for (int64_t i = 0; i < prefill_model_kernel_count; ++i) {
-    int dtype = prefill_model_kernels[i]->dtype;
-    if (type == (dtype == PREFILL_F16    ? ONNX_FLOAT16
-                 : dtype == PREFILL_BF16 ? ONNX_BFLOAT16
-                                         : ONNX_FLOAT))
-      return 1;
+    const prefill_attention_desc *desc = prefill_model_kernels[i];
+    if (type_of(desc) != type)
+      continue;
+    if (!desc->cuda_image_count)
+      return false;
+    any = true;
   }
-  return 0;
+  return any;
+}
+
+/* Lives as long as the process: sessions refer to it, and nobody tells when the
+ * last one is gone. A few hundred bytes per SessionOptions. */
+static attention_op *make_op(const OrtApi *api, const OrtApiBase *base,
+                             int type, bool cuda) {
+  attention_op *op = calloc(1, sizeof(attention_op));
+  if (!op)
+    return NULL;
+  op->api = api;
+  op->type = type;
+  op->cuda = cuda;
+  op->op = (OrtCustomOp){
+      .version = ORT_API_VERSION_USED,
+      .CreateKernel = create_kernel_v1,
+      .GetName = get_name,
+      .GetExecutionProviderType = get_provider,
+      .GetInputType = get_input_type,
+      .GetInputTypeCount = get_input_count,
+      .GetOutputType = get_output_type,
+      .GetOutputTypeCount = get_output_count,
+      .KernelCompute = compute_v1,
+      .KernelDestroy = destroy_kernel,
+      .GetInputCharacteristic = get_input_characteristic,
+      .GetOutputCharacteristic = get_output_characteristic,
+      .GetInputMemoryType = get_memory_type,
+      .GetVariadicInputMinArity = get_zero,
+      .GetVariadicInputHomogeneity = get_zero,
+      .GetVariadicOutputMinArity = get_zero,
+      .GetVariadicOutputHomogeneity = get_zero,
+      .CreateKernelV2 = create_kernel,
+      .KernelComputeV2 = compute,
+      .InferOutputShapeFn =
+          can_infer_shapes(base->GetVersionString()) ? infer_shape : NULL,
+      .GetStartVersion = get_version,
+      .GetEndVersion = get_version,
+  };
+  return op;
 }
 
 /* What SessionOptions.register_custom_ops_library calls. */
@@ -459,44 +531,15 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
   /* One op per element type, all of one name: an output of any type would need
    * exactly one input of any type in ONNX Runtime 1.17. */
   static const int types[] = {ONNX_FLOAT, ONNX_FLOAT16, ONNX_BFLOAT16};
-  for (size_t i = 0; !status && i < sizeof(types) / sizeof(types[0]); ++i) {
+  for (size_t i = 0; !status && i < 2 * sizeof(types) / sizeof(types[0]); ++i) {
+    const bool cuda = i % 2;
     /* ONNX Runtime makes a lone fp16 node an fp32 one where it finds a kernel
      * for that, whatever the node's attribute says. */
-    if (!has_kernel(types[i]))
+    if (!(cuda ? runs_on_gpus(types[i / 2]) : has_kernel(types[i / 2])))
       continue;
-    /* Lives as long as the process: sessions refer to it, and nobody tells when
-     * the last one is gone. A few hundred bytes per SessionOptions. */
-    attention_op *op = calloc(1, sizeof(attention_op));
-    if (!op)
-      return ort_CreateStatus(api, ORT_FAIL, "prefill.opt: out of memory");
-    op->api = api;
-    op->type = types[i];
-    op->op = (OrtCustomOp){
-        .version = ORT_API_VERSION_USED,
-        .CreateKernel = create_kernel_v1,
-        .GetName = get_name,
-        .GetExecutionProviderType = get_provider,
-        .GetInputType = get_input_type,
-        .GetInputTypeCount = get_input_count,
-        .GetOutputType = get_output_type,
-        .GetOutputTypeCount = get_output_count,
-        .KernelCompute = compute_v1,
-        .KernelDestroy = destroy_kernel,
-        .GetInputCharacteristic = get_input_characteristic,
-        .GetOutputCharacteristic = get_output_characteristic,
-        .GetInputMemoryType = get_memory_type,
-        .GetVariadicInputMinArity = get_zero,
-        .GetVariadicInputHomogeneity = get_zero,
-        .GetVariadicOutputMinArity = get_zero,
-        .GetVariadicOutputHomogeneity = get_zero,
-        .CreateKernelV2 = create_kernel,
-        .KernelComputeV2 = compute,
-        .InferOutputShapeFn =
-            can_infer_shapes(base->GetVersionString()) ? infer_shape : NULL,
-        .GetStartVersion = get_version,
-        .GetEndVersion = get_version,
-    };
-    status = ort_CustomOpDomain_Add(api, domain, &op->op);
+    attention_op *op = make_op(api, base, types[i / 2], cuda);
+    status = op ? ort_CustomOpDomain_Add(api, domain, &op->op)
+                : ort_CreateStatus(api, ORT_FAIL, "prefill.opt: out of memory");
   }
   if (!status)
     status = ort_AddCustomOpDomain(api, options, domain);

@@ -118,9 +118,7 @@ static prefill_status prepare_segments(pf_call *call, const DLTensor *q,
   return PREFILL_OK;
 }
 
-/* Key position of query row 0. A position far outside of the keys means the
- * same as one just outside; clamping keeps all later sums small. */
-static int64_t clamp_offset(const pf_call *call, int64_t offset) {
+int64_t pf_clamp_offset(const pf_call *call, int64_t offset) {
   int64_t left = call->window ? call->window_left : 0;
   int64_t right = call->causal ? call->window_right : 0;
   int64_t lowest = -(call->s + right + 1), highest = call->t + left + 1;
@@ -154,7 +152,7 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
                      "%lld to %lld",
                      (long long)call->rotary_rows, (long long)offset,
                      (long long)(offset + call->s - 1));
-    batch[b].offset = clamp_offset(call, offset);
+    batch[b].offset = pf_clamp_offset(call, offset);
     negative |= batch[b].offset + call->window_right < 0;
     batch[b].kv_len =
         kv_lengths ? pf_max(0, pf_min(read_per_batch(kv_lengths, b), call->t))

@@ -61,7 +61,16 @@ static cl::opt<std::string>
                       "input_ids are one of these"));
 static cl::list<std::string>
     target("target", cl::cat(category), cl::CommaSeparated,
-           cl::value_desc("cpu"), cl::desc("Targets to generate kernels for"));
+           cl::value_desc("cpu,sm_80,..."),
+           cl::desc("What kernels are generated for: cpu (always), and NVIDIA "
+                    "GPUs sm_80, sm_86, sm_89, sm_90, sm_90a"));
+static cl::opt<std::string>
+    ptxas("ptxas", cl::cat(category), cl::value_desc("PATH"),
+          cl::desc("NVIDIA's assembler (default: of CUDA_HOME, PATH)"));
+static cl::opt<bool>
+    allowSpills("allow-spills", cl::cat(category),
+                cl::desc("Take CUDA kernels that spill registers or that ptxas "
+                         "warns about"));
 static cl::opt<EmitKind> emit(
     "emit", cl::cat(category), cl::init(EmitKind::Artifacts),
     cl::desc("Stop at a level and print it:"),
@@ -74,7 +83,9 @@ static cl::opt<EmitKind> emit(
         clEnumValN(EmitKind::Sparse, "sparse", "after sparsification"),
         clEnumValN(EmitKind::Tile, "tile", "the kernels on tiles"),
         clEnumValN(EmitKind::LLVM, "llvm", "the kernels as LLVM IR"),
-        clEnumValN(EmitKind::Asm, "asm", "the kernels as assembly")));
+        clEnumValN(EmitKind::Asm, "asm", "the kernels as assembly"),
+        clEnumValN(EmitKind::Warp, "warp", "the CUDA kernels on warps"),
+        clEnumValN(EmitKind::PTX, "ptx", "the CUDA kernels as PTX")));
 static cl::opt<ExternalData> externalData(
     "external-data", cl::cat(category), cl::init(ExternalData::Reference),
     cl::desc("What happens to the model's external data files:"),
@@ -202,7 +213,7 @@ static bool hasDriverFlag() {
          rowLiveness.getNumOccurrences() || logits.getNumOccurrences() ||
          packing.getNumOccurrences() || chunking.getNumOccurrences() ||
          padding.getNumOccurrences() || shareKV.getNumOccurrences() ||
-         noCache || stats || verbose || timing || json;
+         ptxas.getNumOccurrences() || allowSpills || noCache || stats || verbose || timing || json;
 }
 
 int main(int argc, char **argv) {
@@ -261,6 +272,8 @@ int main(int argc, char **argv) {
   options.sparsify = sparsify.empty() ? "auto" : sparsify.getValue();
   if (!target.empty())
     options.targets.assign(target.begin(), target.end());
+  options.ptxas = ptxas;
+  options.allowSpills = allowSpills;
   options.rowLiveness = rowLiveness == Switch::On;
   options.logits = logits;
   options.pack = packing;

@@ -14,6 +14,7 @@
 #include <vector>
 
 namespace prefill {
+struct CudaLibrary;
 
 struct LibraryOptions {
   std::string output; ///< the shared library
@@ -28,6 +29,7 @@ struct LibraryOptions {
   std::string cacheDir;
   bool useCache = true;
   unsigned threads = 0; ///< 0: as many as the machine has
+  const CudaLibrary *cuda = nullptr; ///< code for GPUs that goes in, too
 };
 
 /// What compileLibrary did, for -v and the manifest.

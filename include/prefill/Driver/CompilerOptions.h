@@ -20,6 +20,8 @@ enum class EmitKind {
   Tile,      ///< one tile.kernel per distinct kernel
   LLVM,      ///< LLVM IR per kernel and instruction set
   Asm,       ///< assembly likewise
+  Warp,      ///< one warp.kernel per kernel and GPU
+  PTX,       ///< PTX likewise
 };
 
 /// All options of one compilation; plain data.
@@ -35,7 +37,10 @@ struct CompilerOptions {
   std::string pack = "off";   ///< several prompts a sequence: off, ffd, exact
   bool noPadding = false;     ///< attention_mask is all ones
   std::string chunk = "off";  ///< rows of a chunk, with :tail=dynamic; or off
+  /// cpu, and GPUs by findCudaTarget; there is CPU code in any case.
   std::vector<std::string> targets = {"cpu"};
+  std::string ptxas;        ///< empty: CUDA_HOME, PATH
+  bool allowSpills = false; ///< of CUDA kernels
   ExternalData externalData = ExternalData::Reference;
   std::string runtimeArchive; ///< libprefill_runtime.a
   std::string cacheDir;       ///< empty: the user's cache folder

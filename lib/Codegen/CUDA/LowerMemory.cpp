@@ -46,7 +46,11 @@ LogicalResult WarpLowering::bindArguments() {
     scf::YieldOp::create(b, loc, parameter(field, type));
     return branch.getResult(0);
   };
+  // Lengths lie on the device, where no host can check them.
   kvLength = perBatch(FIELD(kv_lengths), FIELD(kv_len), i32Type, 4);
+  kvLength = arith::MinSIOp::create(b, loc, kvLength,
+                                    parameter(FIELD(kv_len), i32Type));
+  kvLength = arith::MaxSIOp::create(b, loc, kvLength, i32(0));
   position =
       add(perBatch(FIELD(positions), FIELD(position), i64Type, 8), wide(row0));
   tile::KeyIndexType indexType;

@@ -68,12 +68,14 @@ KernelCache KernelCache::open(const std::string &requested, bool enabled) {
   return KernelCache(folder);
 }
 
-std::string KernelCache::makeKey(StringRef tileText, const CpuTarget &target) {
+std::string KernelCache::makeKey(StringRef text) {
   static const std::string compiler = compilerIdentity();
-  std::string text = compiler + "\n" + target.name() + " " +
-                     std::to_string(target.tileRows) + " " +
-                     std::to_string(target.tileVectors) + "\n" + tileText.str();
-  return hexDigest(text);
+  return hexDigest(compiler + "\n" + text.str());
+}
+
+std::string KernelCache::makeKey(StringRef tileText, const CpuTarget &target) {
+  return makeKey(target.name() + " " + std::to_string(target.tileRows) + " " +
+                 std::to_string(target.tileVectors) + "\n" + tileText.str());
 }
 
 std::string KernelCache::pathOf(StringRef key) const {
@@ -82,21 +84,37 @@ std::string KernelCache::pathOf(StringRef key) const {
   return path.str().str();
 }
 
-bool KernelCache::lookup(StringRef key, EmittedKernel &kernel) const {
+bool KernelCache::lookup(StringRef key, std::string &body) const {
   if (folder.empty())
     return false;
   auto file = llvm::MemoryBuffer::getFile(pathOf(key), /*IsText=*/false,
                                           /*RequiresNullTerminator=*/false);
   if (!file)
     return false;
-  // magic, digest of the rest, workspace, object
+  // magic, digest of the rest, body
   StringRef rest = (*file)->getBuffer();
   if (!rest.consume_front(kMagic))
     return false;
-  auto [digest, body] = rest.split('\n');
-  if (digest != hexDigest(body))
+  auto [digest, content] = rest.split('\n');
+  if (digest != hexDigest(content))
     return false;
-  auto [workspace, object] = body.split('\n');
+  body = content.str();
+  return true;
+}
+
+void KernelCache::insert(StringRef key, StringRef body) const {
+  if (folder.empty())
+    return;
+  std::string ignored;
+  (void)writeFileAtomically(
+      pathOf(key), kMagic.str() + hexDigest(body) + "\n" + body.str(), ignored);
+}
+
+bool KernelCache::lookup(StringRef key, EmittedKernel &kernel) const {
+  std::string body;
+  if (!lookup(key, body))
+    return false;
+  auto [workspace, object] = StringRef(body).split('\n');
   if (workspace.getAsInteger(10, kernel.workspaceBytes))
     return false;
   kernel.object = object.str();
@@ -104,11 +122,5 @@ bool KernelCache::lookup(StringRef key, EmittedKernel &kernel) const {
 }
 
 void KernelCache::insert(StringRef key, const EmittedKernel &kernel) const {
-  if (folder.empty())
-    return;
-  std::string body =
-      std::to_string(kernel.workspaceBytes) + "\n" + kernel.object;
-  std::string ignored;
-  (void)writeFileAtomically(
-      pathOf(key), kMagic.str() + hexDigest(body) + "\n" + body, ignored);
+  insert(key, std::to_string(kernel.workspaceBytes) + "\n" + kernel.object);
 }

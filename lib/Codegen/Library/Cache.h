@@ -18,9 +18,13 @@ public:
 
   /// Names everything that a kernel's machine code depends on.
   static std::string makeKey(llvm::StringRef tileText, const CpuTarget &target);
+  /// The same for other code: `text` and this compiler.
+  static std::string makeKey(llvm::StringRef text);
 
   bool lookup(llvm::StringRef key, EmittedKernel &kernel) const;
   void insert(llvm::StringRef key, const EmittedKernel &kernel) const;
+  bool lookup(llvm::StringRef key, std::string &body) const;
+  void insert(llvm::StringRef key, llvm::StringRef body) const;
 
 private:
   std::string pathOf(llvm::StringRef key) const;

@@ -186,7 +186,7 @@ bool prefill::compileLibrary(llvm::ArrayRef<KernelSpec> specs,
     ++(job.cached ? done.cachedKernels : done.compiledKernels);
   }
   std::string tables;
-  if (!emitTables(specs, targets, workspaces, tables, error))
+  if (!emitTables(specs, targets, workspaces, options.cuda, tables, error))
     return false;
   done.compileSeconds = now() - start;
 

@@ -13,7 +13,7 @@ using llvm::StringRef;
 
 // The structs are written field by field below, with C's natural alignment.
 // These fail when kernel_abi.h changes without this file.
-static_assert(PREFILL_KERNEL_ABI == 5);
+static_assert(PREFILL_KERNEL_ABI == 6);
 static_assert(sizeof(prefill_tile_variant) == 32);
 static_assert(sizeof(prefill_head_plan) == 68);
 static_assert(sizeof(prefill_plan) == 16);
@@ -24,7 +24,10 @@ static_assert(offsetof(prefill_attention_desc, window_left) == 64);
 static_assert(offsetof(prefill_attention_desc, scale) == 80);
 static_assert(offsetof(prefill_attention_desc, rotary_dim) == 100);
 static_assert(offsetof(prefill_attention_desc, plan) == 104);
-static_assert(sizeof(prefill_attention_desc) == 128);
+static_assert(sizeof(prefill_attention_desc) == 144);
+static_assert(offsetof(prefill_cuda_image, shared_bytes) == 36);
+static_assert(offsetof(prefill_cuda_image, data) == 40);
+static_assert(sizeof(prefill_cuda_image) == 64);
 
 namespace {
 
@@ -32,8 +35,8 @@ class TableEmitter {
 public:
   TableEmitter(llvm::ArrayRef<KernelSpec> specs,
                llvm::ArrayRef<CpuTarget> targets,
-               const WorkspaceSizes &workspaces)
-      : specs(specs), targets(targets), workspaces(workspaces),
+               const WorkspaceSizes &workspaces, const CudaLibrary *cuda)
+      : specs(specs), targets(targets), workspaces(workspaces), cuda(cuda),
         module("prefill_tables", context), b(context) {}
 
   llvm::Module &run() {
@@ -130,10 +133,42 @@ private:
                   "plan");
   }
 
+  Constant *text(StringRef value) {
+    return global(llvm::ConstantDataArray::getString(context, value), "text");
+  }
+
+  Constant *emitImage(size_t number) {
+    Constant *&image = imagesOf[number];
+    if (image)
+      return image;
+    const CudaImage &code = cuda->images[number];
+    Constant *data = global(
+        llvm::ConstantDataArray::getString(context, code.data, false), "code");
+    return image = global(
+               record({text(code.function), i32(code.kind),
+                       i32(code.isPtx ? PREFILL_CUDA_PTX : PREFILL_CUDA_CUBIN),
+                       i32(code.arch), i32(code.exactArch), i32(code.blockQ),
+                       i32(code.blockK), i32(code.threads),
+                       i32(code.sharedBytes), data, i64(code.data.size()),
+                       i64(code.size)}),
+               "image");
+  }
+
+  /// The kernel's images, and how many.
+  std::pair<Constant *, Constant *> emitImages(const KernelSpec &spec) {
+    llvm::SmallVector<Constant *> list;
+    if (cuda)
+      if (auto found = cuda->kernels.find(spec.name);
+          found != cuda->kernels.end())
+        for (size_t number : found->second)
+          list.push_back(emitImage(number));
+    return {list.empty() ? null() : array(list, "images"), i64(list.size())};
+  }
+
   Constant *emitDesc(const KernelSpec &spec) {
+    auto [images, imageCount] = emitImages(spec);
     auto layout = [&](Layout l) { return i32(int32_t(l)); };
-    Constant *name =
-        global(llvm::ConstantDataArray::getString(context, spec.name), "name");
+    Constant *name = text(spec.name);
     return global(record({i32(PREFILL_KERNEL_ABI),
                           i32(getTileFeatures(spec)),
                           name,
@@ -159,7 +194,9 @@ private:
                           i32(spec.rotaryDim),
                           emitPlan(spec),
                           emitVariants(spec),
-                          i64(int64_t(targets.size()))}),
+                          i64(int64_t(targets.size())),
+                          images,
+                          imageCount}),
                   "desc_" + spec.name);
   }
 
@@ -188,19 +225,22 @@ private:
   llvm::ArrayRef<KernelSpec> specs;
   llvm::ArrayRef<CpuTarget> targets;
   const WorkspaceSizes &workspaces;
+  const CudaLibrary *cuda;
   llvm::LLVMContext context;
   llvm::Module module;
   llvm::IRBuilder<> b;
   std::map<std::string, Constant *> variantsOf;
+  std::map<size_t, Constant *> imagesOf;
 };
 
 } // namespace
 
 bool prefill::emitTables(llvm::ArrayRef<KernelSpec> specs,
                          llvm::ArrayRef<CpuTarget> targets,
-                         const WorkspaceSizes &workspaces, std::string &object,
+                         const WorkspaceSizes &workspaces,
+                         const CudaLibrary *cuda, std::string &object,
                          std::string &error) {
-  TableEmitter emitter(specs, targets, workspaces);
+  TableEmitter emitter(specs, targets, workspaces, cuda);
   return emitModule(emitter.run(), /*level=*/1, object, nullptr, error);
 }
 

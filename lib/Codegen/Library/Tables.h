@@ -2,6 +2,7 @@
 #ifndef PREFILL_CODEGEN_LIBRARY_TABLES_H
 #define PREFILL_CODEGEN_LIBRARY_TABLES_H
 
+#include "prefill/Codegen/CudaImages.h"
 #include "prefill/Codegen/Emit.h"
 #include <map>
 
@@ -14,8 +15,8 @@ using WorkspaceSizes = std::map<std::string, int64_t>;
 /// kernel, and the list of kernels (kernel_abi.h).
 bool emitTables(llvm::ArrayRef<KernelSpec> specs,
                 llvm::ArrayRef<CpuTarget> targets,
-                const WorkspaceSizes &workspaces, std::string &object,
-                std::string &error);
+                const WorkspaceSizes &workspaces, const CudaLibrary *cuda,
+                std::string &object, std::string &error);
 
 /// prefill_model.h.
 std::string makeHeader(llvm::ArrayRef<KernelSpec> specs);

@@ -53,7 +53,7 @@ _reasons = _Reasons()
 
 def _is(function: Callable, expected: Callable, q: torch.Tensor, kv: torch.Tensor, batch: torch.Tensor) -> bool:
     """Whether a mask function agrees with `expected` for every row and key."""
-    head = torch.zeros(1, dtype=torch.long)[None, :, None, None]
+    head = torch.zeros(1, dtype=torch.long, device=q.device)[None, :, None, None]
     keys = kv[None, None, None, :]
     for first in range(0, len(q), _CHUNK):
         rows = q[None, None, first : first + _CHUNK, None]
@@ -92,10 +92,11 @@ def mask(
     first = int(kv_offset) if seen == int(q_offset) + q_length else 0
     known = seen in (None, int(q_offset) + q_length, kv_length)
     found: Mask | None = None
-    on_cpu = torch.device(options.get("device") or "cpu").type == "cpu"
-    if on_cpu and known and not (use_vmap or torch.compiler.is_compiling() or torch.jit.is_tracing()):
-        q = torch.arange(q_length) + int(q_offset)
-        kv = torch.arange(kv_length) + int(kv_offset)
+    device = torch.device(options.get("device") or "cpu")
+    covered = device.type in ("cpu", "cuda")
+    if covered and known and not (use_vmap or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        q = torch.arange(q_length, device=device) + int(q_offset)
+        kv = torch.arange(kv_length, device=device) + int(kv_offset)
         kinds: list[tuple[Callable, bool, int | None]] = []
         kinds.append((lambda i, j: j <= i, True, None))
         if local_size:
@@ -103,7 +104,7 @@ def mask(
         kinds.append((lambda i, j: torch.ones_like(i * j, dtype=torch.bool), False, None))
         for expected, causal, window in kinds:
             plain = causal and window is None and function is causal_mask_function
-            if plain or _is(function, expected, q, kv, torch.arange(batch_size)):
+            if plain or _is(function, expected, q, kv, torch.arange(batch_size, device=device)):
                 found = Mask(causal, window, int(q_offset) - int(kv_offset), True)
                 break
     if found is None:
@@ -116,7 +117,7 @@ def mask(
             allow_is_causal_skip=False,
             **options,
         )
-    visible = torch.ones(batch_size, kv_length, dtype=torch.bool)
+    visible = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device)
     if attention_mask is not None:
         given = attention_mask.to(torch.bool)[:, first : first + kv_length]
         visible[:, : given.shape[1]] = given
@@ -157,9 +158,9 @@ def _fallback(module, query, key, value, attention_mask, options) -> tuple[torch
 
 def _dense_mask(found: Mask, visible: torch.Tensor, rows: int) -> torch.Tensor:
     """A proven mask as bool [batch, 1, rows, keys]."""
-    i = torch.arange(rows)[:, None] + found.offset
-    j = torch.arange(visible.shape[1])[None]
-    seen = torch.ones(rows, visible.shape[1], dtype=torch.bool)
+    i = torch.arange(rows, device=visible.device)[:, None] + found.offset
+    j = torch.arange(visible.shape[1], device=visible.device)[None]
+    seen = torch.ones(rows, visible.shape[1], dtype=torch.bool, device=visible.device)
     if found.causal:
         seen &= j <= i
     if found.window is not None:

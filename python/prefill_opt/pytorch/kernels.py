@@ -16,7 +16,7 @@ import torch
 
 from ..calibrate.state import digest
 from ..compiler import CompileError, find_compiler, run_compiler
-from ..library import DLTensor, Library, dl_tensor
+from ..library import CPU, CUDA, DLTensor, Library, dl_tensor
 
 #: Element types of kernels: name in MLIR, DLPack's type code.
 TYPES = {torch.float32: ("f32", 2), torch.float16: ("f16", 2), torch.bfloat16: ("bf16", 4)}
@@ -37,6 +37,7 @@ class Spec:
         key_mask, sinks: whether these operands are given.
         sparsify: what prefill-opt's ``-sparsify`` takes.
         layers: attentions that a pattern by layer is spread over.
+        gpu: the GPU whose kernel is wanted, as prefill-opt's ``-target`` calls it; None: the CPU's.
     """
 
     dtype: str
@@ -52,6 +53,7 @@ class Spec:
     sinks: bool
     sparsify: str
     layers: int = 1
+    gpu: str | None = None
 
     def ir(self) -> str:
         """The graph that prefill-opt compiles: `layers` attentions in the ``prefill`` dialect."""
@@ -121,7 +123,8 @@ def _folder(spec: Spec) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         source = Path(work) / "attention.mlir"
         source.write_text(spec.ir())
-        run_compiler([source, f"-sparsify={spec.sparsify}", "-o", Path(work) / "out"])
+        target = ["-target=cpu," + spec.gpu] if spec.gpu else []
+        run_compiler([source, f"-sparsify={spec.sparsify}", *target, "-o", Path(work) / "out"])
         try:
             (Path(work) / "out").rename(folder)
         except OSError:  # another process was first
@@ -149,10 +152,12 @@ class Kernel:
 
     def __init__(self, spec: Spec):
         folder = _folder(spec)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for site in manifest["kernels"] if spec.gpu else []:
+            if not site["cuda"]["images"]:
+                raise CompileError(f"no kernel for {spec.gpu}: {site['cuda']['declined'][0]['reason']}")
         self.spec = spec
-        self.names = [
-            site["kernel"] for site in json.loads((folder / "manifest.json").read_text())["attention"]
-        ]
+        self.names = [site["kernel"] for site in manifest["attention"]]
         self._folder = folder
         self._library: Library | None = None
         self._lock = threading.Lock()
@@ -162,23 +167,37 @@ class Kernel:
     ) -> None:
         """Runs a layer's kernel on tensors by slot (`library.INPUTS`, `library.OUTPUTS`).
 
-        Uses as many threads as PyTorch does. Raises `KernelError`.
+        Uses as many threads as PyTorch does; on a GPU, PyTorch's current stream. Raises
+        `KernelError`.
         """
         keep: list = []
         ins, outs = ([_describe(t, keep) for t in tensors] for tensors in (inputs, outputs))
+        if self.spec.gpu:
+            device = inputs[0].device
+            with torch.cuda.device(device):
+                self._load(1).run_tensors(
+                    self.names[layer], ins, outs, stream=torch.cuda.current_stream(device).cuda_stream
+                )
+            return
         with self._lock:  # a thread pool serves one call at a time
-            if self._library is None or self._library.threads != torch.get_num_threads():
-                if self._library is not None:
-                    self._library.close()
-                self._library = Library(self._folder, torch.get_num_threads())
-            self._library.run_tensors(self.names[layer], ins, outs)
+            self._load(torch.get_num_threads()).run_tensors(self.names[layer], ins, outs)
+
+    def _load(self, threads: int) -> Library:
+        if self._library is None or self._library.threads != threads:
+            if self._library is not None:
+                self._library.close()
+            self._library = Library(self._folder, threads)
+        return self._library
 
 
 def _describe(tensor: torch.Tensor | None, keep: list) -> DLTensor | None:
     if tensor is None:
         return None
     bits = 8 * tensor.element_size()
-    return dl_tensor(tensor.data_ptr(), tensor.shape, tensor.stride(), _CODES[tensor.dtype], bits, keep)
+    device = (CUDA, tensor.device.index or 0) if tensor.device.type == "cuda" else (CPU, 0)
+    return dl_tensor(
+        tensor.data_ptr(), tensor.shape, tensor.stride(), _CODES[tensor.dtype], bits, keep, device
+    )
 
 
 @lru_cache(maxsize=256)

@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import lru_cache
 
 import torch
 
 from .kernels import TYPES, Spec, kernel
 
+logger = logging.getLogger("prefill_opt")
+
+#: GPUs that prefill-opt has targets for, by compute capability; later ones run the newest.
+_GPUS = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
+
 #: Patterns that differ from layer to layer: these need `layer` and `layers`.
 BY_LAYER = ("config", "duo", "trianglemix", "longgen")
 
 
+def gpu_target(capability: tuple[int, int]) -> str | None:
+    """The ``-target`` for GPUs of a compute capability; None: there is none."""
+    if capability > (9, 0):
+        return "sm_90"  # as PTX
+    known = [c for c in _GPUS if c[0] == capability[0] and c <= capability]
+    return _GPUS[max(known)] if known else None
+
+
+@lru_cache
+def _target(device: torch.device) -> str | None:
+    return gpu_target(torch.cuda.get_device_capability(device))
+
+
+@lru_cache
+def _say_dense(sparsify: str) -> None:
+    logger.warning("prefill_opt: sparsify=%r is dense, and exact, on GPUs so far", sparsify)
+
+
 def unsupported(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str:
     """Why there is no kernel for these tensors; empty if there is one."""
-    if query.device.type != "cpu":
-        return f"device {query.device.type} (kernels are for the CPU)"
+    if query.device.type not in ("cpu", "cuda"):
+        return f"device {query.device.type} (kernels are for CPUs and NVIDIA GPUs)"
+    if not query.device == key.device == value.device:
+        return "query, key and value on different devices"
+    if query.device.type == "cuda":
+        if query.dtype not in (torch.float16, torch.bfloat16):
+            return f"element type {query.dtype} on a GPU (kernels there are for float16, bfloat16)"
+        if _target(query.device) is None:
+            return f"{torch.cuda.get_device_name(query.device)} (kernels are for sm_80 and later)"
     if query.dtype not in TYPES:
         return f"element type {query.dtype} (kernels are for float32, float16, bfloat16)"
     if not query.dtype == key.dtype == value.dtype:
@@ -45,7 +77,10 @@ def sparse_attention(
     layer: int = 0,
     layers: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled dot-product attention by a generated kernel, dense or sparse. CPU, no gradients.
+    """Scaled dot-product attention by a generated kernel, dense or sparse. No gradients.
+
+    On the CPU, and dense on NVIDIA GPUs: those launch on PyTorch's current stream and take
+    float16 and bfloat16, head dimensions that are multiples of 16 up to 256.
 
     Args:
         query: [b, hq, s, d], float32, float16 or bfloat16; any strides with adjacent elements.
@@ -72,7 +107,11 @@ def sparse_attention(
         raise ValueError("prefill.sparse_attention: a window needs causal=True and must be positive")
     if not 0 <= layer < layers:
         raise ValueError(f"prefill.sparse_attention: layer {layer} of {layers}")
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+    on_gpu = query.device.type == "cuda"
+    query, key, value = (t if _readable(t, on_gpu) else t.contiguous() for t in (query, key, value))
+    if on_gpu and sparsify.partition(":")[0] != "dense":
+        _say_dense(sparsify)
+        sparsify = "dense"
     spec = Spec(
         dtype=TYPES[query.dtype][0],
         q_heads=query.shape[1],
@@ -87,16 +126,25 @@ def sparse_attention(
         sinks=sinks is not None,
         sparsify=sparsify if causal else "dense",
         layers=layers if sparsify.partition(":")[0] in BY_LAYER else 1,
+        gpu=_target(query.device) if on_gpu else None,
     )
     if key_mask is not None:
         key_mask = key_mask.to(torch.bool).contiguous()
     if sinks is not None:
-        sinks = sinks.to(query.dtype).contiguous()
+        sinks = sinks.to(torch.float32 if on_gpu else query.dtype).contiguous()
     offset = torch.tensor(key.shape[2] - query.shape[2] if q_offset is None else q_offset)
     result, lse = _results(query, value)
     inputs = [query, key, value, None, key_mask, None, sinks, None, None, offset]
     kernel(spec).run(layer if spec.layers > 1 else 0, inputs, [result, lse])
     return result.transpose(1, 2), lse
+
+
+def _readable(tensor: torch.Tensor, on_gpu: bool) -> bool:
+    """Whether kernels can read the rows where they are: GPUs do so in pieces of 16 bytes."""
+    if tensor.stride(-1) != 1:
+        return False
+    strides = [step for size, step in zip(tensor.shape[:-1], tensor.stride()) if size > 1]
+    return not on_gpu or (tensor.data_ptr() % 16 == 0 and all(step % 8 == 0 for step in strides))
 
 
 def _results(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

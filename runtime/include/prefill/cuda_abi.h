@@ -38,11 +38,12 @@ typedef struct prefill_cuda_attention {
   int32_t block_rows; /* rows of the lists a head: query tiles */
   int32_t reserved;
   const float *sink;  /* [query heads] */
-  /* Ragged batches: [batch], or NULL: kv_len and position hold for all. */
+  /* Ragged batches: [batch], or NULL: kv_len and position hold for all. Lengths
+   * below 0 or past kv_len count as these. */
   const int32_t *kv_lengths;
   const int64_t *positions;
   /* Kernels with lists. Row r = (batch * heads + head) * block_rows + tile, where
-   * tile counts query tiles from the first. Blocks block_begin[r] up to
+   * * tile counts query tiles from the first. Blocks block_begin[r] up to
    * block_begin[r + 1] of block_ids, of block_k keys each; the first
    * full_count[r] of them need no mask. Then columns col_begin[r] up to
    * col_begin[r + 1] of col_pos, a multiple of block_k: key numbers, gathered

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PREFILL_KERNEL_ABI 5
+#define PREFILL_KERNEL_ABI 6
 
 enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
 
@@ -177,6 +177,22 @@ typedef struct prefill_plan {
   const prefill_head_plan *heads;
 } prefill_plan;
 
+/* Code for NVIDIA GPUs; cuda_abi.h has the parameters of each kind. */
+enum prefill_cuda_kind {
+  PREFILL_CUDA_DENSE = 0 /* attention, all that the masks leave */
+};
+enum prefill_cuda_format { PREFILL_CUDA_CUBIN = 0, PREFILL_CUDA_PTX = 1 };
+typedef struct prefill_cuda_image {
+  const char *function; /* in the module */
+  int32_t kind, format;
+  int32_t arch;       /* 10 * major + minor compute capability. A cubin runs on
+                         this and later minor ones, PTX on this and all later */
+  int32_t exact_arch; /* nonzero: on this one alone (sm_90a) */
+  int32_t block_q, block_k, threads, shared_bytes;
+  const void *data; /* zlib; PTX ends with a zero byte after decompression */
+  uint64_t bytes, code_bytes; /* compressed and not */
+} prefill_cuda_image;
+
 /* One kernel of the library. */
 typedef struct prefill_attention_desc {
   uint32_t abi; /* PREFILL_KERNEL_ABI */
@@ -199,6 +215,8 @@ typedef struct prefill_attention_desc {
   const prefill_plan *plan; /* NULL: dense */
   const prefill_tile_variant *variants;
   int64_t variant_count; /* best first */
+  const prefill_cuda_image *const *cuda_images;
+  int64_t cuda_image_count; /* 0: not for GPUs; best first */
 } prefill_attention_desc;
 
 /* Emitted by the code generator, read by the runtime. */

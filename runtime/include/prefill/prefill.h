@@ -28,6 +28,7 @@ typedef enum prefill_status {
   PREFILL_OUT_OF_MEMORY = 4,    /* the allocator returned NULL */
   PREFILL_UNSUPPORTED = 5,      /* no kernel variant for this machine */
   PREFILL_NOT_FOUND = 6,        /* no kernel of that name in the library */
+  PREFILL_DEVICE_ERROR = 7,     /* the GPU's driver is missing or refused */
 } prefill_status;
 
 /* Runs body(data, i) for every i in [0, count), in any order, on any threads,
@@ -50,6 +51,9 @@ typedef struct prefill_context {
   prefill_alloc_fn alloc;
   prefill_free_fn free;
   char message[256]; /* one line that explains the last status */
+  /* For tensors on a GPU; read if struct_size covers them. */
+  void *stream; /* CUstream or cudaStream_t, NULL: the default one. Kernels are
+                   launched there, and have not run when a call returns */
 } prefill_context;
 
 enum {
@@ -119,6 +123,13 @@ typedef enum prefill_attention_output {
   PREFILL_OUT_PRESENT_V = 6, /* as PAST_V */
   PREFILL_OUT_COUNT = 7
 } prefill_attention_output;
+
+/* Tensors on an NVIDIA GPU (kDLCUDA): Q, K, V, O and LSE all on the same one,
+ * whose CUDA context is current on the calling thread; KEY_MASK (bool) and SINKS
+ * (float32) too; KV_LENGTHS and Q_OFFSET on the CPU, where they are read before the
+ * call returns, or as int32 and int64 on the GPU. Rows are aligned to 16 bytes
+ * (O: 4). The first call in a CUDA context loads the kernel's code; later ones
+ * neither allocate nor wait, so that CUDA graphs can capture them. */
 
 /* The library's kernels, in order of compilation. */
 PREFILL_API size_t prefill_kernel_count(void);

@@ -1,0 +1,44 @@
+//===- Images.h - All CUDA code of a model ----------------------*- C++ -*-===//
+#ifndef PREFILL_CODEGEN_CUDA_IMAGES_H
+#define PREFILL_CODEGEN_CUDA_IMAGES_H
+
+#include "prefill/Codegen/CudaImages.h"
+#include "prefill/Codegen/KernelSpec.h"
+#include "llvm/ADT/ArrayRef.h"
+#include "llvm/ADT/StringRef.h"
+#include <optional>
+
+namespace prefill {
+
+/// A GPU as the command line names it.
+struct CudaTarget {
+  std::string name; ///< "sm_80"
+  int arch = 80;    ///< CudaOptions::arch
+};
+
+/// The target of that name, and the names there are.
+std::optional<CudaTarget> findCudaTarget(llvm::StringRef name);
+std::string cudaTargetNames();
+
+struct CudaImageOptions {
+  std::vector<CudaTarget> targets;
+  std::string ptxas;    ///< empty: CUDA_HOME/bin, then PATH
+  bool runPtxas = true; ///< else PTX alone
+  bool allowSpills = false;
+  /// As LibraryOptions.
+  std::string cacheDir;
+  bool useCache = true;
+  unsigned threads = 0;
+};
+
+/// Compiles every kernel for every target: a cubin each where there is a ptxas,
+/// and PTX for GPUs newer than the newest target. A kernel that GPUs do not
+/// take is refused in `library`, which is no failure; one that does not
+/// compile, or spills, is (`error` is one line that names it).
+bool compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
+                       const CudaImageOptions &options, CudaLibrary &library,
+                       std::string &error);
+
+} // namespace prefill
+
+#endif

@@ -1,0 +1,256 @@
+//===- Images.cpp - All CUDA code of a model ------------------------------===//
+
+#include "prefill/Codegen/CUDA/Images.h"
+#include "../Library/Cache.h"
+#include "prefill/Codegen/CUDA/CUDA.h"
+#include "prefill/Codegen/KernelBuilder.h"
+#include "prefill/kernel_abi.h"
+#include "llvm/ADT/StringExtras.h"
+#include "llvm/IR/Module.h"
+#include "llvm/Support/Compression.h"
+#include "llvm/Support/FileSystem.h"
+#include <atomic>
+#include <thread>
+
+using namespace prefill;
+using llvm::StringRef;
+using llvm::Twine;
+
+static const CudaTarget targets[] = {
+    {"sm_80", 80}, {"sm_86", 86}, {"sm_89", 89}, {"sm_90", 90}};
+
+std::optional<CudaTarget> prefill::findCudaTarget(StringRef name) {
+  // There is no schedule for wgmma and TMA yet: an H100 runs sm_90's code.
+  if (name == "sm_90a")
+    name = "sm_90";
+  for (const CudaTarget &target : targets)
+    if (name == target.name)
+      return target;
+  return std::nullopt;
+}
+
+std::string prefill::cudaTargetNames() {
+  std::string names;
+  for (const CudaTarget &target : targets)
+    names += target.name + ", ";
+  return names + "sm_90a";
+}
+
+namespace {
+
+/// One kernel for one target.
+struct Job {
+  const KernelSpec *spec;
+  CudaTarget target;
+  bool wantPtx; ///< beside the cubin
+  std::string key;
+  /// The result: code, or an error.
+  CudaImage image;
+  std::string cubin, ptx, error;
+  bool cached = false;
+};
+
+} // namespace
+
+/// What the kernel computes on the device. Leaving out tiles (`skip`) is an
+/// option that CUDA kernels do not have: they visit them.
+static KernelSpec deviceSpec(const KernelSpec &spec) {
+  KernelSpec device = spec;
+  device.heads.clear();
+  return device;
+}
+
+/// The assembler, by path, size and time: another one may give other code.
+static std::string identify(StringRef ptxas) {
+  llvm::sys::fs::file_status status;
+  if (ptxas.empty() || llvm::sys::fs::status(ptxas, status))
+    return ptxas.str();
+  return (ptxas + " " + Twine(status.getSize()) + " " +
+          Twine(status.getLastModificationTime().time_since_epoch().count()))
+      .str();
+}
+
+/// Cache entries: numbers and the function's name in a line, cubin, PTX.
+static std::string pack(const Job &job) {
+  const CudaImage &image = job.image;
+  std::string text;
+  for (int64_t number :
+       {int64_t(image.blockQ), int64_t(image.blockK), int64_t(image.threads),
+        int64_t(image.sharedBytes), int64_t(image.registers),
+        int64_t(image.spillBytes), int64_t(job.cubin.size())})
+    text += std::to_string(number) + " ";
+  return text + image.function + "\n" + job.cubin + job.ptx;
+}
+
+static bool unpack(StringRef text, Job &job) {
+  auto [line, code] = text.split('\n');
+  llvm::SmallVector<StringRef> words;
+  line.split(words, ' ');
+  CudaImage &image = job.image;
+  size_t cubin;
+  if (words.size() != 8 || words[0].getAsInteger(10, image.blockQ) ||
+      words[1].getAsInteger(10, image.blockK) ||
+      words[2].getAsInteger(10, image.threads) ||
+      words[3].getAsInteger(10, image.sharedBytes) ||
+      words[4].getAsInteger(10, image.registers) ||
+      words[5].getAsInteger(10, image.spillBytes) ||
+      words[6].getAsInteger(10, cubin) || cubin > code.size())
+    return false;
+  image.function = words[7].str();
+  job.cubin = code.take_front(cubin).str();
+  job.ptx = code.drop_front(cubin).str();
+  return true;
+}
+
+static void runJob(Job &job, const std::string &ptxas,
+                   const CudaImageOptions &options, const KernelCache &cache) {
+  const KernelSpec spec = deviceSpec(*job.spec);
+  CudaOptions cuda;
+  cuda.arch = job.target.arch;
+  cuda.ptxas = ptxas;
+  cuda.runPtxas = !ptxas.empty();
+  cuda.allowSpills = options.allowSpills;
+  std::string text;
+  if (!printCuda(spec, cuda, CudaText::Tile, text, job.error))
+    return;
+  const std::string key =
+      KernelCache::makeKey("cuda " + job.target.name + "\n" + identify(ptxas) +
+                           (options.allowSpills ? " spills\n" : "\n") + text);
+  std::string entry;
+  if ((job.cached = cache.lookup(key, entry) && unpack(entry, job)))
+    return;
+  CudaKernel kernel;
+  if (!compileCuda(spec, cuda, kernel, job.error))
+    return;
+  const CudaReport &report = kernel.report;
+  job.image.function = kernel.name;
+  job.image.blockQ = report.schedule.blockQ;
+  job.image.blockK = report.schedule.blockK;
+  job.image.threads = report.threads;
+  job.image.sharedBytes = report.sharedBytes;
+  job.image.registers = report.ptxas.registers;
+  job.image.spillBytes = report.ptxas.spillStores + report.ptxas.spillLoads;
+  job.cubin = std::move(kernel.cubin);
+  job.ptx = std::move(kernel.ptx);
+  cache.insert(key, pack(job));
+}
+
+static void runJobs(std::vector<Job> &jobs, const std::string &ptxas,
+                    const CudaImageOptions &options) {
+  const KernelCache cache =
+      KernelCache::open(options.cacheDir, options.useCache);
+  const unsigned threads =
+      options.threads ? options.threads : std::thread::hardware_concurrency();
+  std::atomic<size_t> next{0};
+  auto work = [&] {
+    for (size_t i; (i = next.fetch_add(1)) < jobs.size();)
+      runJob(jobs[i], ptxas, options, cache);
+  };
+  std::vector<std::thread> pool;
+  for (unsigned t = 1; t < threads && t < jobs.size(); ++t)
+    pool.emplace_back(work);
+  work();
+  for (std::thread &thread : pool)
+    thread.join();
+}
+
+/// The image of one form of a job's code.
+static CudaImage makeImage(const Job &job, bool isPtx) {
+  CudaImage image = job.image;
+  // The driver takes PTX as a C string.
+  const std::string code = isPtx ? job.ptx + '\0' : job.cubin;
+  image.target = job.target.name;
+  image.arch = job.target.arch;
+  image.isPtx = isPtx;
+  image.kind = PREFILL_CUDA_DENSE;
+  if (isPtx)
+    image.registers = image.spillBytes = 0;
+  image.size = code.size();
+  llvm::SmallVector<uint8_t> bytes;
+  llvm::compression::zlib::compress(
+      llvm::arrayRefFromStringRef(code), bytes,
+      llvm::compression::zlib::BestSizeCompression);
+  image.data = llvm::toStringRef(bytes).str();
+  return image;
+}
+
+bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
+                                const CudaImageOptions &options,
+                                CudaLibrary &library, std::string &error) {
+  error.clear();
+  library = CudaLibrary();
+  // The newest first: what the runtime takes first, and what PTX is kept of.
+  std::vector<CudaTarget> targets = options.targets;
+  llvm::sort(targets, [](const CudaTarget &a, const CudaTarget &b) {
+    return a.arch > b.arch;
+  });
+  targets.erase(llvm::unique(targets,
+                             [](const CudaTarget &a, const CudaTarget &b) {
+                               return a.name == b.name;
+                             }),
+                targets.end());
+  const std::string ptxas =
+      options.runPtxas ? findPtxas(options.ptxas) : std::string();
+  if (!ptxas.empty() && !llvm::sys::fs::can_execute(ptxas)) {
+    error = "-ptxas=" + ptxas + ": not a program";
+    return false;
+  }
+
+  std::vector<Job> jobs;
+  std::map<std::string, std::vector<size_t>> jobsOf;
+  for (const KernelSpec &spec : specs) {
+    bool first = true;
+    for (const CudaTarget &target : targets) {
+      std::string reason = checkCudaSpec(deviceSpec(spec), target.arch);
+      if (!reason.empty()) {
+        const std::string prefix = "kernel '" + spec.name + "' for " +
+                                   CudaSchedule{target.arch}.chip() + ": ";
+        StringRef text = reason;
+        text.consume_front(prefix);
+        library.refusals.push_back({spec.name, target.name, text.str()});
+        continue;
+      }
+      const std::string key = getTileKey(deviceSpec(spec)) + " " + target.name;
+      auto known =
+          llvm::find_if(jobs, [&](const Job &job) { return job.key == key; });
+      if (known == jobs.end()) {
+        jobs.push_back({&spec, target, false, key, {}, {}, {}, {}, false});
+        known = std::prev(jobs.end());
+      }
+      known->wantPtx |= first;
+      first = false;
+      jobsOf[spec.name].push_back(known - jobs.begin());
+    }
+  }
+  runJobs(jobs, ptxas, options);
+
+  std::vector<std::vector<size_t>> imagesOf;
+  for (Job &job : jobs) {
+    if (!job.error.empty()) {
+      error = job.error;
+      return false;
+    }
+    ++(job.cached ? library.cached : library.compiled);
+    std::vector<size_t> &images = imagesOf.emplace_back();
+    for (bool isPtx : {false, true}) {
+      if (isPtx ? !job.wantPtx && !job.cubin.empty() : job.cubin.empty())
+        continue;
+      images.push_back(library.images.size());
+      library.images.push_back(makeImage(job, isPtx));
+    }
+  }
+  for (const auto &[name, list] : jobsOf) {
+    std::vector<size_t> &images = library.kernels[name];
+    for (size_t job : list)
+      images.insert(images.end(), imagesOf[job].begin(), imagesOf[job].end());
+    // Cubins before PTX, newest first.
+    llvm::stable_sort(images, [&](size_t a, size_t b) {
+      return library.images[a].isPtx < library.images[b].isPtx;
+    });
+  }
+  if (!jobs.empty() && options.runPtxas && ptxas.empty())
+    library.notes.push_back(
+        "no ptxas (-ptxas=, CUDA_HOME, PATH): the library carries PTX, which "
+        "the NVIDIA driver compiles when a kernel is first used");
+  return true;
+}

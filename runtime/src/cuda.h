@@ -1,0 +1,101 @@
+/*===- cuda.h - Kernels on NVIDIA GPUs ----------------------------*- C -*-===*\
+|*
+|* The runtime reaches GPUs through the NVIDIA driver, libcuda.so.1, loaded when
+|* the first CUDA tensor is seen: libraries that never see one need no driver.
+|* cuda_driver.c loads it, cuda_modules.c hands code to it, cuda.c checks and
+|* launches.
+|*
+|* NVIDIA's headers are not needed: its C interface is stable, and the part that
+|* is used is declared here.
+|*
+\*===----------------------------------------------------------------------===*/
+#ifndef PREFILL_RUNTIME_CUDA_H
+#define PREFILL_RUNTIME_CUDA_H
+
+#include "internal.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int CUresult; /* 0: success */
+typedef int CUdevice;
+typedef struct CUctx_st *CUcontext;
+typedef struct CUmod_st *CUmodule;
+typedef struct CUfunc_st *CUfunction;
+typedef struct CUstream_st *CUstream;
+
+enum { /* CUdevice_attribute */
+       CU_MULTIPROCESSOR_COUNT = 16,
+       CU_COMPUTE_CAPABILITY_MAJOR = 75,
+       CU_COMPUTE_CAPABILITY_MINOR = 76,
+};
+enum { CU_FUNC_MAX_DYNAMIC_SHARED_BYTES = 8 }; /* CUfunction_attribute */
+enum { CU_JIT_ERROR_LOG = 5, CU_JIT_ERROR_LOG_BYTES = 6 }; /* CUjit_option */
+
+/* Functions of the driver, by their names without `cu`. */
+typedef struct pf_cuda_driver {
+  CUresult (*Init)(unsigned flags);
+  CUresult (*GetErrorName)(CUresult code, const char **text);
+  CUresult (*GetErrorString)(CUresult code, const char **text);
+  CUresult (*CtxGetCurrent)(CUcontext *context);
+  CUresult (*CtxGetDevice)(CUdevice *device);
+  CUresult (*DeviceGetAttribute)(int *value, int attribute, CUdevice device);
+  CUresult (*ModuleLoadDataEx)(CUmodule *module, const void *image,
+                               unsigned option_count, int *options,
+                               void **values);
+  CUresult (*ModuleUnload)(CUmodule module);
+  CUresult (*ModuleGetFunction)(CUfunction *function, CUmodule module,
+                                const char *name);
+  CUresult (*FuncSetAttribute)(CUfunction function, int attribute, int value);
+  CUresult (*LaunchKernel)(CUfunction function, unsigned grid_x,
+                           unsigned grid_y, unsigned grid_z, unsigned block_x,
+                           unsigned block_y, unsigned block_z,
+                           unsigned shared_bytes, CUstream stream,
+                           void **params, void **extra);
+  /* May be missing (before CUDA 12): NULL. */
+  CUresult (*CtxGetId)(CUcontext context, unsigned long long *id);
+} pf_cuda_driver;
+
+/* The driver, initialised; NULL with the reason in *error (which lives as long
+ * as the process). */
+const pf_cuda_driver *pf_cuda_load_driver(const char **error);
+
+/* A GPU and its context, current on the calling thread. */
+typedef struct pf_cuda_device {
+  const pf_cuda_driver *driver;
+  CUcontext context;
+  unsigned long long id; /* of the context, never used twice where the driver
+                            tells (CUDA 12), else its address */
+  CUdevice number;
+  int32_t arch; /* 10 * major + minor compute capability */
+} pf_cuda_device;
+/* Finds the calling thread's. */
+prefill_status pf_cuda_find_device(const pf_call *call, pf_cuda_device *device);
+
+/* The number of the GPU whose context is current on the thread; 0 without. */
+int32_t pf_cuda_current_device(void);
+
+/* `what` failed with `code`: PREFILL_DEVICE_ERROR and a message. */
+prefill_status pf_cuda_fail(const pf_call *call, const pf_cuda_driver *driver,
+                            const char *what, CUresult code);
+
+/* The call's kernel of a kind for the device, loaded into its context. */
+typedef struct pf_cuda_kernel {
+  const prefill_cuda_image *image;
+  CUfunction function;
+} pf_cuda_kernel;
+/* Loads code once per context and keeps it until the process ends; threads may
+ * call it at once. */
+prefill_status pf_cuda_find_kernel(const pf_call *call,
+                                   const pf_cuda_device *device, int kind,
+                                   pf_cuda_kernel *kernel);
+
+/* Launches the attention of a call whose Q is on a GPU; inputs as given. */
+prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,
+                           size_t input_count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

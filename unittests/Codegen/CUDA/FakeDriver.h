@@ -1,0 +1,43 @@
+/*===- FakeDriver.h - A libcuda.so.1 without a GPU ----------------*- C -*-===*\
+|*
+|* The driver functions that the runtime uses, as a shared library whose soname
+|* is libcuda.so.1: a process that loads it first gives it to everybody. It
+|* records what is asked of it, fails on demand, and hands launches on.
+|*
+\*===----------------------------------------------------------------------===*/
+#ifndef PREFILL_UNITTESTS_CODEGEN_CUDA_FAKEDRIVER_H
+#define PREFILL_UNITTESTS_CODEGEN_CUDA_FAKEDRIVER_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct fake_launch {
+  const char *function;
+  const char *code; /* the first bytes of what was loaded */
+  unsigned grid[3], block[3], shared_bytes;
+  void *stream;
+  const void *params; /* the kernel's one parameter */
+} fake_launch;
+
+typedef struct fake_cuda {
+  int major, minor, device;   /* of the current context */
+  unsigned long long context; /* its number; 0: there is none */
+  const char *failing;        /* name of a function that fails, or NULL */
+  int code;                   /* with this */
+  int loads, launches;
+  int shared_limit;
+  /* Called by each launch; nonzero is what it returns. */
+  int (*launch)(void *user, const fake_launch *launch);
+  void *user;
+} fake_cuda;
+
+/* The one state, as new: sm_80, device 0, context 1. */
+fake_cuda *fake_cuda_reset(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
