@@ -175,9 +175,7 @@ bool prefill::emitKernelText(const CompilerOptions &options,
       for (const KernelSpec &kernel : kernels) {
         CudaOptions cuda;
         cuda.arch = target.arch;
-        KernelSpec device = kernel;
-        device.heads.clear(); // dense there
-        if (!printCuda(device, cuda,
+        if (!printCuda(getCudaSpec(kernel), cuda,
                        options.emit == EmitKind::Warp ? CudaText::Warp
                                                       : CudaText::PTX,
                        text, error))

@@ -1,8 +1,9 @@
 /*===- cuda.c - Attention on a GPU --------------------------------*- C -*-===*\
 |*
 |* What check.c cannot know of a call with CUDA tensors, and the launch. Nothing
-|* here waits for the device or allocates: after the first call in a context,
-|* which loads the code, calls can be captured into CUDA graphs.
+|* here waits for the device or allocates but by the host's device_alloc: after
+|* the first call in a context, which loads the code, calls can be captured into
+|* CUDA graphs.
 |*
 |* Small inputs (lengths, offset) may lie on the host or on the device. On the
 |* host they are read, and batch entries that differ get a launch each. On the
@@ -62,10 +63,10 @@ static prefill_status check_features(const pf_call *call,
     if (inputs[refused[i].slot])
       return pf_fail(call, PREFILL_UNSUPPORTED, "input %s: not on GPUs; %s",
                      refused[i].name, refused[i].remedy);
-  if (call->density.data || call->block_map.data || call->rotated_k.data)
+  if (call->density.data || call->block_map.data)
     return pf_fail(call, PREFILL_UNSUPPORTED,
-                   "outputs DENSITY, BLOCK_MAP and ROTATED_K: not on GPUs; "
-                   "use CPU tensors");
+                   "outputs DENSITY and BLOCK_MAP: not on GPUs; use CPU "
+                   "tensors");
   return PREFILL_OK;
 }
 
@@ -102,9 +103,7 @@ static prefill_status bind_small(const pf_call *call,
                                  prefill_cuda_attention *args) {
   const DLTensor *lengths = inputs[PREFILL_IN_KV_LENGTHS],
                  *offset = inputs[PREFILL_IN_Q_OFFSET],
-                 *mask = inputs[PREFILL_IN_KEY_MASK],
-                 *sinks = inputs[PREFILL_IN_SINKS];
-  const uint32_t features = call->desc->features;
+                 *mask = inputs[PREFILL_IN_KEY_MASK];
   prefill_status status;
   args->kv_len = (int32_t)call->t;
   args->position =
@@ -128,31 +127,6 @@ static prefill_status bind_small(const pf_call *call,
                      "input Q_OFFSET: expected [%lld] on a GPU",
                      (long long)call->b);
     args->positions = data_of(offset);
-  }
-  if (features & PREFILL_TILE_KEY_MASK) {
-    if (!on_device(mask))
-      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
-                     "input KEY_MASK: expected a tensor on the GPU, as the "
-                     "kernel reads one, got %s",
-                     mask ? "one on the CPU" : "null");
-    if (mask->dtype.bits != 8)
-      return pf_fail(call, PREFILL_INVALID_TYPE,
-                     "input KEY_MASK: expected bool on a GPU");
-    if ((status =
-             check_small(call, "KEY_MASK", mask, mask->dtype.code, 8, "bool")))
-      return status;
-    args->key_mask = data_of(mask);
-    args->key_mask_batch = pf_stride_of(mask, 0);
-  }
-  if (features & PREFILL_TILE_SINK) {
-    if (!on_device(sinks))
-      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
-                     "input SINKS: expected a tensor on the GPU, as the kernel "
-                     "reads one, got %s",
-                     sinks ? "one on the CPU" : "null");
-    if ((status = check_small(call, "SINKS", sinks, kDLFloat, 32, "float32")))
-      return status;
-    args->sink = data_of(sinks);
   }
   /* Rows without keys are 0; whether there are any shows on the host alone. */
   const bool may_mask = call->desc->masked_row != PREFILL_MASKED_ZERO &&
@@ -190,6 +164,22 @@ static void bind_tensors(const pf_call *call, prefill_cuda_attention *args) {
   args->softcap = call->desc->softcap;
 }
 
+prefill_status pf_cuda_launch(const pf_call *call, const pf_cuda_device *device,
+                              const pf_cuda_kernel *kernel, const char *what,
+                              int64_t x, int64_t y, int64_t z, void *param) {
+  const prefill_cuda_image *image = kernel->image;
+  if (x > INT32_MAX || y > UINT16_MAX || z > UINT16_MAX)
+    return pf_fail(call, PREFILL_UNSUPPORTED,
+                   "%s: a grid of %lld x %lld x %lld is more than GPUs take",
+                   what, (long long)x, (long long)y, (long long)z);
+  void *params[] = {param};
+  const CUresult code = device->driver->LaunchKernel(
+      kernel->function, (unsigned)x, (unsigned)y, (unsigned)z,
+      (unsigned)image->threads, 1, 1, (unsigned)image->shared_bytes,
+      (CUstream)call->context->stream, params, NULL);
+  return code ? pf_cuda_fail(call, device->driver, what, code) : PREFILL_OK;
+}
+
 /* Batch entries [b, b + count) of the call. */
 static prefill_status launch(const pf_call *call, const pf_cuda_device *device,
                              const pf_cuda_kernel *kernel,
@@ -209,20 +199,48 @@ static prefill_status launch(const pf_call *call, const pf_cuda_device *device,
     args.positions = all->positions + b;
   if (all->key_mask)
     args.key_mask = all->key_mask + b * all->key_mask_batch;
-  const prefill_cuda_image *image = kernel->image;
-  const int64_t tiles = pf_ceil_div(call->s, image->block_q);
+  const int64_t tiles = pf_ceil_div(call->s, kernel->image->block_q);
   args.block_rows = (int32_t)tiles;
-  if (call->hq > UINT16_MAX)
-    return pf_fail(call, PREFILL_UNSUPPORTED,
-                   "more heads (%lld) than a launch may have",
-                   (long long)call->hq);
-  void *params[] = {&args};
-  const CUresult code = device->driver->LaunchKernel(
-      kernel->function, (unsigned)tiles, (unsigned)call->hq, (unsigned)count,
-      (unsigned)image->threads, 1, 1, (unsigned)image->shared_bytes,
-      (CUstream)call->context->stream, params, NULL);
-  return code ? pf_cuda_fail(call, device->driver, "cuLaunchKernel", code)
-              : PREFILL_OK;
+  return pf_cuda_launch(call, device, kernel, "cuLaunchKernel", tiles, call->hq,
+                        count, &args);
+}
+
+/* Everything after the checks, in runs of batch entries that agree in what the
+ * host knows. */
+static prefill_status launch_all(pf_call *call, const pf_cuda_device *device,
+                                 const pf_cuda_kernel *kernel,
+                                 const DLTensor *const *in,
+                                 prefill_cuda_attention *args,
+                                 pf_cuda_workspace *workspace) {
+  prefill_status status =
+      pf_cuda_prepare_inputs(call, device, in, workspace, args);
+  if (status)
+    return status;
+  const DLTensor *lengths = in[PREFILL_IN_KV_LENGTHS],
+                 *offset = in[PREFILL_IN_Q_OFFSET];
+  const bool read_length = lengths && !on_device(lengths);
+  const bool read_offset = offset && !on_device(offset);
+  const int64_t most = UINT16_MAX;
+  for (int64_t b = 0; b < call->b;) {
+    const int64_t length = read_length ? per_batch(lengths, b) : args->kv_len;
+    const int64_t position =
+        read_offset ? per_batch(offset, b) : args->position;
+    int64_t count = 1;
+    while (b + count < call->b && count < most &&
+           (!read_length || per_batch(lengths, b + count) == length) &&
+           (!read_offset || per_batch(offset, b + count) == position))
+      ++count;
+    prefill_cuda_attention here = *args;
+    here.kv_len = (int32_t)pf_max(0, pf_min(length, call->t));
+    here.position = pf_clamp_offset(call, position);
+    if ((call->rotary &&
+         (status = pf_cuda_rotate_queries(call, device, workspace, args,
+                                          position, b, count))) ||
+        (status = launch(call, device, kernel, &here, b, count)))
+      return status;
+    b += count;
+  }
+  return PREFILL_OK;
 }
 
 prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,
@@ -248,8 +266,8 @@ prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,
                    "input Q: is on GPU %d, but GPU %d is current on this "
                    "thread",
                    (int)call->device, (int)device.number);
-  if ((status =
-           pf_cuda_find_kernel(call, &device, PREFILL_CUDA_DENSE, &kernel)) ||
+  if ((status = pf_cuda_find_kernel(call, &device, PREFILL_CUDA_DENSE, NULL,
+                                    &kernel)) ||
       (status = check_pieces(call, "input Q", &call->q, PIECE, q_dims)) ||
       (status = check_pieces(call, "input K", &call->k, PIECE, k_dims)) ||
       (status = check_pieces(call, "input V", &call->v, PIECE, k_dims)) ||
@@ -264,27 +282,8 @@ prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,
   bind_tensors(call, &args);
   if ((status = bind_small(call, in, &args)) || !call->s || !call->b)
     return status;
-
-  /* Runs of batch entries that agree in what the host knows. */
-  const DLTensor *lengths = in[PREFILL_IN_KV_LENGTHS],
-                 *offset = in[PREFILL_IN_Q_OFFSET];
-  const bool read_length = lengths && !on_device(lengths);
-  const bool read_offset = offset && !on_device(offset);
-  const int64_t most = UINT16_MAX;
-  for (int64_t b = 0; b < call->b;) {
-    const int64_t length = read_length ? per_batch(lengths, b) : args.kv_len;
-    const int64_t position = read_offset ? per_batch(offset, b) : args.position;
-    int64_t count = 1;
-    while (b + count < call->b && count < most &&
-           (!read_length || per_batch(lengths, b + count) == length) &&
-           (!read_offset || per_batch(offset, b + count) == position))
-      ++count;
-    prefill_cuda_attention here = args;
-    here.kv_len = (int32_t)pf_max(0, pf_min(length, call->t));
-    here.position = pf_clamp_offset(call, position);
-    if ((status = launch(call, &device, &kernel, &here, b, count)))
-      return status;
-    b += count;
-  }
-  return PREFILL_OK;
+  pf_cuda_workspace workspace = {.count = 0};
+  status = launch_all(call, &device, &kernel, in, &args, &workspace);
+  pf_cuda_release(call, &workspace);
+  return status;
 }

@@ -80,7 +80,8 @@ int32_t pf_cuda_current_device(void);
 prefill_status pf_cuda_fail(const pf_call *call, const pf_cuda_driver *driver,
                             const char *what, CUresult code);
 
-/* The call's kernel of a kind for the device, loaded into its context. */
+/* The call's kernel of a kind for the device, loaded into its context; `name`
+ * is the function in modules with several, else NULL. */
 typedef struct pf_cuda_kernel {
   const prefill_cuda_image *image;
   CUfunction function;
@@ -89,7 +90,40 @@ typedef struct pf_cuda_kernel {
  * call it at once. */
 prefill_status pf_cuda_find_kernel(const pf_call *call,
                                    const pf_cuda_device *device, int kind,
-                                   pf_cuda_kernel *kernel);
+                                   const char *name, pf_cuda_kernel *kernel);
+
+/* Launches a kernel with its one parameter on the call's stream. `what` is for
+ * messages. */
+prefill_status pf_cuda_launch(const pf_call *call, const pf_cuda_device *device,
+                              const pf_cuda_kernel *kernel, const char *what,
+                              int64_t x, int64_t y, int64_t z, void *param);
+
+/*===-- cuda_inputs.c ----------------------------------------------------===*/
+
+/* Workspace of a call, and how its queries are rotated. */
+typedef struct pf_cuda_workspace {
+  void *memory[4];
+  int count;
+  pf_cuda_kernel rotate;
+} pf_cuda_workspace;
+void pf_cuda_release(const pf_call *call, pf_cuda_workspace *workspace);
+
+/* A mask of keys as bytes and sinks as float32, and rotated keys: in args,
+ * where they are not as they come. Launches what makes them. */
+struct prefill_cuda_attention;
+prefill_status pf_cuda_prepare_inputs(pf_call *call,
+                                      const pf_cuda_device *device,
+                                      const DLTensor *const *inputs,
+                                      pf_cuda_workspace *workspace,
+                                      struct prefill_cuda_attention *args);
+/* Rotates the queries of batch entries [b, b + count), whose row 0 is at
+ * `position` or as args->positions says, into args->q. */
+prefill_status pf_cuda_rotate_queries(const pf_call *call,
+                                      const pf_cuda_device *device,
+                                      const pf_cuda_workspace *workspace,
+                                      const struct prefill_cuda_attention *args,
+                                      int64_t position, int64_t b,
+                                      int64_t count);
 
 /* Launches the attention of a call whose Q is on a GPU; inputs as given. */
 prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,

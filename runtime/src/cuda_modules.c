@@ -18,6 +18,7 @@
 typedef struct loaded {
   unsigned long long context;
   const prefill_cuda_image *image;
+  const char *name;
   CUfunction function;
   struct loaded *next;
 } loaded;
@@ -31,16 +32,17 @@ int pf_zlib_uncompress(unsigned char *out, unsigned long *out_bytes,
     __attribute__((visibility("hidden")));
 
 static const loaded *find(const pf_cuda_device *device,
-                          const prefill_cuda_image *image) {
+                          const prefill_cuda_image *image, const char *name) {
   const loaded *entry = atomic_load_explicit(&all, memory_order_acquire);
-  while (entry && (entry->context != device->id || entry->image != image))
+  while (entry && (entry->context != device->id || entry->image != image ||
+                   strcmp(entry->name, name) != 0))
     entry = entry->next;
   return entry;
 }
 
 /* Decompresses and loads; the caller holds the mutex. */
 static prefill_status load(const pf_call *call, const pf_cuda_device *device,
-                           const prefill_cuda_image *image,
+                           const prefill_cuda_image *image, const char *name,
                            const loaded **result) {
   const pf_cuda_driver *cuda = device->driver;
   loaded *entry = malloc(sizeof(loaded));
@@ -72,8 +74,7 @@ static prefill_status load(const pf_call *call, const pf_cuda_device *device,
       status = log[0] ? pf_fail(call, PREFILL_DEVICE_ERROR,
                                 "cuModuleLoadDataEx (%d): %s", code, log)
                       : pf_cuda_fail(call, cuda, "cuModuleLoadDataEx", code);
-    else if ((code = cuda->ModuleGetFunction(&entry->function, module,
-                                             image->function)))
+    else if ((code = cuda->ModuleGetFunction(&entry->function, module, name)))
       status = pf_cuda_fail(call, cuda, "cuModuleGetFunction", code);
     else if ((code = cuda->FuncSetAttribute(entry->function,
                                             CU_FUNC_MAX_DYNAMIC_SHARED_BYTES,
@@ -89,6 +90,7 @@ static prefill_status load(const pf_call *call, const pf_cuda_device *device,
   }
   entry->context = device->id;
   entry->image = image;
+  entry->name = name;
   entry->next = atomic_load_explicit(&all, memory_order_relaxed);
   atomic_store_explicit(&all, entry, memory_order_release);
   *result = entry;
@@ -105,7 +107,7 @@ static bool runs_on(const prefill_cuda_image *image, int32_t arch) {
 
 prefill_status pf_cuda_find_kernel(const pf_call *call,
                                    const pf_cuda_device *device, int kind,
-                                   pf_cuda_kernel *kernel) {
+                                   const char *name, pf_cuda_kernel *kernel) {
   const prefill_attention_desc *desc = call->desc;
   const prefill_cuda_image *image = NULL;
   char known[128] = "";
@@ -132,13 +134,15 @@ prefill_status pf_cuda_find_kernel(const pf_call *call,
                    "has no code for this GPU, sm_%d, only for %s; compile the "
                    "model with -target=cpu,sm_%d",
                    (int)device->arch, known, (int)device->arch);
-  const loaded *entry = find(device, image);
+  if (!name)
+    name = image->function;
+  const loaded *entry = find(device, image, name);
   prefill_status status = PREFILL_OK;
   if (!entry) {
     pthread_mutex_lock(&mutex);
-    entry = find(device, image);
+    entry = find(device, image, name);
     if (!entry)
-      status = load(call, device, image, &entry);
+      status = load(call, device, image, name, &entry);
     pthread_mutex_unlock(&mutex);
     if (status)
       return status;

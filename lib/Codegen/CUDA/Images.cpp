@@ -40,7 +40,7 @@ namespace {
 
 /// One kernel for one target.
 struct Job {
-  const KernelSpec *spec;
+  const KernelSpec *spec; ///< null: the kernels that prepare inputs
   CudaTarget target;
   bool wantPtx; ///< beside the cubin
   std::string key;
@@ -52,12 +52,17 @@ struct Job {
 
 } // namespace
 
-/// What the kernel computes on the device. Leaving out tiles (`skip`) is an
-/// option that CUDA kernels do not have: they visit them.
-static KernelSpec deviceSpec(const KernelSpec &spec) {
+KernelSpec prefill::getCudaSpec(const KernelSpec &spec) {
   KernelSpec device = spec;
   device.heads.clear();
+  device.rotary = Rotary::None;
+  device.rotaryDim = 0;
   return device;
+}
+
+/// Whether calls may need prefill_rotate or prefill_convert.
+static bool needsInputKernels(const KernelSpec &spec) {
+  return spec.rotary != Rotary::None || spec.hasKeyMask || spec.hasSink;
 }
 
 /// The assembler, by path, size and time: another one may give other code.
@@ -104,14 +109,15 @@ static bool unpack(StringRef text, Job &job) {
 
 static void runJob(Job &job, const std::string &ptxas,
                    const CudaImageOptions &options, const KernelCache &cache) {
-  const KernelSpec spec = deviceSpec(*job.spec);
   CudaOptions cuda;
   cuda.arch = job.target.arch;
   cuda.ptxas = ptxas;
   cuda.runPtxas = !ptxas.empty();
   cuda.allowSpills = options.allowSpills;
-  std::string text;
-  if (!printCuda(spec, cuda, CudaText::Tile, text, job.error))
+  // The other kernels change with the compiler alone.
+  std::string text = "inputs";
+  if (job.spec && !(text.clear(), printCuda(getCudaSpec(*job.spec), cuda,
+                                            CudaText::Tile, text, job.error)))
     return;
   const std::string key =
       KernelCache::makeKey("cuda " + job.target.name + "\n" + identify(ptxas) +
@@ -120,10 +126,11 @@ static void runJob(Job &job, const std::string &ptxas,
   if ((job.cached = cache.lookup(key, entry) && unpack(entry, job)))
     return;
   CudaKernel kernel;
-  if (!compileCuda(spec, cuda, kernel, job.error))
+  if (!(job.spec ? compileCuda(getCudaSpec(*job.spec), cuda, kernel, job.error)
+                 : compileCudaInputs(cuda, kernel, job.error)))
     return;
   const CudaReport &report = kernel.report;
-  job.image.function = kernel.name;
+  job.image.function = kernel.name; // of the module, for those beside attention
   job.image.blockQ = report.schedule.blockQ;
   job.image.blockK = report.schedule.blockK;
   job.image.threads = report.threads;
@@ -162,7 +169,7 @@ static CudaImage makeImage(const Job &job, bool isPtx) {
   image.target = job.target.name;
   image.arch = job.target.arch;
   image.isPtx = isPtx;
-  image.kind = PREFILL_CUDA_DENSE;
+  image.kind = job.spec ? PREFILL_CUDA_DENSE : PREFILL_CUDA_INPUTS;
   if (isPtx)
     image.registers = image.spillBytes = 0;
   image.size = code.size();
@@ -199,9 +206,22 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
   std::vector<Job> jobs;
   std::map<std::string, std::vector<size_t>> jobsOf;
   for (const KernelSpec &spec : specs) {
-    bool first = true;
+    std::vector<size_t> &own = jobsOf[spec.name];
+    bool newest = true;
+    auto want = [&](const KernelSpec *spec, const CudaTarget &target) {
+      const std::string key =
+          (spec ? getTileKey(getCudaSpec(*spec)) : "inputs") + " " +
+          target.name;
+      size_t number = 0;
+      while (number < jobs.size() && jobs[number].key != key)
+        ++number;
+      if (number == jobs.size())
+        jobs.push_back({spec, target, false, key, {}, {}, {}, {}, false});
+      jobs[number].wantPtx |= newest;
+      own.push_back(number);
+    };
     for (const CudaTarget &target : targets) {
-      std::string reason = checkCudaSpec(deviceSpec(spec), target.arch);
+      std::string reason = checkCudaSpec(getCudaSpec(spec), target.arch);
       if (!reason.empty()) {
         const std::string prefix = "kernel '" + spec.name + "' for " +
                                    CudaSchedule{target.arch}.chip() + ": ";
@@ -210,17 +230,13 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
         library.refusals.push_back({spec.name, target.name, text.str()});
         continue;
       }
-      const std::string key = getTileKey(deviceSpec(spec)) + " " + target.name;
-      auto known =
-          llvm::find_if(jobs, [&](const Job &job) { return job.key == key; });
-      if (known == jobs.end()) {
-        jobs.push_back({&spec, target, false, key, {}, {}, {}, {}, false});
-        known = std::prev(jobs.end());
-      }
-      known->wantPtx |= first;
-      first = false;
-      jobsOf[spec.name].push_back(known - jobs.begin());
+      want(&spec, target);
+      if (needsInputKernels(spec))
+        want(nullptr, target);
+      newest = false;
     }
+    if (own.empty())
+      jobsOf.erase(spec.name);
   }
   runJobs(jobs, ptxas, options);
 

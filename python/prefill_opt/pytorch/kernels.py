@@ -155,7 +155,8 @@ class Kernel:
         manifest = json.loads((folder / "manifest.json").read_text())
         for site in manifest["kernels"] if spec.gpu else []:
             if not site["cuda"]["images"]:
-                raise CompileError(f"no kernel for {spec.gpu}: {site['cuda']['declined'][0]['reason']}")
+                reason = site["cuda"]["declined"][0]["reason"]
+                raise CompileError(f"no kernel for {spec.gpu}: {reason}", [], 0, "")
         self.spec = spec
         self.names = [site["kernel"] for site in manifest["attention"]]
         self._folder = folder

@@ -54,4 +54,48 @@ typedef struct prefill_cuda_attention {
   int64_t key_mask_batch;
 } prefill_cuda_attention;
 
+/* What brings inputs into the form that attention kernels read: element-wise
+ * kernels with blocks of PREFILL_CUDA_INPUT_THREADS threads and no shared memory,
+ * in a module of their own (PREFILL_CUDA_INPUTS). */
+#define PREFILL_CUDA_INPUT_THREADS 256
+enum prefill_cuda_element { /* the first three are prefill_dtype's */
+  PREFILL_CUDA_F32 = 0,
+  PREFILL_CUDA_F16 = 1,
+  PREFILL_CUDA_BF16 = 2,
+  PREFILL_CUDA_BYTE = 3,
+  PREFILL_CUDA_I32 = 4,
+  PREFILL_CUDA_I64 = 5
+};
+
+/* prefill_rotate: rotary embedding (runtime/src/rotary.c) of the rows of Q or K
+ * into y, which does not overlap x. Grid: ceil(rows * dim / 2 / threads), heads,
+ * batch. Row i uses row position + i of the tables; rows that tables do not have
+ * use the nearest one. */
+typedef struct prefill_cuda_rotate {
+  const void *x;
+  void *y;
+  const void *cosine, *sine;
+  const int64_t *positions; /* [batch], or NULL: position holds for all */
+  int64_t x_batch, x_head, x_row;
+  int64_t y_batch, y_head, y_row;
+  int64_t cosine_batch, cosine_row, sine_batch, sine_row;
+  int64_t position; /* of row 0 */
+  int32_t rows, dim, rotary_dim;
+  int32_t table_rows, width; /* rotary_dim / 2 or rotary_dim */
+  int32_t interleaved;       /* nonzero: pairs (2 i, 2 i + 1) */
+  int32_t element, table_element; /* prefill_cuda_element */
+} prefill_cuda_rotate;
+
+/* prefill_convert: target[r][c] = source[r * source_row + c], as float32 or, for
+ * bytes, 1 where it is not 0. Without a source: ones. Grid: ceil(columns /
+ * threads), rows. */
+typedef struct prefill_cuda_convert {
+  const void *source;
+  void *target; /* [rows][columns] */
+  int64_t source_row;
+  int32_t columns;
+  int32_t from, to; /* prefill_cuda_element; to F32 or BYTE */
+  int32_t reserved;
+} prefill_cuda_convert;
+
 #endif

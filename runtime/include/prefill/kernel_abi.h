@@ -179,11 +179,12 @@ typedef struct prefill_plan {
 
 /* Code for NVIDIA GPUs; cuda_abi.h has the parameters of each kind. */
 enum prefill_cuda_kind {
-  PREFILL_CUDA_DENSE = 0 /* attention, all that the masks leave */
+  PREFILL_CUDA_DENSE = 0, /* attention, all that the masks leave */
+  PREFILL_CUDA_INPUTS = 1 /* a module with prefill_rotate and prefill_convert */
 };
 enum prefill_cuda_format { PREFILL_CUDA_CUBIN = 0, PREFILL_CUDA_PTX = 1 };
 typedef struct prefill_cuda_image {
-  const char *function; /* in the module */
+  const char *function; /* in the module; of INPUTS a name for people */
   int32_t kind, format;
   int32_t arch;       /* 10 * major + minor compute capability. A cubin runs on
                          this and later minor ones, PTX on this and all later */

@@ -54,6 +54,12 @@ typedef struct prefill_context {
   /* For tensors on a GPU; read if struct_size covers them. */
   void *stream; /* CUstream or cudaStream_t, NULL: the default one. Kernels are
                    launched there, and have not run when a call returns */
+  /* Memory of the GPU, 256-byte aligned, in the order of the stream: what is
+   * allocated may have been freed before by work that was launched there, and
+   * free comes when the kernels that use it may not have run. NULL: kernels that
+   * need workspace (those that rotate) report PREFILL_OUT_OF_MEMORY. */
+  prefill_alloc_fn device_alloc;
+  prefill_free_fn device_free;
 } prefill_context;
 
 enum {
@@ -125,8 +131,8 @@ typedef enum prefill_attention_output {
 } prefill_attention_output;
 
 /* Tensors on an NVIDIA GPU (kDLCUDA): Q, K, V, O and LSE all on the same one,
- * whose CUDA context is current on the calling thread; KEY_MASK (bool) and SINKS
- * (float32) too; KV_LENGTHS and Q_OFFSET on the CPU, where they are read before the
+ * whose CUDA context is current on the calling thread; KEY_MASK, SINKS, COS and
+ * SIN too; KV_LENGTHS and Q_OFFSET on the CPU, where they are read before the
  * call returns, or as int32 and int64 on the GPU. Rows are aligned to 16 bytes
  * (O: 4). The first call in a CUDA context loads the kernel's code; later ones
  * neither allocate nor wait, so that CUDA graphs can capture them. */

@@ -9,6 +9,8 @@
 #include <optional>
 
 namespace prefill {
+struct CudaKernel;
+struct CudaOptions;
 
 /// A GPU as the command line names it.
 struct CudaTarget {
@@ -19,6 +21,10 @@ struct CudaTarget {
 /// The target of that name, and the names there are.
 std::optional<CudaTarget> findCudaTarget(llvm::StringRef name);
 std::string cudaTargetNames();
+
+/// What of a kernel the device's attention computes: all heads dense, nothing
+/// left out (`skip`), Q and K as prefill_rotate leaves them.
+KernelSpec getCudaSpec(const KernelSpec &spec);
 
 struct CudaImageOptions {
   std::vector<CudaTarget> targets;
@@ -37,6 +43,11 @@ struct CudaImageOptions {
 /// compile, or spills, is (`error` is one line that names it).
 bool compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
                        const CudaImageOptions &options, CudaLibrary &library,
+                       std::string &error);
+
+/// Compiles the kernels that bring inputs into the form that attention kernels
+/// read (cuda_abi.h): prefill_rotate and prefill_convert, in one module.
+bool compileCudaInputs(const CudaOptions &options, CudaKernel &kernels,
                        std::string &error);
 
 } // namespace prefill
