@@ -48,6 +48,10 @@ class State(ctypes.Structure):
         ("loads", ctypes.c_int),
         ("launches", ctypes.c_int),
         ("shared_limit", ctypes.c_int),
+        ("pool_live", ctypes.c_int),
+        ("pool", ctypes.c_void_p * 16),
+        ("pool_bytes", ctypes.c_size_t * 16),
+        ("pool_count", ctypes.c_int),
         ("launch", CALLBACK),
         ("user", ctypes.c_void_p),
     ]

@@ -1,7 +1,7 @@
 /*===- cuda.c - Attention on a GPU --------------------------------*- C -*-===*\
 |*
 |* What check.c cannot know of a call with CUDA tensors, and the launch. Nothing
-|* here waits for the device or allocates but by the host's device_alloc: after
+|* here waits for the device or allocates but in the order of the stream: after
 |* the first call in a context, which loads the code, calls can be captured into
 |* CUDA graphs.
 |*
@@ -284,6 +284,6 @@ prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,
     return status;
   pf_cuda_workspace workspace = {.count = 0};
   status = launch_all(call, &device, &kernel, in, &args, &workspace);
-  pf_cuda_release(call, &workspace);
+  pf_cuda_release(call, &device, &workspace);
   return status;
 }

@@ -20,6 +20,7 @@ extern "C" {
 
 typedef int CUresult; /* 0: success */
 typedef int CUdevice;
+typedef unsigned long long CUdeviceptr;
 typedef struct CUctx_st *CUcontext;
 typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
@@ -53,8 +54,10 @@ typedef struct pf_cuda_driver {
                            unsigned block_y, unsigned block_z,
                            unsigned shared_bytes, CUstream stream,
                            void **params, void **extra);
-  /* May be missing (before CUDA 12): NULL. */
+  /* May be missing (before CUDA 12 and 11.2): NULL. */
   CUresult (*CtxGetId)(CUcontext context, unsigned long long *id);
+  CUresult (*MemAllocAsync)(CUdeviceptr *memory, size_t bytes, CUstream stream);
+  CUresult (*MemFreeAsync)(CUdeviceptr memory, CUstream stream);
 } pf_cuda_driver;
 
 /* The driver, initialised; NULL with the reason in *error (which lives as long
@@ -106,7 +109,8 @@ typedef struct pf_cuda_workspace {
   int count;
   pf_cuda_kernel rotate;
 } pf_cuda_workspace;
-void pf_cuda_release(const pf_call *call, pf_cuda_workspace *workspace);
+void pf_cuda_release(const pf_call *call, const pf_cuda_device *device,
+                     pf_cuda_workspace *workspace);
 
 /* A mask of keys as bytes and sinks as float32, and rotated keys: in args,
  * where they are not as they come. Launches what makes them. */

@@ -44,6 +44,8 @@ static void load(void) {
       return;
     }
   *(void **)&driver.CtxGetId = dlsym(library, "cuCtxGetId");
+  *(void **)&driver.MemAllocAsync = dlsym(library, "cuMemAllocAsync");
+  *(void **)&driver.MemFreeAsync = dlsym(library, "cuMemFreeAsync");
   CUresult code = driver.Init(0);
   if (code) {
     const char *name = NULL;

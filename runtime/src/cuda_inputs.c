@@ -9,34 +9,46 @@ The
 #include "cuda.h"
 #include "prefill/cuda_abi.h"
 
-static void *take(const pf_call *call, pf_cuda_workspace *workspace,
-                  int64_t count, int64_t size, prefill_status *status) {
+/* count * size bytes on the GPU; on failure *status says so. */
+static void *take(const pf_call *call, const pf_cuda_device *device,
+                  pf_cuda_workspace *workspace, int64_t count, int64_t size,
+                  prefill_status *status) {
   const prefill_context *context = call->context;
+  const pf_cuda_driver *cuda = device->driver;
   int64_t bytes;
   void *memory = NULL;
   const int limit = (int)(sizeof(workspace->memory) / sizeof(void *));
-  if (!__builtin_mul_overflow(count, size, &bytes) && context->device_alloc &&
-      workspace->count < limit)
-    memory = context->device_alloc(context->host, (size_t)pf_max(bytes, 1));
+  if (!__builtin_mul_overflow(count, size, &bytes) &&
+      workspace->count < limit) {
+    bytes = pf_max(bytes, 1);
+    CUdeviceptr address = 0;
+    if (context->device_alloc)
+      memory = context->device_alloc(context->host, (size_t)bytes);
+    else if (cuda->MemAllocAsync && cuda->MemFreeAsync &&
+             !cuda->MemAllocAsync(&address, (size_t)bytes,
+                                  (CUstream)context->stream))
+      memory = (void *)(uintptr_t)address;
+  }
   if (memory)
     workspace->memory[workspace->count++] = memory;
   else
-    *status = pf_fail(
-        call, PREFILL_OUT_OF_MEMORY,
-        "no memory for %lld x %lld bytes of workspace on the GPU%s",
-        (long long)count, (long long)size,
-        context->device_alloc ? "" : ": the host gave no context.device_alloc");
+    *status = pf_fail(call, PREFILL_OUT_OF_MEMORY,
+                      "no memory for %lld x %lld bytes of workspace on the GPU",
+                      (long long)count, (long long)size);
   return memory;
 }
 
-void pf_cuda_release(const pf_call *call, pf_cuda_workspace *workspace) {
+void pf_cuda_release(const pf_call *call, const pf_cuda_device *device,
+                     pf_cuda_workspace *workspace) {
   const prefill_context *context = call->context;
-  while (workspace->count)
-    if (context->device_free)
-      context->device_free(context->host,
-                           workspace->memory[--workspace->count]);
-    else
-      --workspace->count;
+  while (workspace->count) {
+    void *memory = workspace->memory[--workspace->count];
+    if (!context->device_alloc)
+      device->driver->MemFreeAsync((CUdeviceptr)(uintptr_t)memory,
+                                   (CUstream)context->stream);
+    else if (context->device_free)
+      context->device_free(context->host, memory);
+  }
 }
 
 static const void *data_of(const DLTensor *tensor) {
@@ -71,7 +83,7 @@ static const void *convert(const pf_call *call, const pf_cuda_device *device,
       .columns = (int32_t)columns,
       .from = tensor ? element_of(tensor) : to,
       .to = to};
-  args.target = take(call, workspace, rows * columns,
+  args.target = take(call, device, workspace, rows * columns,
                      to == PREFILL_CUDA_F32 ? 4 : 1, status);
   if (args.target && rows && columns)
     *status = pf_cuda_launch(call, device, &kernel, "prefill_convert",
@@ -138,7 +150,7 @@ static prefill_status prepare_rotation(pf_call *call,
       (status = pf_cuda_find_kernel(call, device, PREFILL_CUDA_INPUTS,
                                     "prefill_rotate", &workspace->rotate)))
     return status;
-  args->q = take(call, workspace, call->b * call->hq * call->s,
+  args->q = take(call, device, workspace, call->b * call->hq * call->s,
                  call->d * call->element, &status);
   args->q_row = call->d;
   args->q_head = call->s * call->d;
@@ -146,12 +158,12 @@ static prefill_status prepare_rotation(pf_call *call,
   if (status)
     return status;
   if (!call->rotated_k.data) {
-    call->rotated_k =
-        (pf_rows){.data = take(call, workspace, call->b * call->hk * call->t,
-                               call->d * call->element, &status),
-                  .batch = call->hk * call->t * call->d,
-                  .head = call->t * call->d,
-                  .row = call->d};
+    call->rotated_k = (pf_rows){.data = take(call, device, workspace,
+                                             call->b * call->hk * call->t,
+                                             call->d * call->element, &status),
+                                .batch = call->hk * call->t * call->d,
+                                .head = call->t * call->d,
+                                .row = call->d};
     if (status)
       return status;
   }

@@ -77,7 +77,7 @@ static int get_input_characteristic(const OrtCustomOp *op, size_t index) {
 /* Inputs that cuda.c reads on the host. */
 static bool is_read_on_host(size_t index) {
   return index == PREFILL_IN_KV_LENGTHS || index == PREFILL_IN_Q_OFFSET ||
-         index >= PREFILL_IN_Q_POSITIONS;
+         index == PREFILL_IN_Q_POSITIONS || index == PREFILL_IN_SEGMENT_STARTS;
 }
 static int get_memory_type(const OrtCustomOp *op, size_t index) {
   return ((const attention_op *)op)->cuda && is_read_on_host(index)

@@ -213,7 +213,8 @@ static bool hasDriverFlag() {
          rowLiveness.getNumOccurrences() || logits.getNumOccurrences() ||
          packing.getNumOccurrences() || chunking.getNumOccurrences() ||
          padding.getNumOccurrences() || shareKV.getNumOccurrences() ||
-         ptxas.getNumOccurrences() || allowSpills || noCache || stats || verbose || timing || json;
+         ptxas.getNumOccurrences() || allowSpills || noCache || stats ||
+         verbose || timing || json;
 }
 
 int main(int argc, char **argv) {

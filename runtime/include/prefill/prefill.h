@@ -54,10 +54,10 @@ typedef struct prefill_context {
   /* For tensors on a GPU; read if struct_size covers them. */
   void *stream; /* CUstream or cudaStream_t, NULL: the default one. Kernels are
                    launched there, and have not run when a call returns */
-  /* Memory of the GPU, 256-byte aligned, in the order of the stream: what is
-   * allocated may have been freed before by work that was launched there, and
-   * free comes when the kernels that use it may not have run. NULL: kernels that
-   * need workspace (those that rotate) report PREFILL_OUT_OF_MEMORY. */
+  /* Workspace on the GPU, 256-byte aligned, in the order of the stream: memory
+   * may be handed out that work launched there before still uses, and is freed
+   * when the kernels that use it may not have run. NULL: the driver's pool
+   * (cuMemAllocAsync). */
   prefill_alloc_fn device_alloc;
   prefill_free_fn device_free;
 } prefill_context;

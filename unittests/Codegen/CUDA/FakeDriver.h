@@ -29,6 +29,10 @@ typedef struct fake_cuda {
   int code;                   /* with this */
   int loads, launches;
   int shared_limit;
+  int pool_live;  /* allocations that are not freed */
+  void *pool[16]; /* all of them, and their sizes */
+  size_t pool_bytes[16];
+  int pool_count;
   /* Called by each launch; nonzero is what it returns. */
   int (*launch)(void *user, const fake_launch *launch);
   void *user;
