@@ -138,11 +138,10 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
   }
   if (!compileLibrary(outlined.kernels, library, error))
     return false;
-  if (!writeFileAtomically(
-          staging.at(manifestName),
-          writeManifest(options, outlined, declined, liveness, chunk,
-                        library.cuda),
-          error))
+  if (!writeFileAtomically(staging.at(manifestName),
+                           writeManifest(options, outlined, declined, liveness,
+                                         chunk, library.cuda),
+                           error))
     return false;
 
   // The model last: whoever sees it finds the rest.
@@ -175,6 +174,7 @@ bool prefill::emitKernelText(const CompilerOptions &options,
       for (const KernelSpec &kernel : kernels) {
         CudaOptions cuda;
         cuda.arch = target.arch;
+        cuda.archSpecific = target.exact;
         if (!printCuda(getCudaSpec(kernel), cuda,
                        options.emit == EmitKind::Warp ? CudaText::Warp
                                                       : CudaText::PTX,

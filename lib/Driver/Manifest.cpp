@@ -109,6 +109,8 @@ static json::Object describe(const CudaLibrary &cuda, const KernelSpec &spec) {
         object["registers"] = image.registers;
         object["spill_bytes"] = image.spillBytes;
       }
+      if (!image.note.empty())
+        object["note"] = image.note;
       images.push_back(std::move(object));
     }
   for (const CudaRefusal &refusal : cuda.refusals)

@@ -25,6 +25,7 @@ struct CudaImage {
   int32_t blockQ = 0, blockK = 0, threads = 0, sharedBytes = 0;
   int32_t registers = 0;  ///< a thread; 0: not known, the driver decides
   int32_t spillBytes = 0; ///< allowed by -allow-spills
+  std::string note;       ///< about the schedule, for the manifest
   std::string data;       ///< compressed (zlib)
   uint64_t size = 0;      ///< uncompressed
 };

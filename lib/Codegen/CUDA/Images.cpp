@@ -16,13 +16,13 @@ using namespace prefill;
 using llvm::StringRef;
 using llvm::Twine;
 
-static const CudaTarget targets[] = {
-    {"sm_80", 80}, {"sm_86", 86}, {"sm_89", 89}, {"sm_90", 90}};
+static const CudaTarget targets[] = {{"sm_80", 80},
+                                     {"sm_86", 86},
+                                     {"sm_89", 89},
+                                     {"sm_90", 90},
+                                     {"sm_90a", 90, true}};
 
 std::optional<CudaTarget> prefill::findCudaTarget(StringRef name) {
-  // There is no schedule for wgmma and TMA yet: an H100 runs sm_90's code.
-  if (name == "sm_90a")
-    name = "sm_90";
   for (const CudaTarget &target : targets)
     if (name == target.name)
       return target;
@@ -32,8 +32,8 @@ std::optional<CudaTarget> prefill::findCudaTarget(StringRef name) {
 std::string prefill::cudaTargetNames() {
   std::string names;
   for (const CudaTarget &target : targets)
-    names += target.name + ", ";
-  return names + "sm_90a";
+    names += (names.empty() ? "" : ", ") + target.name;
+  return names;
 }
 
 namespace {
@@ -43,6 +43,7 @@ struct Job {
   const KernelSpec *spec; ///< null: the kernels that prepare inputs
   CudaTarget target;
   bool wantPtx; ///< beside the cubin
+  bool ptxOnly; ///< nobody asked for a cubin
   std::string key;
   /// The result: code, or an error.
   CudaImage image;
@@ -75,7 +76,8 @@ static std::string identify(StringRef ptxas) {
       .str();
 }
 
-/// Cache entries: numbers and the function's name in a line, cubin, PTX.
+/// Cache entries: numbers and the function's name in a line, the note in a
+/// line, cubin, PTX.
 static std::string pack(const Job &job) {
   const CudaImage &image = job.image;
   std::string text;
@@ -84,11 +86,12 @@ static std::string pack(const Job &job) {
         int64_t(image.sharedBytes), int64_t(image.registers),
         int64_t(image.spillBytes), int64_t(job.cubin.size())})
     text += std::to_string(number) + " ";
-  return text + image.function + "\n" + job.cubin + job.ptx;
+  return text + image.function + "\n" + image.note + "\n" + job.cubin + job.ptx;
 }
 
 static bool unpack(StringRef text, Job &job) {
-  auto [line, code] = text.split('\n');
+  auto [line, rest] = text.split('\n');
+  auto [note, code] = rest.split('\n');
   llvm::SmallVector<StringRef> words;
   line.split(words, ' ');
   CudaImage &image = job.image;
@@ -102,6 +105,7 @@ static bool unpack(StringRef text, Job &job) {
       words[6].getAsInteger(10, cubin) || cubin > code.size())
     return false;
   image.function = words[7].str();
+  image.note = note.str();
   job.cubin = code.take_front(cubin).str();
   job.ptx = code.drop_front(cubin).str();
   return true;
@@ -111,8 +115,9 @@ static void runJob(Job &job, const std::string &ptxas,
                    const CudaImageOptions &options, const KernelCache &cache) {
   CudaOptions cuda;
   cuda.arch = job.target.arch;
+  cuda.archSpecific = job.target.exact;
   cuda.ptxas = ptxas;
-  cuda.runPtxas = !ptxas.empty();
+  cuda.runPtxas = !ptxas.empty() && !job.ptxOnly;
   cuda.allowSpills = options.allowSpills;
   // The other kernels change with the compiler alone.
   std::string text = "inputs";
@@ -120,7 +125,7 @@ static void runJob(Job &job, const std::string &ptxas,
                                             CudaText::Tile, text, job.error)))
     return;
   const std::string key =
-      KernelCache::makeKey("cuda " + job.target.name + "\n" + identify(ptxas) +
+      KernelCache::makeKey("cuda " + job.target.name + "\n" + identify(cuda.runPtxas ? ptxas : "") +
                            (options.allowSpills ? " spills\n" : "\n") + text);
   std::string entry;
   if ((job.cached = cache.lookup(key, entry) && unpack(entry, job)))
@@ -137,6 +142,8 @@ static void runJob(Job &job, const std::string &ptxas,
   job.image.sharedBytes = report.sharedBytes;
   job.image.registers = report.ptxas.registers;
   job.image.spillBytes = report.ptxas.spillStores + report.ptxas.spillLoads;
+  if (StringRef(report.note).starts_with("runs "))
+    job.image.note = StringRef(report.note).split(';').first.str();
   job.cubin = std::move(kernel.cubin);
   job.ptx = std::move(kernel.ptx);
   cache.insert(key, pack(job));
@@ -168,6 +175,7 @@ static CudaImage makeImage(const Job &job, bool isPtx) {
   const std::string code = isPtx ? job.ptx + '\0' : job.cubin;
   image.target = job.target.name;
   image.arch = job.target.arch;
+  image.exactArch = job.target.exact;
   image.isPtx = isPtx;
   image.kind = job.spec ? PREFILL_CUDA_DENSE : PREFILL_CUDA_INPUTS;
   if (isPtx)
@@ -189,7 +197,7 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
   // The newest first: what the runtime takes first, and what PTX is kept of.
   std::vector<CudaTarget> targets = options.targets;
   llvm::sort(targets, [](const CudaTarget &a, const CudaTarget &b) {
-    return a.arch > b.arch;
+    return std::pair(a.arch, a.exact) > std::pair(b.arch, b.exact);
   });
   targets.erase(llvm::unique(targets,
                              [](const CudaTarget &a, const CudaTarget &b) {
@@ -207,8 +215,8 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
   std::map<std::string, std::vector<size_t>> jobsOf;
   for (const KernelSpec &spec : specs) {
     std::vector<size_t> &own = jobsOf[spec.name];
-    bool newest = true;
-    auto want = [&](const KernelSpec *spec, const CudaTarget &target) {
+    auto want = [&](const KernelSpec *spec, const CudaTarget &target, bool ptx,
+                    bool cubin) {
       const std::string key =
           (spec ? getTileKey(getCudaSpec(*spec)) : "inputs") + " " +
           target.name;
@@ -216,25 +224,34 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
       while (number < jobs.size() && jobs[number].key != key)
         ++number;
       if (number == jobs.size())
-        jobs.push_back({spec, target, false, key, {}, {}, {}, {}, false});
-      jobs[number].wantPtx |= newest;
+        jobs.push_back(
+            {spec, target, false, !cubin, key, {}, {}, {}, {}, false});
+      jobs[number].wantPtx |= ptx;
       own.push_back(number);
     };
+    auto wantAll = [&](const CudaTarget &target, bool ptx, bool cubin) {
+      want(&spec, target, ptx, cubin);
+      if (needsInputKernels(spec))
+        want(nullptr, target, ptx, cubin);
+    };
+    bool portable = false;
     for (const CudaTarget &target : targets) {
       std::string reason = checkCudaSpec(getCudaSpec(spec), target.arch);
       if (!reason.empty()) {
-        const std::string prefix = "kernel '" + spec.name + "' for " +
-                                   CudaSchedule{target.arch}.chip() + ": ";
+        const std::string prefix =
+            "kernel '" + spec.name + "' for " + getChip(target.arch) + ": ";
         StringRef text = reason;
         text.consume_front(prefix);
         library.refusals.push_back({spec.name, target.name, text.str()});
         continue;
       }
-      want(&spec, target);
-      if (needsInputKernels(spec))
-        want(nullptr, target);
-      newest = false;
+      // PTX for later GPUs, of the newest target whose code they run.
+      wantAll(target, !target.exact && !portable, /*cubin=*/true);
+      portable |= !target.exact;
     }
+    if (!own.empty() && !portable)
+      wantAll({getChip(targets.front().arch), targets.front().arch},
+              /*ptx=*/true, /*cubin=*/false);
     if (own.empty())
       jobsOf.erase(spec.name);
   }

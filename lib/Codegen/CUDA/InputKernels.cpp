@@ -41,7 +41,8 @@ bool prefill::compileCudaInputs(const CudaOptions &options, CudaKernel &kernels,
       function.addFnAttr("nvvm.maxntid",
                          std::to_string(PREFILL_CUDA_INPUT_THREADS));
   }
-  if (!emitPTX(*kernels.module, options.arch, kernels.ptx, error)) {
+  if (!emitPTX(*kernels.module, options.arch, kernels.ptx, error,
+               options.archSpecific)) {
     error = "input kernels: " + error;
     return false;
   }
@@ -54,8 +55,8 @@ bool prefill::compileCudaInputs(const CudaOptions &options, CudaKernel &kernels,
   const std::string ptxas = findPtxas(options.ptxas);
   if (ptxas.empty())
     return true;
-  report.assembled =
-      runPtxas(ptxas, kernels.ptx, options.arch, kernels.name,
-               options.allowSpills, kernels.cubin, report.ptxas, error);
+  report.assembled = runPtxas(ptxas, kernels.ptx, options.arch, kernels.name,
+                              options.allowSpills, kernels.cubin, report.ptxas,
+                              error, options.archSpecific);
   return report.assembled;
 }

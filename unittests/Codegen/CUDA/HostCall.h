@@ -117,7 +117,7 @@ private:
       return path.str().str();
     };
     CudaImageOptions cuda;
-    cuda.targets = {*findCudaTarget("sm_80")};
+    cuda.targets = {*findCudaTarget("sm_80"), *findCudaTarget("sm_90a")};
     cuda.runPtxas = false;
     cuda.useCache = false;
     if (!compileCudaImages(list, cuda, images, error))
@@ -146,6 +146,15 @@ private:
       if (spec.dtype != DType::F32 &&
           (!compileCuda(getCudaSpec(spec), plain, code, error) ||
            !load(std::string(code.name), std::move(code))))
+        return false;
+    }
+    {
+      CudaOptions hopper = plain;
+      hopper.arch = 90;
+      hopper.archSpecific = true;
+      CudaKernel code;
+      if (!compileCuda(specs["causal"], hopper, code, error) ||
+          !load(std::string(code.name), std::move(code)))
         return false;
     }
     for (const char *name : {"prefill_rotate", "prefill_convert"}) {

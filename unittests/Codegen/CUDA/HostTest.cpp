@@ -222,7 +222,21 @@ TEST_F(CudaHost, OtherGpus) {
   driver->minor = 5;
   driver->launches = 0;
   Call earlier("causal");
-  refused(earlier, PREFILL_UNSUPPORTED, "sm_75, only for sm_80 as PTX");
+  refused(earlier, PREFILL_UNSUPPORTED, "sm_75, only for sm_90a as PTX, sm_80 as PTX");
+}
+
+/// An H100 takes the kernel that is for it alone.
+TEST_F(CudaHost, Hopper) {
+  driver->major = 9;
+  driver->shared_limit = 227 << 10;
+  Call call("causal", 1, 200, 300);
+  EXPECT_RUNS(call);
+  EXPECT_TRUE(llvm::StringRef(call.functions[0]).ends_with("_sm_90a"));
+  // A later GPU of the same family does not.
+  driver->minor = 1;
+  Call later("causal");
+  EXPECT_RUNS(later);
+  EXPECT_TRUE(llvm::StringRef(later.functions[0]).ends_with("_sm_80"));
 }
 
 TEST_F(CudaHost, NoCodeForGpus) {

@@ -16,6 +16,8 @@ struct CudaOptions;
 struct CudaTarget {
   std::string name; ///< "sm_80"
   int arch = 80;    ///< CudaOptions::arch
+  /// CudaOptions::archSpecific: code that runs on this architecture alone.
+  bool exact = false;
 };
 
 /// The target of that name, and the names there are.
