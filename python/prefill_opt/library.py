@@ -92,6 +92,8 @@ class _Context(ctypes.Structure):
         ("free", ctypes.c_void_p),
         ("message", ctypes.c_char * 256),
         ("stream", ctypes.c_void_p),
+        ("device_alloc", ctypes.c_void_p),
+        ("device_free", ctypes.c_void_p),
     ]
 
 
