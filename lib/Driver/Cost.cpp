@@ -231,7 +231,8 @@ private:
                         });
   }
 
-  bool costAt(const CostSizes &at, ArrayRef<KernelSpec> specs, GraphCost &total) {
+  bool costAt(const CostSizes &at, ArrayRef<KernelSpec> specs,
+              GraphCost &total) {
     GraphCost cost;
     std::string error;
     if (!costOf(onnx::getMainGraph(module), at, specs, device, cost, error)) {

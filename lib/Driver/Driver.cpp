@@ -2,6 +2,7 @@
 
 #include "prefill/Driver/Driver.h"
 #include "Artifacts.h"
+#include "Compositions.h"
 #include "DriverParts.h"
 #include "mlir/IR/AsmState.h"
 #include "mlir/IR/Remarks.h"
@@ -229,6 +230,8 @@ bool prefill::validate(const CompilerOptions &options, std::string &error) {
     error = "-logits=" + options.logits + " needs -row-liveness=on";
     return false;
   }
+  if (!checkCompositions(options, error))
+    return false;
   bool isFile = options.emit == EmitKind::ONNX;
   bool isFolder = options.emit == EmitKind::Artifacts;
   if ((isFile || isFolder) &&
@@ -337,6 +340,10 @@ int prefill::compile(const CompilerOptions &given) {
   if (options.emit == EmitKind::Prefill)
     return printModule(*module, options);
 
+  if (!options.prune.empty() && !declined.empty())
+    return fail("-prune: layers are counted by their attention, and that of '" +
+                declined.front().layer +
+                "' was not understood: " + declined.front().reason);
   LivenessReport liveness;
   ChunkReport chunk;
   if (!runPasses(*context, *module, [&](OpPassManager &pm) {

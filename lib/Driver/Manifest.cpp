@@ -4,6 +4,7 @@
 #include "prefill/Codegen/CudaImages.h"
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/Patterns.h"
+#include "prefill/Transforms/Pruning.h"
 #include "llvm/Support/JSON.h"
 #include "llvm/Support/Path.h"
 #include "llvm/Support/raw_ostream.h"
@@ -125,13 +126,49 @@ static json::Object describe(const CudaLibrary &cuda, const KernelSpec &spec) {
   return object;
 }
 
+/// What leaves rows out, by name and with its parameters.
+static json::Object describePruning(const CompilerOptions &options,
+                                    const PruneReport &report) {
+  PruneSpec spec;
+  ProtectSpec protection;
+  std::string error; // The options were read before.
+  (void)parsePruneSpec(options.prune, spec, error);
+  (void)parseProtectSpec(options.protect, protection, error);
+  auto ranges = [](llvm::ArrayRef<std::pair<int64_t, int64_t>> list) {
+    json::Array array;
+    for (auto [low, high] : list)
+      array.push_back(json::Array{low, high});
+    return array;
+  };
+  json::Array layers;
+  for (int64_t layer : report.layers)
+    layers.push_back(layer);
+  return json::Object{
+      {"method", "lazyllm"},
+      {"exact", spec.keep == 1},
+      {"layers", std::move(layers)},
+      {"of_layers", report.attentions},
+      {"keep", spec.keep},
+      {"positions", "preserve"},
+      {"aux", false},
+      {"protect", json::Object{{"bos", protection.bos},
+                               {"last", protection.last},
+                               {"system", protection.system},
+                               {"ids", ranges(protection.ids)},
+                               {"rows", ranges(protection.rows)}}}};
+}
+
 std::string prefill::writeManifest(const CompilerOptions &options,
                                    const OutlineResult &outlined,
                                    llvm::ArrayRef<DeclinedSite> declined,
                                    const LivenessReport &liveness,
                                    const ChunkReport &chunk,
                                    const CudaLibrary *cuda) {
-  bool exact = true;
+  PruneSpec pruning;
+  std::string unread; // The option was read before.
+  bool exact =
+      options.prune.empty() ||
+      (parsePruneSpec(options.prune, pruning, unread) && pruning.keep == 1);
   json::Array kernels, attentions, left;
   for (const KernelSpec &spec : outlined.kernels) {
     exact &= spec.heads.empty();
@@ -180,6 +217,8 @@ std::string prefill::writeManifest(const CompilerOptions &options,
   }
   if (options.rowLiveness)
     root["row_liveness"] = describe(liveness);
+  if (!options.prune.empty())
+    root["prune"] = describePruning(options, liveness.pruning);
   std::string text;
   llvm::raw_string_ostream os(text);
   os << llvm::formatv("{0:2}", json::Value(std::move(root))) << "\n";

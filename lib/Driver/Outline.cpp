@@ -175,6 +175,10 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
     results[PREFILL_OUT_PRESENT_V] = op.getPresentV().getType();
     count = PREFILL_OUT_PRESENT_V + 1;
   }
+  if (op.getTokenScore() && !op.getTokenScore().use_empty()) {
+    results[PREFILL_OUT_TOKEN_SCORE] = op.getTokenScore().getType();
+    count = PREFILL_OUT_TOKEN_SCORE + 1;
+  }
   results.resize(count);
   auto node = onnx::NodeOp::create(
       builder, op.getLoc(), "Attention", "prefill.opt", inputs, results,
@@ -230,6 +234,9 @@ static bool outline(OpTy op, bool stats, OutlineResult &result,
     op.getPresentK().replaceAllUsesWith(node.getResult(PREFILL_OUT_PRESENT_K));
     op.getPresentV().replaceAllUsesWith(node.getResult(PREFILL_OUT_PRESENT_V));
   }
+  if (op.getTokenScore() && !op.getTokenScore().use_empty())
+    op.getTokenScore().replaceAllUsesWith(
+        node.getResult(PREFILL_OUT_TOKEN_SCORE));
   if (stats)
     densities.push_back(node.getResult(PREFILL_OUT_DENSITY));
   op->erase();
@@ -271,6 +278,7 @@ bool prefill::outlineAttention(ModuleOp module, bool stats,
                          error))
       return false;
   }
+  outlineRows(module);
   importDomain(module);
   if (densities.empty())
     return true;

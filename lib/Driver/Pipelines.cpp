@@ -44,10 +44,21 @@ void prefill::buildRowPipeline(OpPassManager &pm,
   ChunkPromptOptions chunks;
   if ((chunks.size = parseChunk(options.chunk, error).value_or(0)))
     pm.addPass(createChunkPrompt(chunks, chunk));
+  if (!options.prune.empty()) {
+    PruneRowsOptions prune;
+    prune.prune = options.prune;
+    prune.protect = options.protect;
+    prune.logits = options.logits;
+    pm.addPass(createPruneRows(prune, report.pruning));
+  }
   if (!options.rowLiveness)
     return;
+  // Rows of the logits are selected once.
   RowLivenessOptions liveness;
-  liveness.logits = options.logits;
+  if (options.prune.empty())
+    liveness.logits = options.logits;
+  else if (options.logits != "all")
+    report.logits = options.logits;
   pm.addPass(createRowLiveness(liveness, report));
 }
 

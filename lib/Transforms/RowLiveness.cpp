@@ -42,9 +42,7 @@ static std::string describe(Operation *op) {
   return (node.getOpType() + " '" + name + "'").str();
 }
 
-/// `type` with another size at `axis`.
-static Type withSize(Type type, int64_t axis, int64_t size,
-                     StringRef name = "") {
+Type prefill::withSize(Type type, int64_t axis, int64_t size, StringRef name) {
   auto ranked = dyn_cast<RankedTensorType>(type);
   if (!ranked || axis >= ranked.getRank())
     return type;
@@ -54,6 +52,70 @@ static Type withSize(Type type, int64_t axis, int64_t size,
     names.push_back(i == axis ? name : onnx::getDimName(type, i));
   shape[axis] = size;
   return onnx::getTensorType(shape, ranked.getElementType(), names);
+}
+
+//===----------------------------------------------------------------------===//
+// Shapes
+//===----------------------------------------------------------------------===//
+
+static Value makeNode(OpBuilder &builder, StringRef op, ValueRange inputs,
+                      ArrayRef<NamedAttribute> attributes = {}) {
+  return onnx::NodeOp::create(builder, builder.getUnknownLoc(), op, "", inputs,
+                              onnx::UnknownType::get(builder.getContext()),
+                              attributes)
+      .getResult(0);
+}
+
+void prefill::retargetReshape(OpBuilder &builder, SymbolicAnalysis &analysis,
+                              onnx::NodeOp op, RowAxis rows,
+                              llvm::function_ref<Value()> count) {
+  auto ints = [&](ArrayRef<int64_t> values) {
+    return onnx::createInts(builder, op.getLoc(), values);
+  };
+  Value shape = op.getInput(1);
+  int64_t rank = analysis.facts(op.getResult(0)).shape.size();
+  auto known = analysis.constantInts(shape);
+  if (known && (*known)[rows.axis] == -1)
+    return;
+  // -1 may stand for one size only.
+  if (known && !llvm::is_contained(*known, -1)) {
+    (*known)[rows.axis] = -1;
+    op->setOperand(1, ints(*known));
+    return;
+  }
+  Value number = rows.merged ? ints({-1}) : count();
+  SmallVector<Value> parts;
+  if (rows.axis > 0)
+    parts.push_back(
+        makeNode(builder, "Slice", {shape, ints({0}), ints({rows.axis})}));
+  parts.push_back(number);
+  if (rows.axis + 1 < rank)
+    parts.push_back(makeNode(builder, "Slice",
+                             {shape, ints({rows.axis + 1}), ints({rank})}));
+  op->setOperand(1, makeNode(builder, "Concat", parts,
+                             {onnx::intAttr(builder, "axis", 0)}));
+}
+
+void prefill::redirectShape(OpBuilder &builder, SymbolicAnalysis &analysis,
+                            onnx::NodeOp shape) {
+  Location loc = shape.getLoc();
+  Value value = shape.getInput(0);
+  auto [begin, end] = shapeRange(shape, analysis.facts(value).shape.size());
+  auto sizes = findSizes(analysis, value, begin, end);
+  NamedAttribute first = onnx::intAttr(builder, "axis", 0);
+  SmallVector<Value> parts;
+  for (auto [input, number] : *sizes)
+    parts.push_back(input ? makeNode(builder, "Gather",
+                                     {makeNode(builder, "Shape", input),
+                                      onnx::createInts(builder, loc, {number})},
+                                     {first})
+                          : onnx::createInts(builder, loc, {number}));
+  Value all = parts.empty()
+                  ? makeNode(builder, "Shape",
+                             onnx::createInts(builder, loc, {0}, true))
+                  : makeNode(builder, "Concat", parts, {first});
+  all.setType(shape.getResult(0).getType());
+  shape.getResult(0).replaceAllUsesWith(all);
 }
 
 //===----------------------------------------------------------------------===//
@@ -147,30 +209,6 @@ struct Rewriter {
     return known;
   }
 
-  /// The target shape of a Reshape whose result has fewer rows.
-  void reshape(onnx::NodeOp op, RowAxis rows) {
-    Value shape = op.getInput(1);
-    int64_t rank = analysis.facts(op.getResult(0)).shape.size();
-    auto known = analysis.constantInts(shape);
-    if (known && (*known)[rows.axis] == -1)
-      return;
-    // -1 may stand for one size only.
-    if (known && !llvm::is_contained(*known, -1)) {
-      (*known)[rows.axis] = -1;
-      op->setOperand(1, ints(*known));
-      return;
-    }
-    Value number = rows.merged ? ints({-1}) : getNewCount();
-    SmallVector<Value> parts;
-    if (rows.axis > 0)
-      parts.push_back(node("Slice", {shape, ints({0}), ints({rows.axis})}));
-    parts.push_back(number);
-    if (rows.axis + 1 < rank)
-      parts.push_back(
-          node("Slice", {shape, ints({rows.axis + 1}), ints({rank})}));
-    op->setOperand(1, node("Concat", parts, {axis(0)}));
-  }
-
   /// The number of selected rows, [1].
   Value getNewCount() {
     return node("Shape",
@@ -216,30 +254,18 @@ struct Rewriter {
         QueryAlignmentAttr::get(op.getContext(), QueryAlignment::Operand));
   }
 
-  /// Shape nodes of shrunk values ask others for the same sizes.
-  void redirect(onnx::NodeOp shape) {
-    Value value = shape.getInput(0);
-    auto [begin, end] = shapeRange(shape, analysis.facts(value).shape.size());
-    auto sizes = findSizes(analysis, value, begin, end);
-    SmallVector<Value> parts;
-    for (auto [input, number] : *sizes)
-      parts.push_back(input ? size(input, number) : ints({number}));
-    Value all = parts.empty() ? node("Shape", {ints({0}, true)})
-                              : node("Concat", parts, {axis(0)});
-    all.setType(shape.getResult(0).getType());
-    shape.getResult(0).replaceAllUsesWith(all);
-  }
-
   void run() {
     for (auto &[op, operands] : plan.shrunk) {
       if (auto reshaped = dyn_cast<onnx::NodeOp>(op);
           reshaped && reshaped.is("Reshape"))
-        reshape(reshaped, plan.rows.lookup(op->getResult(0)));
+        retargetReshape(builder, analysis, reshaped,
+                        plan.rows.lookup(op->getResult(0)),
+                        [&] { return getNewCount(); });
       if (auto core = dyn_cast<AttentionOp>(op))
         attention(core);
     }
     for (onnx::NodeOp shape : plan.shapes)
-      redirect(shape);
+      redirectShape(builder, analysis, shape);
     // What is selected keeps its own value for others; results shrink last.
     for (auto &[op, operands] : plan.shrunk)
       for (const RowOperand &operand : operands)
@@ -268,8 +294,7 @@ struct Rewriter {
 // -logits
 //===----------------------------------------------------------------------===//
 
-/// Has `graph` give fewer rows of its output `logits`. Returns an error, or "".
-static std::string selectLogits(onnx::GraphOp graph, StringRef which) {
+std::string prefill::selectLogits(onnx::GraphOp graph, StringRef which) {
   SymbolicAnalysis analysis(graph);
   Block &body = graph.getBody().front();
   auto ret = cast<onnx::ReturnOp>(body.getTerminator());

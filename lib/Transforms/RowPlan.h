@@ -66,6 +66,26 @@ findSizes(SymbolicAnalysis &analysis, mlir::Value value, int64_t begin,
 /// The part [begin, end) of the dimensions that a Shape node gives.
 std::pair<int64_t, int64_t> shapeRange(onnx::NodeOp shape, int64_t rank);
 
+/// Has `graph` give the rows `which` (last, rows) of its output `logits` only.
+/// Returns an error, or "".
+std::string selectLogits(onnx::GraphOp graph, llvm::StringRef which);
+
+/// `type` with another size, and name, at `axis`; other types as they are.
+mlir::Type withSize(mlir::Type type, int64_t axis, int64_t size,
+                    llvm::StringRef name = "");
+
+/// Writes the target of Reshape `op` for another number of rows, which lie at
+/// `rows` of its result. `count` makes that number, [1] i64; nodes are made
+/// with `builder`.
+void retargetReshape(mlir::OpBuilder &builder, SymbolicAnalysis &analysis,
+                     onnx::NodeOp op, RowAxis rows,
+                     llvm::function_ref<mlir::Value()> count);
+
+/// Has Shape node `shape` read graph inputs for the same sizes, as findSizes
+/// finds them.
+void redirectShape(mlir::OpBuilder &builder, SymbolicAnalysis &analysis,
+                   onnx::NodeOp shape);
+
 } // namespace prefill
 
 #endif

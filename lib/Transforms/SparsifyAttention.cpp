@@ -154,17 +154,18 @@ private:
     auto sparseOp = SparseAttentionOp::create(
         builder, op.getLoc(), op.getO().getType(), typeOf(op.getLse()),
         typeOf(op.getRotatedK()), typeOf(op.getPresentK()),
-        typeOf(op.getPresentV()), op.getQ(), op.getK(), op.getV(), op.getBias(),
-        op.getKeyMask(), op.getKvLengths(), op.getSinks(), op.getQSegment(),
-        op.getKSegment(), op.getQOffset(), op.getCos(), op.getSin(),
-        op.getQPositions(), op.getSegmentStarts(), op.getPastK(), op.getPastV(),
-        op.getCacheSlots(), index, op.getQHeadsAttr(), op.getKvHeadsAttr(),
-        op.getHeadDimAttr(), op.getVHeadDimAttr(), op.getScaleAttr(),
-        op.getCausalAttr(), op.getWindowLeftAttr(), op.getWindowRightAttr(),
-        op.getSoftcapAttr(), op.getAlignmentAttr(), op.getMaskedRowAttr(),
-        op.getQLayoutAttr(), op.getKLayoutAttr(), op.getVLayoutAttr(),
-        op.getOLayoutAttr(), op.getRotaryAttr(), op.getRotaryDimAttr(),
-        op.getLayerAttr(), op.getFormAttr());
+        typeOf(op.getPresentV()), typeOf(op.getTokenScore()), op.getQ(),
+        op.getK(), op.getV(), op.getBias(), op.getKeyMask(), op.getKvLengths(),
+        op.getSinks(), op.getQSegment(), op.getKSegment(), op.getQOffset(),
+        op.getCos(), op.getSin(), op.getQPositions(), op.getSegmentStarts(),
+        op.getPastK(), op.getPastV(), op.getCacheSlots(), index,
+        op.getQHeadsAttr(), op.getKvHeadsAttr(), op.getHeadDimAttr(),
+        op.getVHeadDimAttr(), op.getScaleAttr(), op.getCausalAttr(),
+        op.getWindowLeftAttr(), op.getWindowRightAttr(), op.getSoftcapAttr(),
+        op.getAlignmentAttr(), op.getMaskedRowAttr(), op.getQLayoutAttr(),
+        op.getKLayoutAttr(), op.getVLayoutAttr(), op.getOLayoutAttr(),
+        op.getRotaryAttr(), op.getRotaryDimAttr(), op.getLayerAttr(),
+        op.getFormAttr());
     if (config.denseBelow >= 0)
       sparseOp->setDiscardableAttr(
           "prefill.dense_below", builder.getI64IntegerAttr(config.denseBelow));

@@ -325,6 +325,8 @@ static prefill_status run(pf_call *call) {
   prefill_status status;
   if (call->rotary && !call->keys_rotated && (status = pf_rotate_keys(call)))
     return status;
+  if (call->token_score.data && (status = pf_score_tokens(call)))
+    return status;
   if ((status = pf_prepare_value_mean(call)))
     return status;
   if ((status = pf_build_index(call)) || (status = pf_run_strips(call)))

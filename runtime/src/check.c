@@ -17,7 +17,8 @@ static const char *const input_names[PREFILL_IN_COUNT] = {
     "COS",        "SIN",    "Q_POSITIONS", "SEGMENT_STARTS", "MODALITY",
     "PAST_K",     "PAST_V", "CACHE_SLOTS"};
 static const char *const output_names[PREFILL_OUT_COUNT] = {
-    "O", "LSE", "DENSITY", "BLOCK_MAP", "ROTATED_K", "PRESENT_K", "PRESENT_V"};
+    "O",         "LSE",       "DENSITY",   "BLOCK_MAP",
+    "ROTATED_K", "PRESENT_K", "PRESENT_V", "TOKEN_SCORE"};
 
 /* One tensor under examination. */
 typedef struct subject {
@@ -441,6 +442,34 @@ static prefill_status check_statistics(subject *x) {
   return PREFILL_OK;
 }
 
+/* TOKEN_SCORE, and that the call is one that it is defined for. */
+static prefill_status check_token_score(subject *out, const subject *in) {
+  pf_call *call = out->call;
+  static const int refused[] = {PREFILL_IN_BIAS, PREFILL_IN_SINKS,
+                                PREFILL_IN_Q_SEGMENT, PREFILL_IN_Q_POSITIONS,
+                                PREFILL_IN_PAST_K};
+  for (size_t i = 0; i < sizeof(refused) / sizeof(int); ++i)
+    if (in[refused[i]].tensor)
+      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                     "output TOKEN_SCORE: not with input %s",
+                     input_names[refused[i]]);
+  if (!call->causal)
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                   "output TOKEN_SCORE: the kernel is not causal");
+  prefill_status status = check_any(out);
+  if (status)
+    return status;
+  if (!is_type(out->tensor->dtype, kDLFloat, 32))
+    return wrong_type(out, "float32");
+  const int64_t expected[2] = {call->b, call->t};
+  if ((status = check_shape(out, expected, 2)))
+    return status;
+  call->token_score = (pf_rows){.data = data_of(out->tensor),
+                                .batch = out->stride[0],
+                                .row = out->stride[1]};
+  return PREFILL_OK;
+}
+
 /* Q_POSITIONS and SEGMENT_STARTS: types and shapes; pf_prepare_ragged looks at
  * the numbers. */
 static prefill_status check_ragged(pf_call *call, subject *in) {
@@ -699,6 +728,10 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
                         call->d, 4, &call->b, &call->t, &call->rotated_k)))
       return status;
   }
+
+  if (out[PREFILL_OUT_TOKEN_SCORE].tensor &&
+      (status = check_token_score(&out[PREFILL_OUT_TOKEN_SCORE], in)))
+    return status;
 
   if (!in[PREFILL_IN_Q_SEGMENT].tensor != !in[PREFILL_IN_K_SEGMENT].tensor)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,

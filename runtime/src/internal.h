@@ -168,6 +168,7 @@ typedef struct pf_call {
   pf_rows density;    /* float32 [b][hq] or NULL */
   pf_rows block_map;  /* uint8 [b][hq][tiles], block stride in map_block */
   int64_t map_block;
+  pf_rows token_score; /* float32 [b][t], key stride in .row; or NULL */
   const pf_batch *batch;   /* [b] */
   const float *value_mean; /* [b][hk][e] for PREFILL_MASKED_MEAN, or NULL */
   bool may_mask_rows; /* some row may see no key, and masked_row is not ZERO */
@@ -205,6 +206,7 @@ typedef struct pf_call {
   } quantized[2];
   const struct pf_quantized_hot *quantized_hot;
   const struct pf_quantization *quantization; /* while keys are quantised */
+  const void *token_work; /* while TOKEN_SCORE is computed */
   int32_t *visited; /* [b][hq][tiles][2]: visited, visible blocks */
 
   /* Workspace to release at the end of the call. */
@@ -301,6 +303,11 @@ pf_slot pf_slot_of(const pf_call *call, int64_t segment);
 /* Checks the slots, appends k (rotated) and v to the cache and makes them the
  * whole of it. */
 prefill_status pf_append_to_cache(pf_call *call);
+/*===-- token_score.c ----------------------------------------------------===*/
+
+/* Writes TOKEN_SCORE of a call (or of a piece of one) whose keys are rotated.
+ */
+prefill_status pf_score_tokens(pf_call *call);
 
 /*===-- attention.c ------------------------------------------------------===*/
 

@@ -1,6 +1,6 @@
 /*===- ort_custom_op.c - The library as an ONNX Runtime plug-in ---*- C -*-===*\
 |*
-|* RegisterCustomOps adds the domain `prefill.opt` with one op:
+|* RegisterCustomOps adds the domain `prefill.opt`: the ops of ort_rows.c and
 |*
 |*   Attention (version 1), string attribute `kernel`: a kernel of this library.
 |*   Inputs and outputs are the slots of prefill.h in order; Q, K, V and O are
@@ -15,7 +15,8 @@
 |*
 \*===----------------------------------------------------------------------===*/
 #include "cuda.h"
-#include "ort_abi.h"
+#include "internal.h"
+#include "ort_rows.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -252,6 +253,9 @@ static size_t output_shape(const prefill_attention_desc *desc, size_t index,
     dims[2] = rows;
     return 3;
   case PREFILL_OUT_DENSITY:
+    return 2;
+  case PREFILL_OUT_TOKEN_SCORE:
+    dims[1] = keys;
     return 2;
   case PREFILL_OUT_ROTATED_K:
     dims[1] = desc->kv_heads;
@@ -541,6 +545,8 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options,
     status = op ? ort_CustomOpDomain_Add(api, domain, &op->op)
                 : ort_CreateStatus(api, ORT_FAIL, "prefill.opt: out of memory");
   }
+  if (!status)
+    status = pf_add_row_ops(api, domain);
   if (!status)
     status = ort_AddCustomOpDomain(api, options, domain);
   return status;

@@ -226,6 +226,10 @@ static prefill_status run_piece(const pf_call *call, const piece *p,
   advance(&part.k, p->batch, p->key, call->element);
   advance(&part.v, p->batch, p->key, call->element);
   advance(&part.lse, p->batch, p->row, (int64_t)sizeof(float));
+  if (part.token_score.data)
+    part.token_score.data +=
+        (p->batch * part.token_score.batch + p->key * part.token_score.row) *
+        (int64_t)sizeof(float);
   const int64_t table_bytes = call->rotary_dtype == PREFILL_F32 ? 4 : 2;
   advance(&part.cosine, p->batch, 0, table_bytes);
   advance(&part.sine, p->batch, 0, table_bytes);

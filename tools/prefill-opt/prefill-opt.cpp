@@ -137,6 +137,18 @@ static cl::opt<std::string>
            cl::value_desc("all|last|rows"),
            cl::desc("Rows of the output 'logits': as the model gives them, the "
                     "last one, or those of a new input logits_rows"));
+static cl::opt<std::string>
+    prune("prune", cl::cat(category),
+          cl::value_desc("lazyllm[:layers=9+19+28,keep=0.7]"),
+          cl::desc("Leave rows out of later layers; lossy"));
+static cl::opt<std::string>
+    protect("protect", cl::cat(category),
+            cl::value_desc("bos:N,last:N,system,ids:A-B,rows:A-B"),
+            cl::desc("Rows that -prune may not leave out; bos:4,last:1 is the "
+                     "default"));
+static cl::opt<std::string>
+    accuracy("accuracy", cl::cat(category), cl::value_desc("exact|lossy"),
+             cl::desc("exact: refuse every lossy option"));
 static cl::opt<bool> timing("stage-timing", cl::cat(category),
                             cl::desc("Print seconds per stage"));
 static cl::opt<bool> json("json", cl::cat(category),
@@ -213,8 +225,9 @@ static bool hasDriverFlag() {
          rowLiveness.getNumOccurrences() || logits.getNumOccurrences() ||
          packing.getNumOccurrences() || chunking.getNumOccurrences() ||
          padding.getNumOccurrences() || shareKV.getNumOccurrences() ||
-         ptxas.getNumOccurrences() || allowSpills || noCache || stats ||
-         verbose || timing || json;
+         prune.getNumOccurrences() || protect.getNumOccurrences() ||
+         accuracy.getNumOccurrences() || ptxas.getNumOccurrences() ||
+         allowSpills || noCache || stats || verbose || timing || json;
 }
 
 int main(int argc, char **argv) {
@@ -283,6 +296,9 @@ int main(int argc, char **argv) {
   if (shareKV != "detect" && shareKV != "off")
     return complain("-share-kv=" + shareKV + ": expected detect or off");
   options.shareKV = shareKV == "detect";
+  options.prune = prune;
+  options.protect = protect;
+  options.accuracy = accuracy;
   options.externalData = externalData;
   options.runtimeArchive = runtimeArchive(argv[0]);
   options.cacheDir = cacheDir;

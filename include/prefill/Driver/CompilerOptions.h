@@ -37,6 +37,9 @@ struct CompilerOptions {
   std::string pack = "off";   ///< several prompts a sequence: off, ffd, exact
   bool noPadding = false;     ///< attention_mask is all ones
   std::string chunk = "off";  ///< rows of a chunk, with :tail=dynamic; or off
+  std::string prune;    ///< rows to leave out of later layers; empty: none
+  std::string protect;  ///< rows that stay; empty: the default
+  std::string accuracy; ///< exact: refuse what is lossy; empty or lossy: do it
   /// cpu, and GPUs by findCudaTarget; there is CPU code in any case.
   std::vector<std::string> targets = {"cpu"};
   std::string ptxas;        ///< empty: CUDA_HOME, PATH

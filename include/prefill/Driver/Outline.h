@@ -30,6 +30,10 @@ struct OutlineResult {
 bool outlineAttention(mlir::ModuleOp module, bool stats, OutlineResult &result,
                       std::string &error);
 
+/// Replaces every prefill.protect_rows and prefill.select_rows of `module` by
+/// an onnx.node of domain prefill.opt (runtime/src/ort_rows.c).
+void outlineRows(mlir::ModuleOp module);
+
 } // namespace prefill
 
 #endif

@@ -15,6 +15,12 @@ struct SiteReport;
 #define GEN_PASS_REGISTRATION
 #include "prefill/Transforms/Passes.h.inc"
 
+/// What token pruning did, for the manifest.
+struct PruneReport {
+  std::vector<int64_t> layers; ///< after which rows go, from 1
+  int64_t attentions = 0;      ///< of the model
+};
+
 /// What row liveness and detect-kv-sharing did, for the manifest.
 struct LivenessReport {
   struct Selection {
@@ -29,8 +35,9 @@ struct LivenessReport {
     bool merged;             ///< they were computed twice before
   };
   std::vector<SharedKV> shared; ///< by detect-kv-sharing
-  int64_t attentions = 0; ///< of the model
-  std::string logits;     ///< how the output `logits` changed, or ""
+  int64_t attentions = 0;       ///< of the model
+  std::string logits;           ///< how the output `logits` changed, or ""
+  PruneReport pruning;          ///< what was left out before
 };
 
 /// The KV cache of a model that takes a prompt in chunks, for the manifest.
@@ -44,11 +51,16 @@ struct ChunkReport {
 std::unique_ptr<mlir::Pass> createChunkPrompt(ChunkPromptOptions options,
                                               ChunkReport &report);
 
+/// prune-rows that also tells what it did. `report` must outlive the pass.
+std::unique_ptr<mlir::Pass> createPruneRows(PruneRowsOptions options,
+                                            PruneReport &report);
+
 /// row-liveness that also tells what it did. `report` must outlive the pass.
 std::unique_ptr<mlir::Pass> createRowLiveness(RowLivenessOptions options,
                                               LivenessReport &report);
 
-/// detect-kv-sharing that also tells what it found. `report` must outlive the pass.
+/// detect-kv-sharing that also tells what it found. `report` must outlive the
+/// pass.
 std::unique_ptr<mlir::Pass> createShareKV(LivenessReport &report);
 
 /// raise-attention that also tells what it found, attention by attention.

@@ -110,6 +110,35 @@ def ChunkPrompt : Pass<"chunk-prompt", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
+  let summary = "Leave rows out of later layers, by the last row's attention";
+  let description = [{
+    LazyLLM (arXiv:2407.14057), lossy. After each of the layers that `prune` names,
+    rows that the last row attends to least leave the residual stream: later layers
+    compute and keep K and V of the rest only. Rows keep their positions; rotary
+    tables are gathered with them. Rows that `protect` names, and rows whose logits
+    are asked for, always stay. KV outputs of later layers have fewer rows;
+    outputs `prefill.rows.<layer>` (int64 [batch, rows]) say which.
+
+    Fails with the reason where the model cannot be pruned: an attention with a
+    bias, a window or a KV cache, an operator that mixes rows, logits of all rows.
+    `logits` as of eliminate-dead-rows, done first.
+  }];
+  let options = [
+    Option<"prune", "prune", "std::string", /*default=*/"\"lazyllm\"",
+           "lazyllm[:layers=9+19+28,keep=0.7]">,
+    Option<"protect", "protect", "std::string", /*default=*/"\"\"",
+           "bos:N,last:N,system,ids:A-B,rows:A-B">,
+    Option<"logits", "logits", "std::string", /*default=*/"\"all\"",
+           "all, last or rows">
+  ];
+  let statistics = [
+    Statistic<"numNodes", "nodes", "Number of nodes with fewer rows">,
+    Statistic<"numAttentions", "attentions", "Number of attentions with fewer rows">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
 def SparsifyAttention : Pass<"sparsify-attention", "::mlir::ModuleOp"> {
   let summary = "Rewrite causal prefill.attention to sparse attention";
   let description = [{

@@ -1,5 +1,6 @@
 //===- PrefillOps.cpp - Verifiers of the prefill dialect ------------------===//
 
+#include "prefill/Dialect/ONNX/ONNX.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
 
 using namespace mlir;
@@ -112,6 +113,15 @@ static LogicalResult verifyAttention(OpTy op) {
                           TensorLayout::BHSD, op.getKvHeads(),
                           op.getHeadDim())))
       return failure();
+  }
+  if (op.getTokenScore()) {
+    if (!op.getCausal() || op.getBias() || op.getSinks() || op.getQSegment() ||
+        op.getQPositions() || op.getPastK())
+      return op.emitOpError("has token_score only if causal and without bias, "
+                            "sinks, segments, q_positions and a cache");
+    if (auto type = dyn_cast<RankedTensorType>(op.getTokenScore().getType());
+        type && (type.getRank() != 2 || !type.getElementType().isF32()))
+      return op.emitOpError("token_score must be [b,t] of f32");
   }
   // The getters of I64Attr are unsigned.
   auto negative = [](std::optional<uint64_t> value) {
@@ -318,5 +328,47 @@ LogicalResult IndexPerHeadOp::verify() {
     if (choice < 0 || choice >= static_cast<int64_t>(getChoices().size()))
       return emitOpError() << "head choice " << choice << " is not one of the "
                            << getChoices().size() << " operands";
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Rows
+//===----------------------------------------------------------------------===//
+
+/// Pairs low, high.
+static LogicalResult verifyRanges(Operation *op, StringRef what,
+                                  ArrayRef<int64_t> ranges) {
+  if (ranges.size() % 2)
+    return op->emitOpError() << what << " must be pairs of low and high";
+  for (size_t i = 0; i < ranges.size(); i += 2)
+    if (ranges[i] < 0 || ranges[i] > ranges[i + 1])
+      return op->emitOpError()
+             << what << " must be from 0 on and ascending, got " << ranges[i]
+             << " to " << ranges[i + 1];
+  return success();
+}
+
+LogicalResult ProtectRowsOp::verify() {
+  if (failed(verifyRanges(*this, "id_ranges", getIdRanges())))
+    return failure();
+  return verifyRanges(*this, "row_ranges", getRowRanges());
+}
+
+LogicalResult SelectRowsOp::verify() {
+  if (!getProtect())
+    return emitOpError("needs protect: a selection without protected rows may "
+                       "drop the system prompt");
+  // Through what only takes the rows that are left.
+  Value from = getProtect();
+  while (auto node = from.getDefiningOp<onnx::NodeOp>()) {
+    if (!node.is("GatherElements"))
+      break;
+    from = node.getInput(0);
+  }
+  if (!from.getDefiningOp<ProtectRowsOp>())
+    return emitOpError("protect must come from prefill.protect_rows");
+  double keep = getKeep().convertToDouble();
+  if (!(keep > 0) || keep > 1)
+    return emitOpError("keep must be in (0, 1]");
   return success();
 }

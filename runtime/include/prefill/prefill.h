@@ -127,7 +127,13 @@ typedef enum prefill_attention_output {
                                 memory only the new rows are written; other
                                 memory gets a copy of all rows first */
   PREFILL_OUT_PRESENT_V = 6, /* as PAST_V */
-  PREFILL_OUT_COUNT = 7
+  PREFILL_OUT_TOKEN_SCORE = 7, /* [b,t] float32: the mean over the query heads
+                                  of the probability that the last visible row
+                                  (of each segment) gives to key j; NaN where a
+                                  score of that row is no number. Causal kernels
+                                  only, not with BIAS, SINKS, Q_SEGMENT,
+                                  Q_POSITIONS, PAST_K */
+  PREFILL_OUT_COUNT = 8
 } prefill_attention_output;
 
 /* Tensors on an NVIDIA GPU (kDLCUDA): Q, K, V, O and LSE all on the same one,

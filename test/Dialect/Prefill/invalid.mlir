@@ -327,3 +327,53 @@ func.func @cache_of_another_size(%q: tensor<1x2x?x64xf32>, %c: tensor<1x2x99x64x
     : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> present : tensor<1x2x99x64xf32>, tensor<1x2x98x64xf32>
   return
 }
+
+// -----
+
+func.func @unprotected(%score: tensor<?x?xf32>) {
+  // expected-error @+1 {{needs protect: a selection without protected rows may drop the system prompt}}
+  %rows = prefill.select_rows %score keep 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @protected_by_anything(%score: tensor<?x?xf32>, %mask: tensor<?x?xi1>) {
+  // expected-error @+1 {{protect must come from prefill.protect_rows}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) keep 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @keep(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{keep must be in (0, 1]}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) keep 0.0 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @ranges(%ids: tensor<?x?xi64>) {
+  // expected-error @+1 {{id_ranges must be from 0 on and ascending, got 5 to 3}}
+  %mask = prefill.protect_rows %ids bos 4 last 1 {id_ranges = array<i64: 5, 3>} : tensor<?x?xi64> -> tensor<?x?xi1>
+  return
+}
+
+// -----
+
+func.func @last(%ids: tensor<?x?xi64>) {
+  // expected-error @+1 {{attribute 'last' failed to satisfy constraint}}
+  %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  return
+}
+
+// -----
+
+func.func @token_score(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{has token_score only if causal}}
+  %o, %s = prefill.attention %q, %q, %q {q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> token_score : tensor<?x?xf32>
+  return
+}

@@ -117,3 +117,15 @@ func.func @estimates(%q: tensor<1x2x?x64xf32>) {
   %k = prefill.index.skip %j below 0.001
   return
 }
+
+// CHECK-LABEL: @rows
+func.func @rows(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %given: tensor<?x?xi1>, %starts: tensor<?xi64>) {
+  // CHECK: prefill.attention {{.*}} token_score : tensor<?x?xf32>
+  %o, %score = prefill.attention %q, %q, %q {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> token_score : tensor<?x?xf32>
+  // CHECK: prefill.protect_rows %{{.*}} given(%{{.*}} : tensor<?x?xi1>) alive(%{{.*}} : tensor<?x?xi64>) segment_starts(%{{.*}} : tensor<?xi64>) wanted(%{{.*}} : tensor<?xi64>) bos 4 last 1 {id_ranges = array<i64: 0, 3>, row_ranges = array<i64: 7, 9>} : tensor<?x?xi64> -> tensor<?x?xi1>
+  %p = prefill.protect_rows %ids given(%given : tensor<?x?xi1>) alive(%ids : tensor<?x?xi64>) segment_starts(%starts : tensor<?xi64>) wanted(%starts : tensor<?xi64>) bos 4 last 1 {id_ranges = array<i64: 0, 3>, row_ranges = array<i64: 7, 9>} : tensor<?x?xi64> -> tensor<?x?xi1>
+  // CHECK: prefill.select_rows %{{.*}} protect(%{{.*}} : tensor<?x?xi1>) segment_starts(%{{.*}} : tensor<?xi64>) keep 5.000000e-01 : tensor<?x?xf32> -> tensor<?x?xi64>, tensor<?xi64>
+  %r, %s = prefill.select_rows %score protect(%p : tensor<?x?xi1>) segment_starts(%starts : tensor<?xi64>) keep 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>, tensor<?xi64>
+  return
+}

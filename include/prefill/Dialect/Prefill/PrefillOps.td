@@ -79,7 +79,9 @@ defvar attentionDescription = [{
     * `layer`, `form`: for reports: where the op came from, which form was raised.
 
     lse is `[b,hq,s]` fp32, natural logarithm, -inf for masked rows. rotated_k is
-    k after `rotary`, `[b,hk,t,d]`: what a KV cache holds.
+    k after `rotary`, `[b,hk,t,d]`: what a KV cache holds. token_score is `[b,t]`
+    fp32: the mean over the query heads of the probability that the last visible
+    row (of each segment) gives to each key; a sparse index does not change it.
   }];
 
 def Prefill_AttentionOp : Prefill_Op<"attention",
@@ -89,7 +91,7 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
   let arguments = !con(attentionOperands, attentionAttrs);
   let results = (outs AnyType:$o, Optional<AnyType>:$lse,
                  Optional<AnyType>:$rotated_k, Optional<AnyType>:$present_k,
-                 Optional<AnyType>:$present_v);
+                 Optional<AnyType>:$present_v, Optional<AnyType>:$token_score);
   let assemblyFormat = [{
     $q `,` $k `,` $v (`bias` `(` $bias^ `:` type($bias) `)`)?
     (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
@@ -104,6 +106,7 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
     (`present` `:` type($present_k)^ `,` type($present_v))?
+    (`token_score` `:` type($token_score)^)?
   }];
   let hasVerifier = 1;
 }
@@ -119,7 +122,7 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
                        attentionAttrs);
   let results = (outs AnyType:$o, Optional<AnyType>:$lse,
                  Optional<AnyType>:$rotated_k, Optional<AnyType>:$present_k,
-                 Optional<AnyType>:$present_v);
+                 Optional<AnyType>:$present_v, Optional<AnyType>:$token_score);
   let assemblyFormat = [{
     $q `,` $k `,` $v `,` $index (`bias` `(` $bias^ `:` type($bias) `)`)?
     (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
@@ -134,6 +137,7 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
     (`present` `:` type($present_k)^ `,` type($present_v))?
+    (`token_score` `:` type($token_score)^)?
   }];
   let hasVerifier = 1;
 }
@@ -460,6 +464,72 @@ def Prefill_IndexPerHeadOp : Prefill_Op<"index.per_head", [Pure]> {
                    DenseI64ArrayAttr:$heads);
   let results = (outs Prefill_IndexType:$index);
   let assemblyFormat = "$choices `heads` $heads attr-dict";
+  let hasVerifier = 1;
+}
+
+//===----------------------------------------------------------------------===//
+// Rows
+//===----------------------------------------------------------------------===//
+
+def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
+    [Pure, AttrSizedOperandSegments]> {
+  let summary = "The rows that no transform may drop";
+  let description = [{
+    protect is `[b,s]` bool; true for
+
+    * the first `bos` and the last `last` rows of every segment (`last` is at
+      least 1: the last row is the query of the scores);
+    * rows whose token in `ids` `[b,s]` lies in one of `id_ranges` (pairs
+      low, high);
+    * rows whose number in their segment lies in one of `row_ranges`;
+    * rows where `given` `[b,s]` bool is true (a system prompt, say);
+    * rows that are `wanted` `[m]`: their logits are asked for.
+
+    `alive` `[b,s]` integer: 0 for padding, which is no row of any segment;
+    `segment_starts` as of prefill.attention.
+  }];
+  let arguments = (ins AnyType:$ids, Optional<AnyType>:$given,
+                   Optional<AnyType>:$alive, Optional<AnyType>:$segment_starts,
+                   Optional<AnyType>:$wanted,
+                   ConfinedAttr<I64Attr, [IntNonNegative]>:$bos,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$last,
+                   DefaultValuedAttr<DenseI64ArrayAttr, "{}">:$id_ranges,
+                   DefaultValuedAttr<DenseI64ArrayAttr, "{}">:$row_ranges);
+  let results = (outs AnyType:$protect);
+  let assemblyFormat = [{
+    $ids (`given` `(` $given^ `:` type($given) `)`)?
+    (`alive` `(` $alive^ `:` type($alive) `)`)?
+    (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
+    (`wanted` `(` $wanted^ `:` type($wanted) `)`)?
+    `bos` $bos `last` $last attr-dict `:` type($ids) `->` type($protect)
+  }];
+  let hasVerifier = 1;
+}
+
+def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
+    [Pure, AttrSizedOperandSegments]> {
+  let summary = "The rows that stay, by a score";
+  let description = [{
+    Of every segment all rows that `protect` names, then those of the greatest
+    `score` `[b,s]` (of equal ones the first; NaN is the greatest) until
+    ceil(`keep` of its rows) stay. LazyLLM (arXiv:2407.14057). rows `[b,m]` i64,
+    ascending; starts `[n+1]`: where each segment begins among them. m depends on
+    the data only where more rows than that are protected, or with padding.
+
+    `protect` may not be left out: it is what keeps a prompt from having the
+    rules that it stands under dropped, so it must be made by
+    prefill.protect_rows, or gathered from what that made.
+  }];
+  let arguments = (ins AnyType:$score, Optional<AnyType>:$protect,
+                   Optional<AnyType>:$alive, Optional<AnyType>:$segment_starts,
+                   F64Attr:$keep);
+  let results = (outs AnyType:$rows, Optional<AnyType>:$starts);
+  let assemblyFormat = [{
+    $score (`protect` `(` $protect^ `:` type($protect) `)`)?
+    (`alive` `(` $alive^ `:` type($alive) `)`)?
+    (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
+    `keep` $keep attr-dict `:` type($score) `->` type($rows) (`,` type($starts)^)?
+  }];
   let hasVerifier = 1;
 }
 

@@ -1,0 +1,53 @@
+//===- Pruning.h - What -prune= and -protect= say ----------------*- C++ -*-==//
+//
+// Token pruning leaves rows (tokens) out of later layers; lossy. The formulas
+// are those of the papers named below, what they leave open is in
+// docs/RowTransforms.md.
+//
+//===----------------------------------------------------------------------===//
+#ifndef PREFILL_TRANSFORMS_PRUNING_H
+#define PREFILL_TRANSFORMS_PRUNING_H
+
+#include "llvm/ADT/StringRef.h"
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace prefill {
+
+/// -prune=lazyllm:layers=9+19+28,keep=0.7 (LazyLLM, arXiv:2407.14057).
+struct PruneSpec {
+  /// Layers after which rows go, from 1, ascending; empty: after 9/32, 19/32
+  /// and 28/32 of the layers, as the paper's figures draw it.
+  std::vector<int64_t> layers;
+  /// Share of the rows still there that stays at each of them, in (0, 1].
+  double keep = 0.7;
+};
+
+/// -protect=bos:4,system,last:1,ids:A-B,rows:A-B: rows that never go.
+struct ProtectSpec {
+  int64_t bos = 4;     ///< first rows of a prompt: sinks of attention
+  int64_t last = 1;    ///< last rows; at least the one that asks
+  bool system = false; ///< an input `protected_rows` of the model says more
+  std::vector<std::pair<int64_t, int64_t>> ids;  ///< token ids
+  std::vector<std::pair<int64_t, int64_t>> rows; ///< row numbers in a prompt
+};
+
+/// Reads the text after `-prune=`. False with one line in `error`.
+bool parsePruneSpec(llvm::StringRef text, PruneSpec &spec, std::string &error);
+
+/// Reads the text after `-protect=`; "" is the default. What is not given is
+/// not protected, but for the last row.
+bool parseProtectSpec(llvm::StringRef text, ProtectSpec &spec,
+                      std::string &error);
+
+/// The layers of `spec` for a model of `count` layers. False with an error
+/// where one is out of range.
+bool resolveLayers(const PruneSpec &spec, int64_t count,
+                   std::vector<int64_t> &layers, std::string &error);
+
+} // namespace prefill
+
+#endif

@@ -1,0 +1,51 @@
+//===- Compositions.cpp - Options that do not go together -----------------===//
+
+#include "Compositions.h"
+#include "prefill/Transforms/Pruning.h"
+
+using namespace prefill;
+
+bool prefill::checkCompositions(const CompilerOptions &options,
+                                std::string &error) {
+  auto fail = [&](const std::string &what) {
+    error = what;
+    return false;
+  };
+  const bool prunes = !options.prune.empty();
+  PruneSpec prune;
+  ProtectSpec protection;
+  if (prunes && !parsePruneSpec(options.prune, prune, error))
+    return fail("-prune=" + options.prune + ": " + error);
+  if (!parseProtectSpec(options.protect, protection, error))
+    return fail("-protect=" + options.protect + ": " + error);
+  if (!options.protect.empty() && !prunes)
+    return fail("-protect=" + options.protect +
+                " protects rows from -prune, which is not given");
+
+  if (!options.accuracy.empty() && options.accuracy != "exact" &&
+      options.accuracy != "lossy")
+    return fail("-accuracy=" + options.accuracy + ": expected exact or lossy");
+  if (options.accuracy == "exact") {
+    if (prunes && prune.keep < 1)
+      return fail("-accuracy=exact refuses -prune=" + options.prune +
+                  ": rows that are left out change the result");
+    if (options.sparsify != "dense")
+      return fail("-accuracy=exact refuses -sparsify=" + options.sparsify +
+                  ": keys that are left out change the result");
+  }
+
+  if (prunes && options.pack != "off")
+    return fail(
+        "-prune with -pack: after pruning a prompt's keys and values do "
+        "not lie where its tokens do, and run_packed would hand out "
+        "those of its neighbour");
+  if (prunes && options.chunk != "off")
+    return fail("-prune with -chunk: rows are scored by the prompt's last row, "
+                "which only the last chunk has; the chunks before it would run "
+                "with all rows");
+  for (const std::string &target : options.targets)
+    if (prunes && target != "cpu")
+      return fail("-prune with -target=" + target +
+                  ": kernels for GPUs do not give the scores of tokens yet");
+  return true;
+}

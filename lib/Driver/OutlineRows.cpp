@@ -1,0 +1,74 @@
+//===- OutlineRows.cpp - Ops on rows to nodes of the plug-in --------------===//
+
+#include "prefill/Dialect/ONNX/ONNX.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
+#include "prefill/Driver/Outline.h"
+#include "llvm/ADT/STLExtras.h"
+
+#include <cmath>
+
+using namespace mlir;
+using namespace prefill;
+
+/// Replaces `op` by the node `name` with the same operands and results; null
+/// operands are omitted.
+static void replace(Operation *op, StringRef name, ArrayRef<Value> operands,
+                    ArrayRef<NamedAttribute> attributes) {
+  OpBuilder builder(op);
+  Value absent;
+  SmallVector<Value> inputs;
+  for (Value operand : operands) {
+    if (!operand && !absent)
+      absent = onnx::createAbsent(builder, op->getLoc());
+    inputs.push_back(operand ? operand : absent);
+  }
+  while (inputs.back() == absent)
+    inputs.pop_back();
+  if (absent && !llvm::is_contained(inputs, absent))
+    absent.getDefiningOp()->erase();
+  auto node =
+      onnx::NodeOp::create(builder, op->getLoc(), name, "prefill.opt", inputs,
+                           SmallVector<Type>(op->getResultTypes()), attributes);
+  SmallVector<StringRef> unnamed(op->getNumResults());
+  node.setOutputNamesAttr(builder.getStrArrayAttr(unnamed));
+  op->replaceAllUsesWith(node->getResults());
+  op->erase();
+}
+
+/// `0-16,49150-49151`.
+static std::string rangesText(ArrayRef<int64_t> ranges) {
+  std::string text;
+  for (size_t i = 0; i < ranges.size(); i += 2)
+    text += (i ? "," : "") + std::to_string(ranges[i]) + "-" +
+            std::to_string(ranges[i + 1]);
+  return text;
+}
+
+void prefill::outlineRows(ModuleOp module) {
+  SmallVector<Operation *> ops;
+  module.walk([&](Operation *op) {
+    if (isa<ProtectRowsOp, SelectRowsOp>(op))
+      ops.push_back(op);
+  });
+  Builder b(module.getContext());
+  for (Operation *op : ops) {
+    if (auto protect = dyn_cast<ProtectRowsOp>(op)) {
+      replace(
+          op, "ProtectRows",
+          {protect.getIds(), protect.getGiven(), protect.getAlive(),
+           protect.getSegmentStarts(), protect.getWanted()},
+          {onnx::stringAttr(b, "bos", std::to_string(protect.getBos())),
+           onnx::stringAttr(b, "last", std::to_string(protect.getLast())),
+           onnx::stringAttr(b, "ids", rangesText(protect.getIdRanges())),
+           onnx::stringAttr(b, "rows", rangesText(protect.getRowRanges()))});
+      continue;
+    }
+    auto select = cast<SelectRowsOp>(op);
+    // In millionths: every machine rounds whole numbers alike.
+    int64_t keep = std::llround(select.getKeep().convertToDouble() * 1e6);
+    replace(op, "SelectRows",
+            {select.getScore(), select.getProtect(), select.getAlive(),
+             select.getSegmentStarts()},
+            {onnx::stringAttr(b, "keep", std::to_string(keep))});
+  }
+}

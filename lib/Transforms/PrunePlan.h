@@ -1,0 +1,51 @@
+//===- PrunePlan.h - Which values lose rows ----------------------*- C++ -*-==//
+//
+// Private to lib/Transforms: what token pruning knows before it rewrites.
+//
+//===----------------------------------------------------------------------===//
+#ifndef PREFILL_LIB_TRANSFORMS_PRUNEPLAN_H
+#define PREFILL_LIB_TRANSFORMS_PRUNEPLAN_H
+
+#include "RowPlan.h"
+
+namespace prefill {
+
+/// Rows go after an attention's layer.
+struct PruneStage {
+  int64_t layer = 0;     ///< from 1
+  AttentionOp attention; ///< whose last row decides
+  mlir::Value cut;       ///< the one value that carries rows on, [b, s, d]
+};
+
+/// An operand of an op with fewer rows that has more: rows of a level are to be
+/// taken of it.
+struct PruneUse {
+  mlir::OpOperand *operand;
+  int64_t axis; ///< of its rows
+  unsigned level;
+};
+
+/// What changes. Level 0 has all rows, level i what stage i - 1 left.
+struct PrunePlan {
+  mlir::Value ids; ///< the graph's input_ids, [b, s]
+  llvm::SmallVector<PruneStage> stages;
+  /// Values with fewer rows: where these lie, and their level.
+  llvm::MapVector<mlir::Value, std::pair<RowAxis, unsigned>> rows;
+  llvm::SmallVector<PruneUse> uses;
+  /// Reshapes among them, whose target says how many rows there are.
+  llvm::SmallVector<std::pair<onnx::NodeOp, unsigned>> reshapes;
+  llvm::SmallVector<std::pair<AttentionOp, unsigned>> attentions;
+  /// Nodes that take some of the rows, by their numbers.
+  llvm::SmallVector<RowSelection> selections;
+  /// Shape nodes that must not read a value with fewer rows.
+  llvm::SmallVector<onnx::NodeOp> shapes;
+};
+
+/// Proves that rows can go after `layers` (from 1) of the attentions of the
+/// graph and finds what that changes. False with the op and the reason.
+bool planPruning(SymbolicAnalysis &analysis, llvm::ArrayRef<int64_t> layers,
+                 PrunePlan &plan, std::string &error);
+
+} // namespace prefill
+
+#endif

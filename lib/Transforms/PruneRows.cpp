@@ -1,0 +1,371 @@
+//===- PruneRows.cpp - Rows leave later layers ----------------------------===//
+//
+// After a layer, the rows that the last row attends to least go:
+//
+//   %o = prefill.attention %q, %k, %v rotary(%cos, %sin) {causal}
+//   ... %x = onnx.node "Add"(...)                   // the layer's result
+// becomes
+//   %o, %score = prefill.attention ... token_score
+//   %rows = prefill.select_rows %score protect(%protect) keep 0.7
+//   %x1 = onnx.node "GatherND"(%x, %rows)           // what later layers get
+//   %cos1 = ... of the rows                         // and all else with rows
+//
+// LazyLLM (arXiv:2407.14057). PrunePlan.cpp finds what shrinks, this file
+// rewrites it.
+//
+//===----------------------------------------------------------------------===//
+
+#include "PrunePlan.h"
+#include "prefill/Transforms/Passes.h"
+#include "prefill/Transforms/Pruning.h"
+
+#include "mlir/Analysis/TopologicalSortUtils.h"
+
+namespace prefill {
+#define GEN_PASS_DEF_PRUNEROWS
+#include "prefill/Transforms/Passes.h.inc"
+} // namespace prefill
+
+using namespace mlir;
+using namespace prefill;
+
+/// Replaces `op` by the same attention with its token_score.
+static void addScore(AttentionOp op) {
+  OpBuilder builder(op);
+  auto typeOf = [](Value result) { return result ? result.getType() : Type(); };
+  auto scored = AttentionOp::create(
+      builder, op.getLoc(), op.getO().getType(), typeOf(op.getLse()),
+      typeOf(op.getRotatedK()), typeOf(op.getPresentK()),
+      typeOf(op.getPresentV()),
+      onnx::getTensorType({ShapedType::kDynamic, ShapedType::kDynamic},
+                          builder.getF32Type()),
+      op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
+      op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
+      op.getQOffset(), op.getCos(), op.getSin(), op.getQPositions(),
+      op.getSegmentStarts(), op.getPastK(), op.getPastV(), op.getCacheSlots(),
+      op.getQHeadsAttr(), op.getKvHeadsAttr(), op.getHeadDimAttr(),
+      op.getVHeadDimAttr(), op.getScaleAttr(), op.getCausalAttr(),
+      op.getWindowLeftAttr(), op.getWindowRightAttr(), op.getSoftcapAttr(),
+      op.getAlignmentAttr(), op.getMaskedRowAttr(), op.getQLayoutAttr(),
+      op.getKLayoutAttr(), op.getVLayoutAttr(), op.getOLayoutAttr(),
+      op.getRotaryAttr(), op.getRotaryDimAttr(), op.getLayerAttr(),
+      op.getFormAttr());
+  op->replaceAllUsesWith(scored->getResults().take_front(op->getNumResults()));
+  op->erase();
+}
+
+namespace {
+/// Carries out a plan.
+struct Rewriter {
+  SymbolicAnalysis &analysis;
+  const PrunePlan &plan;
+  const ProtectSpec &protection;
+  double keep;
+  onnx::GraphOp graph;
+  OpBuilder builder;
+  Location loc;
+  Type unknown;
+
+  /// What stands for a number of rows: level 0 is all, level i is after stage
+  /// i - 1.
+  struct Level {
+    Value relative; ///< [b, m] rows of the level before
+    Value absolute; ///< [b, m] rows of the prompt
+    Value protect;  ///< [b, m]
+    Value alive;    ///< [b, m], or null
+    Value starts;   ///< [segments + 1], or null
+    Value count;    ///< [1], made when asked for
+    std::string name;
+  };
+  SmallVector<Level> levels;
+  DenseMap<std::pair<Value, unsigned>, Value> gathered;
+
+  Rewriter(SymbolicAnalysis &analysis, const PrunePlan &plan,
+           const ProtectSpec &protection, double keep)
+      : analysis(analysis), plan(plan), protection(protection), keep(keep),
+        graph(analysis.getGraph()),
+        builder(graph.getBody().front().getTerminator()), loc(graph.getLoc()),
+        unknown(onnx::UnknownType::get(builder.getContext())) {}
+
+  Value node(StringRef op, ValueRange inputs,
+             ArrayRef<NamedAttribute> attributes = {}) {
+    return onnx::NodeOp::create(builder, loc, op, "", inputs, unknown,
+                                attributes)
+        .getResult(0);
+  }
+  Value ints(ArrayRef<int64_t> values) {
+    return onnx::createInts(builder, loc, values);
+  }
+  NamedAttribute axis(int64_t value) {
+    return onnx::intAttr(builder, "axis", value);
+  }
+  Type rowsType(Type element, StringRef name) {
+    return onnx::getTensorType({ShapedType::kDynamic, ShapedType::kDynamic},
+                               element, {"", name});
+  }
+
+  Value getCount(unsigned level) {
+    Level &l = levels[level];
+    if (!l.count)
+      l.count =
+          node("Gather", {node("Shape", l.absolute), ints({1})}, {axis(0)});
+    return l.count;
+  }
+
+  Value asInt64(Value value) {
+    return node("Cast", value, {onnx::intAttr(builder, "to", 7)});
+  }
+
+  /// The rows that are asked for, [m] i64, or null.
+  Value getWanted() {
+    SmallVector<Value> parts;
+    for (const RowSelection &s : plan.selections) {
+      if (s.kind != RowSelection::Kind::Slice) {
+        parts.push_back(
+            asInt64(node("Reshape", {s.node->getOperand(1), ints({-1})})));
+        continue;
+      }
+      SmallVector<int64_t> last;
+      for (int64_t i = analysis.constantInts(s.node->getOperand(1))->front();
+           i < 0; ++i)
+        last.push_back(i);
+      parts.push_back(ints(last));
+    }
+    if (parts.empty())
+      return {};
+    return parts.size() == 1 ? parts[0] : node("Concat", parts, {axis(0)});
+  }
+
+  /// All rows, and which of them may not go.
+  void makeFirstLevel() {
+    Block &body = graph.getBody().front();
+    Type i1 = builder.getI1Type();
+    Value given;
+    if (protection.system) {
+      auto ids = dyn_cast<RankedTensorType>(plan.ids.getType());
+      SmallVector<StringRef> names{onnx::getDimName(ids, 0),
+                                   onnx::getDimName(ids, 1)};
+      given =
+          body.addArgument(onnx::getTensorType(ids.getShape(), i1, names), loc);
+      SmallVector<Attribute> inputs(graph.getInputs().begin(),
+                                    graph.getInputs().end());
+      inputs.push_back(builder.getStringAttr("protected_rows"));
+      graph.setInputsAttr(builder.getArrayAttr(inputs));
+    }
+    Level all;
+    AttentionOp first = plan.stages.front().attention;
+    all.starts = first.getSegmentStarts();
+    all.alive = first.getKeyMask() ? asInt64(first.getKeyMask()) : Value();
+    auto flat = [&](ArrayRef<std::pair<int64_t, int64_t>> ranges) {
+      SmallVector<int64_t> numbers;
+      for (auto [low, high] : ranges)
+        numbers.append({low, high});
+      return builder.getDenseI64ArrayAttr(numbers);
+    };
+    Value ids = plan.ids;
+    if (!analysis.facts(ids).elementType.isInteger(64))
+      ids = asInt64(ids);
+    all.protect = ProtectRowsOp::create(
+        builder, loc, rowsType(i1, ""), ids, given, all.alive, all.starts,
+        getWanted(), builder.getI64IntegerAttr(protection.bos),
+        builder.getI64IntegerAttr(protection.last), flat(protection.ids),
+        flat(protection.rows));
+    levels.push_back(all);
+  }
+
+  /// Of [b, m] the rows that `rows` names.
+  Value ofRows(Value value, Value rows) {
+    return node("GatherElements", {value, rows}, {axis(1)});
+  }
+
+  void makeLevel(const PruneStage &stage) {
+    const Level before = levels.back();
+    Level level;
+    level.name = "rows_after_" + std::to_string(stage.layer);
+    Type i64 = builder.getI64Type();
+    auto select = SelectRowsOp::create(
+        builder, loc, rowsType(i64, level.name),
+        before.starts ? onnx::getTensorType({ShapedType::kDynamic}, i64)
+                      : Type(),
+        AttentionOp(stage.attention).getTokenScore(), before.protect,
+        before.alive, before.starts, builder.getF64FloatAttr(keep));
+    level.relative = level.absolute = select.getRows();
+    level.starts = select.getStarts();
+    if (before.absolute)
+      level.absolute = ofRows(before.absolute, level.relative);
+    level.absolute.setType(rowsType(i64, level.name));
+    level.protect = ofRows(before.protect, level.relative);
+    if (before.alive)
+      level.alive = ofRows(before.alive, level.relative);
+    levels.push_back(level);
+  }
+
+  /// Rows of `value`, [b|1, n, ...] or with `lead` [n, ...], by rows [b, m].
+  Value gather(Value value, Value rows, bool perBatch) {
+    if (!perBatch)
+      return node("Gather", {value, rows}, {axis(0)});
+    return node("GatherND", {value, node("Unsqueeze", {rows, ints({2})})},
+                {onnx::intAttr(builder, "batch_dims", 1)});
+  }
+
+  /// `value`, whose rows lie at `along`, with the rows of `level`.
+  Value take(Value value, int64_t along, unsigned level) {
+    Value &known = gathered[{value, level}];
+    if (known)
+      return known;
+    bool isCut = level && plan.stages[level - 1].cut == value;
+    Value rows = isCut ? levels[level].relative : levels[level].absolute;
+    Value from = value;
+    if (along == 2) // [b|1, 1, n, ...]
+      from = node("Squeeze", {from, ints({1})});
+    bool perBatch = along > 0 && !analysis.dim(value, 0)->isInt(1);
+    if (along > 0 && !perBatch)
+      from = node("Squeeze", {from, ints({0})});
+    known = gather(from, rows, perBatch);
+    if (along == 2)
+      known = node("Unsqueeze", {known, ints({1})});
+    if (along > 0) {
+      Type type = withSize(value.getType(), along, ShapedType::kDynamic,
+                           levels[level].name);
+      if (!perBatch)
+        type = withSize(type, 0, ShapedType::kDynamic);
+      known.setType(type);
+    }
+    return known;
+  }
+
+  void attention(AttentionOp op, unsigned level) {
+    if (op.getSegmentStarts())
+      op.getSegmentStartsMutable().assign(levels[level].starts);
+    // Maskless or with the mask of the rows.
+    if (op.getKeyMask())
+      op.getKeyMaskMutable().assign(
+          ofRows(op.getKeyMask(), levels[level].absolute));
+  }
+
+  /// A selection of rows finds them where they are now.
+  void redirectSelection(const RowSelection &selection) {
+    if (selection.kind == RowSelection::Kind::Slice)
+      return; // From the end, and the last rows are there.
+    onnx::NodeOp op = selection.node;
+    Value given = op->getOperand(1);
+    Value count =
+        node("Gather", {node("Shape", plan.ids), ints({1})}, {axis(0)});
+    Type type = unknown;
+    if (auto tensor =
+            dyn_cast_or_null<RankedTensorType>(analysis.inferredType(given)))
+      type = tensor.clone(builder.getI64Type());
+    auto find = onnx::NodeOp::create(
+        builder, loc, "FindRows", "prefill.opt",
+        {levels.back().absolute, count, asInt64(given)}, type);
+    op->setOperand(1, find.getResult(0));
+  }
+
+  void addOutputs() {
+    auto ret = cast<onnx::ReturnOp>(graph.getBody().front().getTerminator());
+    SmallVector<Attribute> names(ret.getOutputNames().begin(),
+                                 ret.getOutputNames().end());
+    for (auto [stage, level] :
+         llvm::zip_equal(plan.stages, ArrayRef(levels).drop_front())) {
+      ret.getValuesMutable().append(level.absolute);
+      names.push_back(
+          builder.getStringAttr("prefill.rows." + std::to_string(stage.layer)));
+    }
+    ret.setOutputNamesAttr(builder.getArrayAttr(names));
+  }
+
+  void run() {
+    // Shapes are asked about before anything changes.
+    for (onnx::NodeOp shape : plan.shapes)
+      redirectShape(builder, analysis, shape);
+    makeFirstLevel();
+    for (const PruneStage &stage : plan.stages)
+      makeLevel(stage);
+    for (auto [op, level] : plan.reshapes) {
+      unsigned own = level;
+      retargetReshape(builder, analysis, op,
+                      plan.rows.lookup(op->getResult(0)).first,
+                      [&] { return getCount(own); });
+    }
+    for (const PruneUse &use : plan.uses)
+      use.operand->set(take(use.operand->get(), use.axis, use.level));
+    for (auto [op, level] : plan.attentions)
+      if (level)
+        attention(op, level);
+    for (const RowSelection &selection : plan.selections)
+      redirectSelection(selection);
+    for (auto [value, where] : plan.rows)
+      if (where.second)
+        value.setType(withSize(
+            value.getType(), where.first.axis, ShapedType::kDynamic,
+            where.first.merged ? StringRef()
+                               : StringRef(levels[where.second].name)));
+    addOutputs();
+    sortTopologically(&graph.getBody().front());
+  }
+};
+
+struct PruneRowsPass final : prefill::impl::PruneRowsBase<PruneRowsPass> {
+  using Base::Base;
+  PruneRowsPass(PruneRowsOptions options, PruneReport &report)
+      : Base(std::move(options)), report(&report) {}
+
+  void runOnOperation() override {
+    onnx::GraphOp graph = onnx::getMainGraph(getOperation());
+    if (!graph)
+      return;
+    std::string error = work(graph);
+    if (error.empty())
+      return;
+    emitError(UnknownLoc::get(&getContext())) << error;
+    signalPassFailure();
+  }
+
+private:
+  PruneReport *report = nullptr;
+
+  std::string work(onnx::GraphOp graph) {
+    PruneSpec spec;
+    ProtectSpec protection;
+    std::string error;
+    if (!parsePruneSpec(prune, spec, error))
+      return "-prune=" + prune + ": " + error;
+    if (!parseProtectSpec(protect, protection, error))
+      return "-protect=" + protect + ": " + error;
+    if (onnx::getOpsetVersion(graph) < 13)
+      return "-prune: the model's opset is below 13";
+    int64_t count =
+        llvm::range_size(graph.getBody().front().getOps<AttentionOp>());
+    std::vector<int64_t> layers;
+    if (!resolveLayers(spec, count, layers, error))
+      return "-prune=" + prune + ": " + error;
+    if (logits != "all")
+      if (error = selectLogits(graph, logits); !error.empty())
+        return "-logits=" + logits + ": " + error;
+    if (report) {
+      report->layers = layers;
+      report->attentions = count;
+    }
+    if (spec.keep == 1)
+      return ""; // Nothing goes.
+    SmallVector<AttentionOp> attentions(
+        graph.getBody().front().getOps<AttentionOp>());
+    for (int64_t layer : layers)
+      addScore(attentions[layer - 1]);
+    SymbolicAnalysis analysis(graph);
+    PrunePlan plan;
+    if (!planPruning(analysis, layers, plan, error))
+      return "-prune: " + error;
+    Rewriter(analysis, plan, protection, spec.keep).run();
+    for (auto [op, level] : plan.attentions)
+      numAttentions += level > 0;
+    numNodes += plan.rows.size();
+    return "";
+  }
+};
+} // namespace
+
+std::unique_ptr<Pass> prefill::createPruneRows(PruneRowsOptions options,
+                                               PruneReport &report) {
+  return std::make_unique<PruneRowsPass>(std::move(options), report);
+}

@@ -1,0 +1,171 @@
+//===- PruneSpec.cpp - Parsing of -prune= and -protect= -------------------===//
+
+#include "prefill/Transforms/Pruning.h"
+#include "llvm/ADT/SmallVector.h"
+#include "llvm/ADT/Twine.h"
+
+#include <limits>
+
+using namespace prefill;
+using llvm::StringRef;
+
+/// A whole number that 32 bits hold.
+static bool wholeNumber(StringRef text, int64_t &value) {
+  return !text.getAsInteger(10, value) && value >= 0 &&
+         value <= std::numeric_limits<int32_t>::max();
+}
+
+/// `9+19+28`.
+static bool parseLayers(StringRef text, std::vector<int64_t> &layers,
+                        std::string &error) {
+  llvm::SmallVector<StringRef> parts;
+  text.split(parts, '+');
+  for (StringRef part : parts) {
+    int64_t layer;
+    if (!wholeNumber(part, layer) || layer < 1 ||
+        (!layers.empty() && layer <= layers.back())) {
+      error = ("layers=" + text +
+               ": expected ascending layer numbers from 1 on, as in 9+19+28")
+                  .str();
+      return false;
+    }
+    layers.push_back(layer);
+  }
+  return true;
+}
+
+bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
+                             std::string &error) {
+  auto [method, options] = text.split(':');
+  auto fail = [&](const llvm::Twine &what) {
+    error = what.str();
+    return false;
+  };
+  if (method == "mustdrop" || method == "flowcut")
+    return fail(method +
+                " is not there: it prunes vision tokens, which needs a "
+                "model whose image rows are marked");
+  if (method != "lazyllm")
+    return fail("unknown method '" + method + "': expected lazyllm");
+  while (!options.empty()) {
+    auto [part, rest] = options.split(',');
+    options = rest;
+    auto [key, value] = part.split('=');
+    if (key == "layers") {
+      if (!parseLayers(value, spec.layers, error))
+        return false;
+    } else if (key == "keep") {
+      if (value.getAsDouble(spec.keep) || !(spec.keep > 0) || spec.keep > 1)
+        return fail("keep=" + value +
+                    ": expected the share of rows that stays, above 0 and at "
+                    "most 1");
+      // The runtime counts in millionths, so that every machine rounds alike.
+      if (spec.keep < 1e-6)
+        return fail("keep=" + value + ": expected at least 0.000001");
+    } else if (key == "aux") {
+      if (value == "on")
+        return fail("aux=on is not there: reviving rows needs a decode step "
+                    "that takes a list of rows for every layer, and only the "
+                    "prompt phase is compiled");
+      if (value != "off")
+        return fail("aux=" + value + ": expected off");
+    } else if (key == "positions") {
+      if (value != "preserve")
+        return fail("positions=" + value +
+                    ": expected preserve (LazyLLM's rows keep their positions; "
+                    "to renumber them is a loss of its own)");
+    } else {
+      return fail("unknown option '" + part +
+                  "': expected layers, keep, aux, positions");
+    }
+  }
+  return true;
+}
+
+/// `A-B` or `A`.
+static bool parseRange(StringRef text, std::pair<int64_t, int64_t> &range) {
+  auto [low, high] = text.split('-');
+  if (!wholeNumber(low, range.first))
+    return false;
+  if (!text.contains('-'))
+    range.second = range.first;
+  else if (!wholeNumber(high, range.second))
+    return false;
+  return range.first <= range.second;
+}
+
+bool prefill::parseProtectSpec(StringRef text, ProtectSpec &spec,
+                               std::string &error) {
+  if (text.empty())
+    return true;
+  spec = {0, 1, false, {}, {}};
+  llvm::SmallVector<StringRef> parts;
+  text.split(parts, ',');
+  for (StringRef part : parts) {
+    auto [key, value] = part.split(':');
+    std::pair<int64_t, int64_t> range;
+    bool good;
+    if (part == "system") {
+      spec.system = good = true;
+    } else if (key == "bos") {
+      good = wholeNumber(value, spec.bos);
+    } else if (key == "last") {
+      good = wholeNumber(value, spec.last) && spec.last > 0;
+    } else if (key == "ids" || key == "rows") {
+      good = parseRange(value, range);
+      (key == "ids" ? spec.ids : spec.rows).push_back(range);
+    } else if (part == "template") {
+      error =
+          "template: the compiler does not know the chat template; name its "
+          "tokens with ids:A-B";
+      return false;
+    } else {
+      error = ("'" + part +
+               "': expected bos:N, last:N, system, ids:A-B or rows:A-B")
+                  .str();
+      return false;
+    }
+    if (!good) {
+      error = ("'" + part + "': expected " +
+               (key == "last"  ? "a number from 1 on: the last row is the one "
+                                 "that asks"
+                : key == "bos" ? "a number"
+                               : "a number or two ascending ones, A-B"))
+                  .str();
+      return false;
+    }
+  }
+  if (spec.ids.size() > 64 || spec.rows.size() > 64) {
+    error = "at most 64 ranges of ids and 64 of rows";
+    return false;
+  }
+  return true;
+}
+
+bool prefill::resolveLayers(const PruneSpec &spec, int64_t count,
+                            std::vector<int64_t> &layers, std::string &error) {
+  layers = spec.layers;
+  if (layers.empty())
+    for (int64_t part : {9, 19, 28}) {
+      int64_t layer = (part * count + 16) / 32;
+      if (layer >= 1 && layer < count &&
+          (layers.empty() || layer > layers.back()))
+        layers.push_back(layer);
+    }
+  if (layers.empty()) {
+    error = "the model has " + std::to_string(count) +
+            " layers, too few to leave rows out of";
+    return false;
+  }
+  if (layers.back() > count) {
+    error = "layer " + std::to_string(layers.back()) +
+            " is not there: the model has " + std::to_string(count) + " layers";
+    return false;
+  }
+  if (layers.back() == count) {
+    error = "layer " + std::to_string(count) +
+            " is the last one: no layer after it computes fewer rows";
+    return false;
+  }
+  return true;
+}

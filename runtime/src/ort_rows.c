@@ -1,0 +1,406 @@
+/*===- ort_rows.c - Ops on rows for ONNX Runtime ------------------*- C -*-===*\
+|*
+|* What token pruning needs in a graph besides ordinary operators (domain
+|* prefill.opt, version 1; optional inputs in []):
+|*
+|*   ProtectRows(ids int64 [b, n], [given bool [b, n]], [alive int64 [b, n]],
+|*               [starts int64 [segments + 1]], [wanted int64 [m]])
+|*     -> protect bool [b, n]: rows that are never dropped. String attributes
+|*     bos, last (numbers), ids, rows ("a-b,c-d").
+|*   SelectRows(score float [b, n], protect bool [b, n], [alive], [starts])
+|*     -> rows int64 [b, m] ascending, starts int64 [segments + 1]. String
+|*     attribute keep: millionths of a segment's rows.
+|*   FindRows(rows int64 [b, m], count int64 [1], wanted int64)
+|*     -> index int64, of wanted's shape.
+|*
+|* See rows.h for the rules.
+|*
+\*===----------------------------------------------------------------------===*/
+#include "ort_rows.h"
+#include "rows.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_RANK = 8, MAX_INPUTS = 5, MAX_RANGES = 64 };
+
+#define TRY(call)                                                              \
+  do {                                                                         \
+    OrtStatus *try_status = (call);                                            \
+    if (try_status)                                                            \
+      return try_status;                                                       \
+  } while (0)
+
+/* One op: its schema, and what it does with the inputs it was given. */
+typedef struct row_op row_op;
+struct row_kernel;
+struct row_op {
+  OrtCustomOp op; /* first: ONNX Runtime hands back pointers to it */
+  const OrtApi *api;
+  const char *name;
+  size_t inputs, required, outputs;
+  int input_type[MAX_INPUTS], output_type[2];
+  OrtStatus *(*run)(const struct row_kernel *kernel, OrtKernelContext *context);
+};
+
+/* A node's attributes. */
+typedef struct row_kernel {
+  const row_op *op;
+  int64_t bos, last, keep;
+  int64_t ids[MAX_RANGES][2], rows[MAX_RANGES][2];
+  int64_t id_count, row_count;
+} row_kernel;
+
+/* An input: absent when data is NULL. */
+typedef struct view {
+  const void *data;
+  int64_t shape[MAX_RANK], count;
+  size_t rank;
+} view;
+
+static OrtStatus *refuse(const row_op *op, const char *text) {
+  char line[256];
+  snprintf(line, sizeof(line), "prefill.opt %s: %s", op->name, text);
+  return ort_CreateStatus(op->api, ORT_INVALID_ARGUMENT, line);
+}
+
+/*===-- attributes -------------------------------------------------------===*/
+
+static void read_text(const OrtApi *api, const OrtKernelInfo *info,
+                      const char *name, char *text, size_t capacity) {
+  size_t size = capacity;
+  OrtStatus *status =
+      ort_KernelInfoGetAttribute_string(api, info, name, text, &size);
+  if (status) {
+    ort_ReleaseStatus(api, status);
+    size = 0;
+  }
+  text[size < capacity ? size : capacity - 1] = '\0';
+}
+
+static int64_t read_number(const OrtApi *api, const OrtKernelInfo *info,
+                           const char *name) {
+  char text[32];
+  read_text(api, info, name, text, sizeof(text));
+  return strtoll(text, NULL, 10);
+}
+
+/* "a-b,c-d" into range; returns their number. */
+static int64_t read_ranges(const OrtApi *api, const OrtKernelInfo *info,
+                           const char *name, int64_t range[][2]) {
+  char text[MAX_RANGES * 44];
+  read_text(api, info, name, text, sizeof(text));
+  int64_t count = 0;
+  for (char *at = text; *at && count < MAX_RANGES; ++count) {
+    range[count][0] = range[count][1] = strtoll(at, &at, 10);
+    if (*at == '-')
+      range[count][1] = strtoll(at + 1, &at, 10);
+    if (*at != ',')
+      return count + 1;
+    ++at;
+  }
+  return count;
+}
+
+/*===-- inputs and outputs -----------------------------------------------===*/
+
+static OrtStatus *look(const OrtApi *api, const OrtValue *value, view *out) {
+  OrtTensorTypeAndShapeInfo *info;
+  TRY(ort_GetTensorTypeAndShape(api, value, &info));
+  OrtStatus *status = ort_GetDimensionsCount(api, info, &out->rank);
+  if (!status && out->rank > MAX_RANK)
+    status = ort_CreateStatus(api, ORT_INVALID_ARGUMENT,
+                              "prefill.opt: more than 8 dimensions");
+  if (!status)
+    status = ort_GetDimensions(api, info, out->shape, out->rank);
+  ort_ReleaseTensorTypeAndShapeInfo(api, info);
+  if (status)
+    return status;
+  out->count = 1;
+  for (size_t i = 0; i < out->rank; ++i)
+    out->count *= out->shape[i];
+  void *data;
+  static const int64_t nothing[1] = {0};
+  TRY(ort_GetTensorMutableData(api, (OrtValue *)value, &data));
+  out->data = data ? data : nothing; /* an empty tensor is not an absent one */
+  return NULL;
+}
+
+static OrtStatus *read_inputs(const row_op *op, OrtKernelContext *context,
+                              view in[MAX_INPUTS]) {
+  size_t count = 0;
+  memset(in, 0, sizeof(view) * MAX_INPUTS);
+  TRY(ort_KernelContext_GetInputCount(op->api, context, &count));
+  for (size_t i = 0; i < count && i < op->inputs; ++i) {
+    const OrtValue *value = NULL;
+    TRY(ort_KernelContext_GetInput(op->api, context, i, &value));
+    if (value)
+      TRY(look(op->api, value, &in[i]));
+  }
+  return NULL;
+}
+
+static OrtStatus *make_output(const row_op *op, OrtKernelContext *context,
+                              size_t index, const int64_t *dims, size_t rank,
+                              void **data) {
+  OrtValue *value = NULL;
+  *data = NULL;
+  TRY(ort_KernelContext_GetOutput(op->api, context, index, dims, rank, &value));
+  return value ? ort_GetTensorMutableData(op->api, value, data) : NULL;
+}
+
+/* The rows that `like` [b, n] has, with the inputs `alive` and `starts`.
+ * *owned: bytes of `alive`, to be freed. */
+static OrtStatus *read_rows(const row_op *op, const view *like,
+                            const view *alive, const view *starts,
+                            pf_row_set *rows, uint8_t **owned) {
+  *owned = NULL;
+  if (like->rank != 2)
+    return refuse(op, "expected [batch, rows]");
+  *rows = (pf_row_set){.b = like->shape[0], .n = like->shape[1], .segments = 1};
+  if (starts->data) {
+    if (starts->rank != 1 || starts->count < 1)
+      return refuse(op, "expected segment starts [segments + 1]");
+    rows->starts = starts->data;
+    rows->segments = starts->count - 1;
+  }
+  pf_row_error error;
+  if (!pf_check_row_set(rows, &error))
+    return refuse(op, error.text);
+  if (!alive->data)
+    return NULL;
+  if (alive->count != like->count)
+    return refuse(op, "the mask of keys has not one entry for every row");
+  if (!(*owned = malloc((size_t)like->count + 1)))
+    return refuse(op, "out of memory");
+  for (int64_t i = 0; i < like->count; ++i)
+    (*owned)[i] = ((const int64_t *)alive->data)[i] != 0;
+  rows->alive = *owned;
+  return NULL;
+}
+
+/*===-- the ops ----------------------------------------------------------===*/
+
+static OrtStatus *run_protect(const row_kernel *kernel,
+                              OrtKernelContext *context) {
+  const row_op *op = kernel->op;
+  view in[MAX_INPUTS];
+  TRY(read_inputs(op, context, in));
+  pf_row_set rows;
+  uint8_t *owned;
+  TRY(read_rows(op, &in[0], &in[2], &in[3], &rows, &owned));
+  uint8_t *protect;
+  OrtStatus *status =
+      make_output(op, context, 0, in[0].shape, 2, (void **)&protect);
+  pf_row_error error;
+  if (!status && in[1].data && in[1].count != in[0].count)
+    status = refuse(op, "the input of protected rows has not one entry for "
+                        "every row");
+  if (!status) {
+    if (in[1].data)
+      memcpy(protect, in[1].data, (size_t)in[0].count);
+    else
+      memset(protect, 0, (size_t)in[0].count);
+    pf_protect_ends(&rows, kernel->bos, kernel->last, protect);
+    pf_protect_ids(&rows, in[0].data, kernel->ids, kernel->id_count, protect);
+    pf_protect_rows(&rows, kernel->rows, kernel->row_count, protect);
+    if (in[4].data &&
+        !pf_protect_wanted(&rows, in[4].data, in[4].count, protect, &error))
+      status = refuse(op, error.text);
+  }
+  free(owned);
+  return status;
+}
+
+static OrtStatus *write_rows(const row_op *op, OrtKernelContext *context,
+                             const pf_row_set *rows, const uint8_t *kept,
+                             int64_t count, const int64_t *segment_count) {
+  const int64_t dims[2] = {rows->b, count};
+  const int64_t ends[1] = {rows->segments + 1};
+  int64_t *out, *starts;
+  TRY(make_output(op, context, 0, dims, 2, (void **)&out));
+  TRY(make_output(op, context, 1, ends, 1, (void **)&starts));
+  for (int64_t i = 0; out && i < rows->b * rows->n; ++i)
+    if (kept[i])
+      *out++ = i % rows->n;
+  if (starts) {
+    starts[0] = 0;
+    for (int64_t i = 0; i < rows->segments; ++i)
+      starts[i + 1] = starts[i] + segment_count[i];
+  }
+  return NULL;
+}
+
+static OrtStatus *run_select(const row_kernel *kernel,
+                             OrtKernelContext *context) {
+  const row_op *op = kernel->op;
+  view in[MAX_INPUTS];
+  TRY(read_inputs(op, context, in));
+  pf_row_set rows;
+  uint8_t *owned;
+  if (in[1].count != in[0].count)
+    return refuse(op, "expected a score and a protection for every row");
+  TRY(read_rows(op, &in[0], &in[2], &in[3], &rows, &owned));
+  uint8_t *kept = malloc((size_t)in[0].count + 1);
+  int64_t *counts = malloc((size_t)(rows.segments + 1) * sizeof(int64_t));
+  OrtStatus *status = NULL;
+  int64_t count = -1;
+  if (kept && counts)
+    count =
+        pf_keep_rows(&rows, in[0].data, in[1].data, kernel->keep, kept, counts);
+  status = count < 0 ? refuse(op, "out of memory")
+                     : write_rows(op, context, &rows, kept, count, counts);
+  free(counts);
+  free(kept);
+  free(owned);
+  return status;
+}
+
+static OrtStatus *run_find(const row_kernel *kernel,
+                           OrtKernelContext *context) {
+  const row_op *op = kernel->op;
+  view in[MAX_INPUTS];
+  TRY(read_inputs(op, context, in));
+  if (in[0].rank != 2 || in[1].count != 1)
+    return refuse(op, "expected rows [batch, rows] and one number");
+  int64_t *index;
+  TRY(make_output(op, context, 0, in[2].shape, in[2].rank, (void **)&index));
+  pf_row_error error;
+  if (!pf_find_rows(in[0].data, in[0].shape[0], in[0].shape[1],
+                    *(const int64_t *)in[1].data, in[2].data, in[2].count,
+                    index, &error))
+    return refuse(op, error.text);
+  return NULL;
+}
+
+/*===-- ONNX Runtime's callbacks -----------------------------------------===*/
+
+static const char *get_name(const OrtCustomOp *op) {
+  return ((const row_op *)op)->name;
+}
+static const char *get_provider(const OrtCustomOp *op) {
+  (void)op;
+  return "CPUExecutionProvider";
+}
+static size_t get_input_count(const OrtCustomOp *op) {
+  return ((const row_op *)op)->inputs;
+}
+static int get_input_type(const OrtCustomOp *op, size_t index) {
+  return ((const row_op *)op)->input_type[index];
+}
+static int get_input_characteristic(const OrtCustomOp *op, size_t index) {
+  return index < ((const row_op *)op)->required ? ORT_REQUIRED : ORT_OPTIONAL;
+}
+static int get_memory_type(const OrtCustomOp *op, size_t index) {
+  (void)op;
+  (void)index;
+  return 0;
+}
+static size_t get_output_count(const OrtCustomOp *op) {
+  return ((const row_op *)op)->outputs;
+}
+static int get_output_type(const OrtCustomOp *op, size_t index) {
+  return ((const row_op *)op)->output_type[index];
+}
+static int get_output_characteristic(const OrtCustomOp *op, size_t index) {
+  (void)op;
+  return index == 0 ? ORT_REQUIRED : ORT_OPTIONAL;
+}
+static int get_zero(const OrtCustomOp *op) {
+  (void)op;
+  return 0;
+}
+static int get_version(const OrtCustomOp *op) {
+  (void)op;
+  return 1;
+}
+
+static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
+                                const OrtKernelInfo *info, void **out) {
+  row_kernel *kernel = calloc(1, sizeof(row_kernel));
+  if (!kernel)
+    return refuse((const row_op *)op, "out of memory");
+  kernel->op = (const row_op *)op;
+  kernel->bos = read_number(api, info, "bos");
+  kernel->last = read_number(api, info, "last");
+  kernel->keep = read_number(api, info, "keep");
+  kernel->id_count = read_ranges(api, info, "ids", kernel->ids);
+  kernel->row_count = read_ranges(api, info, "rows", kernel->rows);
+  *out = kernel;
+  return NULL;
+}
+static void destroy_kernel(void *kernel) { free(kernel); }
+static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
+  return ((const row_kernel *)kernel)->op->run(kernel, context);
+}
+static void *create_kernel_v1(const OrtCustomOp *op, const OrtApi *api,
+                              const OrtKernelInfo *info) {
+  (void)op;
+  (void)api;
+  (void)info;
+  return NULL;
+}
+static void compute_v1(void *kernel, OrtKernelContext *context) {
+  (void)kernel;
+  (void)context;
+}
+
+OrtStatus *pf_add_row_ops(const OrtApi *api, OrtCustomOpDomain *domain) {
+  static const row_op ops[] = {
+      {.name = "ProtectRows",
+       .inputs = 5,
+       .required = 1,
+       .outputs = 1,
+       .input_type = {ONNX_INT64, ONNX_BOOL, ONNX_INT64, ONNX_INT64,
+                      ONNX_INT64},
+       .output_type = {ONNX_BOOL},
+       .run = run_protect},
+      {.name = "SelectRows",
+       .inputs = 4,
+       .required = 2,
+       .outputs = 2,
+       .input_type = {ONNX_FLOAT, ONNX_BOOL, ONNX_INT64, ONNX_INT64},
+       .output_type = {ONNX_INT64, ONNX_INT64},
+       .run = run_select},
+      {.name = "FindRows",
+       .inputs = 3,
+       .required = 3,
+       .outputs = 1,
+       .input_type = {ONNX_INT64, ONNX_INT64, ONNX_INT64},
+       .output_type = {ONNX_INT64},
+       .run = run_find},
+  };
+  for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); ++i) {
+    /* Lives as long as the process, as the Attention ops do. */
+    row_op *op = malloc(sizeof(row_op));
+    if (!op)
+      return ort_CreateStatus(api, ORT_FAIL, "prefill.opt: out of memory");
+    *op = ops[i];
+    op->api = api;
+    op->op = (OrtCustomOp){
+        .version = ORT_API_VERSION_USED,
+        .CreateKernel = create_kernel_v1,
+        .GetName = get_name,
+        .GetExecutionProviderType = get_provider,
+        .GetInputType = get_input_type,
+        .GetInputTypeCount = get_input_count,
+        .GetOutputType = get_output_type,
+        .GetOutputTypeCount = get_output_count,
+        .KernelCompute = compute_v1,
+        .KernelDestroy = destroy_kernel,
+        .GetInputCharacteristic = get_input_characteristic,
+        .GetOutputCharacteristic = get_output_characteristic,
+        .GetInputMemoryType = get_memory_type,
+        .GetVariadicInputMinArity = get_zero,
+        .GetVariadicInputHomogeneity = get_zero,
+        .GetVariadicOutputMinArity = get_zero,
+        .GetVariadicOutputHomogeneity = get_zero,
+        .CreateKernelV2 = create_kernel,
+        .KernelComputeV2 = compute,
+        .GetStartVersion = get_version,
+        .GetEndVersion = get_version,
+    };
+    TRY(ort_CustomOpDomain_Add(api, domain, &op->op));
+  }
+  return NULL;
+}

@@ -1,0 +1,75 @@
+/*===- rows.h - Which rows stay, and where they went --------------*- C -*-===*\
+|*
+|* Token pruning leaves rows (tokens) out of later layers. These functions say
+|* which may never go, which go, and where the others are afterwards; what is
+|* done with the rows themselves is the model's graph. No n x n anything.
+|*
+\*===----------------------------------------------------------------------===*/
+#ifndef PREFILL_RUNTIME_ROWS_H
+#define PREFILL_RUNTIME_ROWS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The rows of a call: [b] batch entries of n rows each. */
+typedef struct pf_row_set {
+  int64_t b, n;
+  const uint8_t *alive;  /* [b][n]; 0: padding. NULL: all are tokens */
+  const int64_t *starts; /* [segments + 1] ascending from 0 to n, for b = 1:
+                            prompts one after the other. NULL: one */
+  int64_t segments;      /* 1 without starts */
+} pf_row_set;
+
+/* The first error, one line, or "". */
+typedef struct pf_row_error {
+  char text[192];
+} pf_row_error;
+
+/* Whether `starts` are ascending numbers from 0 to n and b is 1. */
+bool pf_check_row_set(const pf_row_set *rows, pf_row_error *error);
+
+/* protect[b][n] |= 1 for the first `bos` and the last `last` rows of every
+ * segment that are no padding (`last` at least 1: the query of the scores). */
+void pf_protect_ends(const pf_row_set *rows, int64_t bos, int64_t last,
+                     uint8_t *protect);
+/* ... for the rows whose token is in one of `count` ranges [low, high]. */
+void pf_protect_ids(const pf_row_set *rows, const int64_t *ids,
+                    const int64_t (*range)[2], int64_t count, uint8_t *protect);
+/* ... for rows whose number, counted from their segment's first one that is no
+ * padding, is in one of the ranges. */
+void pf_protect_rows(const pf_row_set *rows, const int64_t (*range)[2],
+                     int64_t count, uint8_t *protect);
+/* ... for `count` rows of every entry; negative numbers count from the end.
+ * False: a number is out of range. */
+bool pf_protect_wanted(const pf_row_set *rows, const int64_t *wanted,
+                       int64_t count, uint8_t *protect, pf_row_error *error);
+
+/* Of every segment the protected rows, then those of the greatest score (of
+ * equal ones the first; NaN is the greatest: what is not understood stays)
+ * until ceil(keep / 10^6 of its rows) stay, or more if more are protected.
+ * Padding does not count and goes first. All batch entries keep as many rows as
+ * the one that keeps most: entries that keep fewer fill up with padding, then
+ * with their next rows. Without memory -1.
+ *
+ * kept[b][n] becomes 1 for rows that stay; the result is their number per
+ * entry. segment_count [segments] gets the number of every segment. */
+int64_t pf_keep_rows(const pf_row_set *rows, const float *score,
+                     const uint8_t *protect, int64_t keep_ppm, uint8_t *kept,
+                     int64_t *segment_count);
+
+/* index[i] = the place of row wanted[i] (negative: from the end of `count`
+ * rows) among rows[b][n], ascending. False: it is not there, or not at the same
+ * place in every entry. */
+bool pf_find_rows(const int64_t *rows, int64_t b, int64_t n, int64_t count,
+                  const int64_t *wanted, int64_t wanted_count, int64_t *index,
+                  pf_row_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

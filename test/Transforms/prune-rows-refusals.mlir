@@ -1,0 +1,55 @@
+// RUN: split-file %s %t
+// RUN: not prefill-opt %t/window.mlir -prune-rows="prune=lazyllm:layers=1 logits=last" 2>&1 | FileCheck %s --check-prefix=WINDOW
+// RUN: not prefill-opt %t/mixed.mlir -prune-rows="prune=lazyllm:layers=1 logits=last" 2>&1 | FileCheck %s --check-prefix=MIXED
+// RUN: not prefill-opt %t/mixed.mlir -prune-rows="prune=lazyllm:layers=1" 2>&1 | FileCheck %s --check-prefix=LOGITS
+// RUN: not prefill-opt %t/mixed.mlir -prune-rows="prune=lazyllm:layers=2 logits=last" 2>&1 | FileCheck %s --check-prefix=LAST
+// RUN: not prefill-opt %t/bias.mlir -prune-rows="prune=lazyllm:layers=1 logits=last" 2>&1 | FileCheck %s --check-prefix=BIAS
+
+// WINDOW: -prune: attention 'b': it has a window
+// MIXED: -prune: CumSum 'sum': it is not known to treat rows one by one
+// LOGITS: the output 'logits' has a row for every token
+// LAST: layer 2 is the last one
+// BIAS: -prune: attention 'b': it has a bias
+
+//--- window.mlir
+!i = tensor<?x?xi64, #onnx.dims<"B", "S">>
+!x = tensor<?x?x16xf32, #onnx.dims<"B", "S", "">>
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%ids: !i) attributes {inputs = ["input_ids"]} {
+    %tokens = onnx.initializer "tokens" : tensor<9x16xf32> = dense<1.0> : tensor<9x16xf32>
+    %e = onnx.node "Gather"(%tokens, %ids) {axis = 0 : si64} : (tensor<9x16xf32>, !i) -> !x
+    %o = prefill.attention %e, %e, %e {layer = "a", causal, head_dim = 8 : i64, kv_heads = 2 : i64, q_heads = 2 : i64, scale = 1.0 : f32, v_head_dim = 8 : i64, q_layout = #prefill<layout bshd>, k_layout = #prefill<layout bshd>, v_layout = #prefill<layout bshd>, o_layout = #prefill<layout bshd>} : !x, !x, !x -> !x
+    %x = onnx.node "Add"(%e, %o) : (!x, !x) -> !x
+    %o2 = prefill.attention %x, %x, %x {layer = "b", causal, window_left = 9 : i64, head_dim = 8 : i64, kv_heads = 2 : i64, q_heads = 2 : i64, scale = 1.0 : f32, v_head_dim = 8 : i64, q_layout = #prefill<layout bshd>, k_layout = #prefill<layout bshd>, v_layout = #prefill<layout bshd>, o_layout = #prefill<layout bshd>} : !x, !x, !x -> !x
+    onnx.return %o2 : !x {output_names = ["logits"]}
+  }
+}
+//--- mixed.mlir
+!i = tensor<?x?xi64, #onnx.dims<"B", "S">>
+!x = tensor<?x?x16xf32, #onnx.dims<"B", "S", "">>
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%ids: !i) attributes {inputs = ["input_ids"]} {
+    %tokens = onnx.initializer "tokens" : tensor<9x16xf32> = dense<1.0> : tensor<9x16xf32>
+    %one = onnx.initializer "one" : tensor<i64> = dense<1> : tensor<i64>
+    %e = onnx.node "Gather"(%tokens, %ids) {axis = 0 : si64} : (tensor<9x16xf32>, !i) -> !x
+    %o = prefill.attention %e, %e, %e {layer = "a", causal, head_dim = 8 : i64, kv_heads = 2 : i64, q_heads = 2 : i64, scale = 1.0 : f32, v_head_dim = 8 : i64, q_layout = #prefill<layout bshd>, k_layout = #prefill<layout bshd>, v_layout = #prefill<layout bshd>, o_layout = #prefill<layout bshd>} : !x, !x, !x -> !x
+    %x = onnx.node "Add"(%e, %o) : (!x, !x) -> !x
+    %o2 = prefill.attention %x, %x, %x {layer = "b", causal, head_dim = 8 : i64, kv_heads = 2 : i64, q_heads = 2 : i64, scale = 1.0 : f32, v_head_dim = 8 : i64, q_layout = #prefill<layout bshd>, k_layout = #prefill<layout bshd>, v_layout = #prefill<layout bshd>, o_layout = #prefill<layout bshd>} : !x, !x, !x -> !x
+    %y = onnx.node "CumSum"(%o2, %one) attributes {output_names = ["sum"]} : (!x, tensor<i64>) -> !x
+    onnx.return %y : !x {output_names = ["logits"]}
+  }
+}
+//--- bias.mlir
+!i = tensor<?x?xi64, #onnx.dims<"B", "S">>
+!x = tensor<?x?x16xf32, #onnx.dims<"B", "S", "">>
+!b = tensor<1x2x?x?xf32, #onnx.dims<"", "", "S", "S">>
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%ids: !i, %alibi: !b) attributes {inputs = ["input_ids", "alibi"]} {
+    %tokens = onnx.initializer "tokens" : tensor<9x16xf32> = dense<1.0> : tensor<9x16xf32>
+    %e = onnx.node "Gather"(%tokens, %ids) {axis = 0 : si64} : (tensor<9x16xf32>, !i) -> !x
+    %o = prefill.attention %e, %e, %e {layer = "a", causal, head_dim = 8 : i64, kv_heads = 2 : i64, q_heads = 2 : i64, scale = 1.0 : f32, v_head_dim = 8 : i64, q_layout = #prefill<layout bshd>, k_layout = #prefill<layout bshd>, v_layout = #prefill<layout bshd>, o_layout = #prefill<layout bshd>} : !x, !x, !x -> !x
+    %x = onnx.node "Add"(%e, %o) : (!x, !x) -> !x
+    %o2 = prefill.attention %x, %x, %x bias(%alibi : !b) {layer = "b", causal, head_dim = 8 : i64, kv_heads = 2 : i64, q_heads = 2 : i64, scale = 1.0 : f32, v_head_dim = 8 : i64, q_layout = #prefill<layout bshd>, k_layout = #prefill<layout bshd>, v_layout = #prefill<layout bshd>, o_layout = #prefill<layout bshd>} : !x, !x, !x -> !x
+    onnx.return %o2 : !x {output_names = ["logits"]}
+  }
+}

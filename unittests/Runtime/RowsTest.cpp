@@ -1,0 +1,156 @@
+//===- RowsTest.cpp - Which rows stay -------------------------------------===//
+//
+// rows.c against its rules, and TOKEN_SCORE against its definition.
+//
+//===----------------------------------------------------------------------===//
+
+#include "rows.h"
+#include "Reference.h"
+#include "gtest/gtest.h"
+
+#include <cmath>
+#include <limits>
+
+using namespace ref;
+
+namespace {
+using Bytes = std::vector<uint8_t>;
+using Ints = std::vector<int64_t>;
+
+pf_row_set rowSet(int64_t b, int64_t n) {
+  pf_row_set rows{};
+  rows.b = b;
+  rows.n = n;
+  rows.segments = 1;
+  return rows;
+}
+
+/// The rows that stay of the first entry.
+Ints keep(const pf_row_set &rows, const std::vector<float> &score,
+          const Bytes &protect, double share, Ints *counts = nullptr) {
+  Bytes kept(rows.b * rows.n, 7);
+  Ints segments(rows.segments);
+  int64_t count =
+      pf_keep_rows(&rows, score.data(), protect.data(),
+                   std::llround(share * 1e6), kept.data(), segments.data());
+  Ints found;
+  for (int64_t i = 0; i < rows.n; ++i)
+    if (kept[i])
+      found.push_back(i);
+  for (int64_t b = 0; b < rows.b; ++b)
+    EXPECT_EQ(count, std::count(kept.begin() + b * rows.n,
+                                kept.begin() + (b + 1) * rows.n, 1));
+  if (counts)
+    *counts = segments;
+  return found;
+}
+} // namespace
+
+TEST(Rows, TheBestStay) {
+  const std::vector<float> score = {.1f, .4f, .2f, .2f, .2f, 0};
+  const Bytes none(6);
+  EXPECT_EQ(keep(rowSet(1, 6), score, none, .5),
+            (Ints{1, 2, 3})); // ties: first
+  EXPECT_EQ(keep(rowSet(1, 6), score, none, 1), (Ints{0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(keep(rowSet(1, 6), score, none, 1e-6), (Ints{1})); // one at least
+  EXPECT_EQ(keep(rowSet(1, 0), {}, {}, .5), Ints{});
+  // 0.7 of 10 is 7, not 8 by a rounding error.
+  EXPECT_EQ(
+      keep(rowSet(1, 10), std::vector<float>(10, 1), Bytes(10), .7).size(), 7u);
+}
+
+TEST(Rows, ProtectedRowsStayWhateverTheirScore) {
+  const std::vector<float> score = {.1f, .4f, .3f, .2f, 0, -1};
+  EXPECT_EQ(keep(rowSet(1, 6), score, {0, 0, 0, 0, 1, 1}, .5), (Ints{1, 4, 5}));
+  EXPECT_EQ(keep(rowSet(1, 6), score, {0, 0, 1, 1, 1, 1}, .5),
+            (Ints{2, 3, 4, 5})); // more than half
+  EXPECT_EQ(keep(rowSet(1, 6), score, Bytes(6, 1), .1).size(), 6u);
+}
+
+TEST(Rows, WhatIsNoNumberStays) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(keep(rowSet(1, 4), {.1f, nan, .9f, .2f}, Bytes(4), .25), (Ints{1}));
+}
+
+TEST(Rows, PaddingDoesNotCountAndGoesFirst) {
+  pf_row_set rows = rowSet(2, 6);
+  const Bytes alive = {0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+  rows.alive = alive.data();
+  const std::vector<float> score = {0, 0, 0, 0, .3f, .7f, 1, 2, 3, 4, 5, 6};
+  // Entry 1 keeps 3 of 6; entry 0 keeps 1 of 2 and fills up with padding.
+  EXPECT_EQ(keep(rows, score, Bytes(12), .5), (Ints{0, 1, 5}));
+  Bytes protect(12);
+  pf_protect_ends(&rows, /*bos=*/1, /*last=*/1, protect.data());
+  EXPECT_EQ(protect, (Bytes{0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1}));
+}
+
+TEST(Rows, EverySegmentByItself) {
+  pf_row_set rows = rowSet(1, 8);
+  const Ints starts = {0, 3, 3, 8};
+  rows.starts = starts.data();
+  rows.segments = 3;
+  pf_row_error error;
+  ASSERT_TRUE(pf_check_row_set(&rows, &error));
+  Bytes protect(8);
+  pf_protect_ends(&rows, 0, 1, protect.data());
+  EXPECT_EQ(protect, (Bytes{0, 0, 1, 0, 0, 0, 0, 1}));
+  const int64_t second[1][2] = {{1, 1}};
+  pf_protect_rows(&rows, second, 1, protect.data());
+  EXPECT_EQ(protect, (Bytes{0, 1, 1, 0, 1, 0, 0, 1}));
+  Ints counts;
+  EXPECT_EQ(keep(rows, {9, 0, 0, 1, 2, 3, 4, 5}, {0, 0, 1, 0, 0, 0, 0, 1}, .5,
+                 &counts),
+            (Ints{0, 2, 5, 6, 7}));
+  EXPECT_EQ(counts, (Ints{2, 0, 3}));
+  const Ints wrong = {0, 4, 3, 8};
+  rows.starts = wrong.data();
+  EXPECT_FALSE(pf_check_row_set(&rows, &error));
+  EXPECT_NE(std::string(error.text).find("expected ascending"),
+            std::string::npos);
+}
+
+TEST(Rows, FoundWhereTheyAre) {
+  const Ints rows = {0, 3, 5, 9, 0, 2, 5, 9};
+  pf_row_error error;
+  Ints index(2);
+  const Ints wanted = {-1, 5};
+  EXPECT_TRUE(pf_find_rows(rows.data(), 2, 4, 10, wanted.data(), 2,
+                           index.data(), &error));
+  EXPECT_EQ(index, (Ints{3, 2}));
+  for (int64_t bad : {4, 3, 10, -11}) {
+    EXPECT_FALSE(
+        pf_find_rows(rows.data(), 2, 4, 10, &bad, 1, index.data(), &error));
+    EXPECT_NE(error.text[0], '\0');
+  }
+}
+
+TEST(Rows, TokenScoreIsTheLastRowsAttention) {
+  Problem<8, 8, 16, 16, float, PREFILL_TILE_CAUSAL> p;
+  p.b = 2;
+  p.s = p.t = 70;
+  p.build();
+  p.out[PREFILL_OUT_TOKEN_SCORE].make({p.b, p.t}, kDLFloat, 32);
+  ASSERT_EQ(p.run(), PREFILL_OK) << p.context.message;
+  for (int64_t b = 0; b < p.b; ++b) {
+    std::vector<double> expected(p.t);
+    for (int64_t h = 0; h < p.hq; ++h) {
+      std::vector<double> weight(p.t);
+      double most = -INFINITY, sum = 0;
+      for (int64_t j = 0; j < p.t; ++j) {
+        for (int64_t c = 0; c < 8; ++c)
+          weight[j] += static_cast<double>(p.q(b, h, p.s - 1, c)) *
+                       p.k(b, h / (p.hq / p.hk), j, c);
+        weight[j] /= std::sqrt(8.0);
+        most = std::max(most, weight[j]);
+      }
+      for (double &w : weight)
+        sum += w = std::exp(w - most);
+      for (int64_t j = 0; j < p.t; ++j)
+        expected[j] += weight[j] / sum / p.hq;
+    }
+    for (int64_t j = 0; j < p.t; ++j)
+      EXPECT_NEAR((p.out[PREFILL_OUT_TOKEN_SCORE].template at<float>({b, j})),
+                  expected[j], 1e-6)
+          << b << " " << j;
+  }
+}
