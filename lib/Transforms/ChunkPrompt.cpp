@@ -266,16 +266,16 @@ private:
     };
     auto cached = AttentionOp::create(
         builder, op.getLoc(), op.getO().getType(), typeOf(op.getLse()),
-        typeOf(op.getRotatedK()), key, value, op.getQ(), op.getK(), op.getV(),
-        Value(), Value(), Value(), op.getSinks(), Value(), Value(), Value(),
-        op.getCos(), op.getSin(), op.getQPositions(), starts, pastK, pastV,
-        slots, op.getQHeadsAttr(), op.getKvHeadsAttr(), op.getHeadDimAttr(),
-        op.getVHeadDimAttr(), op.getScaleAttr(), op.getCausalAttr(),
-        op.getWindowLeftAttr(), op.getWindowRightAttr(), op.getSoftcapAttr(),
-        op.getAlignmentAttr(), op.getMaskedRowAttr(), op.getQLayoutAttr(),
-        op.getKLayoutAttr(), op.getVLayoutAttr(), op.getOLayoutAttr(),
-        op.getRotaryAttr(), op.getRotaryDimAttr(), op.getLayerAttr(),
-        op.getFormAttr());
+        typeOf(op.getRotatedK()), key, value, /*token_score=*/Type(), op.getQ(),
+        op.getK(), op.getV(), Value(), Value(), Value(), op.getSinks(), Value(),
+        Value(), Value(), op.getCos(), op.getSin(), op.getQPositions(), starts,
+        pastK, pastV, slots, op.getQHeadsAttr(), op.getKvHeadsAttr(),
+        op.getHeadDimAttr(), op.getVHeadDimAttr(), op.getScaleAttr(),
+        op.getCausalAttr(), op.getWindowLeftAttr(), op.getWindowRightAttr(),
+        op.getSoftcapAttr(), op.getAlignmentAttr(), op.getMaskedRowAttr(),
+        op.getQLayoutAttr(), op.getKLayoutAttr(), op.getVLayoutAttr(),
+        op.getOLayoutAttr(), op.getRotaryAttr(), op.getRotaryDimAttr(),
+        op.getLayerAttr(), op.getFormAttr());
     op.getO().replaceAllUsesWith(cached.getO());
     if (op.getLse())
       op.getLse().replaceAllUsesWith(cached.getLse());
