@@ -26,7 +26,8 @@ std::string getScoreKey(const KernelSpec &spec);
 /// Softmax runs online in base 2 over fp32. Visible scores may be as large as
 /// fp32 allows; a NaN or +inf among a row's visible scores makes the row NaN, a
 /// score below -2e38 (-3e38 with a bias, so any -inf there) is invisible. A row
-/// without visible keys is 0 with log-sum-exp -inf. A sink counts in the log-sum-exp.
+/// without visible keys is 0 with log-sum-exp -inf. A sink counts in the
+/// log-sum-exp.
 tile::KernelOp buildAttentionKernel(mlir::OpBuilder &builder,
                                     const KernelSpec &spec);
 
@@ -34,6 +35,17 @@ tile::KernelOp buildAttentionKernel(mlir::OpBuilder &builder,
 /// (prefill_score_fn).
 tile::KernelOp buildScoreKernel(mlir::OpBuilder &builder,
                                 const KernelSpec &spec);
+
+/// Maxima (base 2) and sums of exponentials of spec.blockQ query rows over a
+/// chunk of keys, to `row_most` and `row_sum`; for vertical-slash on GPUs
+/// (prefill/cuda_index.h).
+tile::KernelOp buildRowSumsKernel(mlir::OpBuilder &builder,
+                                  const KernelSpec &spec);
+
+/// Column and diagonal sums of the same rows' probabilities 2^(score - `most`)
+/// times `inverse` over a chunk of keys, to `column` and `diagonal`.
+tile::KernelOp buildLineSumsKernel(mlir::OpBuilder &builder,
+                                   const KernelSpec &spec);
 
 } // namespace prefill
 

@@ -5,7 +5,7 @@
 #include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Dialect/LLVMIR/LLVMToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Export.h"
-#include "prefill/Codegen/CUDA/CUDA.h"
+#include "prefill/Codegen/CUDA/IndexKernels.h"
 #include "prefill/Codegen/KernelBuilder.h"
 #include "llvm/IR/Module.h"
 #include <chrono>
@@ -91,9 +91,12 @@ private:
 } // namespace
 
 bool Compilation::build() {
-  if (!chooseCudaSchedule(spec, options.arch, options.lists, schedule, error))
+  const bool sums = options.kind != CudaKernelKind::Attention;
+  if (!(sums ? chooseSumsSchedule(spec, options.arch, schedule, error)
+             : chooseCudaSchedule(spec, options.arch, options.lists, schedule,
+                                  error)))
     return false;
-  if (options.arch == 90 && options.archSpecific) {
+  if (!sums && options.arch == 90 && options.archSpecific) {
     CudaSchedule warpgroups;
     std::string why;
     if (chooseWarpgroupSchedule(spec, options.lists, warpgroups, why))
@@ -117,6 +120,13 @@ bool Compilation::build() {
     return false;
   module = ModuleOp::create(UnknownLoc::get(&context));
   OpBuilder builder = OpBuilder::atBlockEnd(module->getBody());
+  if (sums) {
+    tile::KernelOp kernel = options.kind == CudaKernelKind::RowSums
+                                ? buildRowSumsKernel(builder, spec)
+                                : buildLineSumsKernel(builder, spec);
+    kernel.setName("prefill_" + kernel.getName().str() + "_" + schedule.chip());
+    return true;
+  }
   tile::KernelOp kernel = buildAttentionKernel(builder, spec);
   kernel.setName("prefill_" + getTileKey(spec) + "_" + schedule.chip() +
                  (schedule.lists ? "_lists" : ""));

@@ -98,6 +98,8 @@ LogicalResult Scheduler::convertOp(Operation *op) {
     return convertLoop(loop);
   if (auto dot = dyn_cast<tile::DotOp>(op))
     return convertDot(dot);
+  if (isa<tile::NeedOp>(op))
+    return op->emitOpError("is not supported on GPUs");
   if (auto load = dyn_cast<tile::LoadOp>(op)) {
     if (llvm::any_of(streams, [&](Stream &s) { return s.load == load; }))
       return success();
@@ -274,7 +276,9 @@ struct ConvertTileToWarp
       getOperation().emitError("no schedule for architecture sm_") << arch;
       return signalPassFailure();
     }
-    auto order = lists ? warp::KeyOrder::Lists : warp::KeyOrder::Dense;
+    auto order = lists    ? warp::KeyOrder::Lists
+                 : chunks ? warp::KeyOrder::Chunk
+                          : warp::KeyOrder::Dense;
     auto schedule = warp::ScheduleAttr::get(&getContext(), arch, warps, order);
     auto kernels = llvm::to_vector(getOperation().getOps<tile::KernelOp>());
     for (tile::KernelOp kernel : kernels)

@@ -4,6 +4,7 @@
 #include "mlir/Dialect/Math/IR/Math.h"
 #include "prefill/Codegen/CUDA/CUDA.h"
 #include "prefill/cuda_abi.h"
+#include "prefill/cuda_index.h"
 
 namespace prefill {
 #define GEN_PASS_DEF_CONVERTWARPTONVVM
@@ -23,6 +24,9 @@ WarpLowering::WarpLowering(warp::KernelOp kernel)
     auto type = cast<RankedTensorType>(store.getValue().getType());
     if (!store.getKeys())
       blockQ = type.getDimSize(0);
+  });
+  kernel.walk([&](tile::StoreSumsOp store) {
+    blockQ = cast<RankedTensorType>(store.getValue().getType()).getDimSize(0);
   });
 }
 
@@ -44,8 +48,10 @@ LogicalResult WarpLowering::run() {
   auto type =
       LLVM::LLVMFunctionType::get(LLVM::LLVMVoidType::get(context), {pointer});
   function = LLVM::LLVMFuncOp::create(b, loc, kernel.getName(), type);
-  auto block =
-      LLVM::LLVMArrayType::get(b.getI8Type(), sizeof(prefill_cuda_attention));
+  const bool sums = kernel.getSchedule().getIndex() == warp::KeyOrder::Chunk;
+  auto block = LLVM::LLVMArrayType::get(b.getI8Type(),
+                                        sums ? sizeof(prefill_cuda_index)
+                                             : sizeof(prefill_cuda_attention));
   function.setArgAttr(0, LLVM::LLVMDialect::getByValAttrName(),
                       TypeAttr::get(block));
   function.setArgAttr(0, LLVM::LLVMDialect::getAlignAttrName(),
@@ -66,7 +72,7 @@ LogicalResult WarpLowering::run() {
   quad = bitAnd(lane, i32(3));
   copyThread = thread;
   copyThreads = 32 * warps;
-  if (failed(bindArguments()))
+  if (failed(sums ? bindSums() : bindArguments()))
     return failure();
   if (failed(lowerBlock(kernel.getBody().front())))
     return failure();
@@ -86,12 +92,12 @@ LogicalResult WarpLowering::lowerBlock(Block &block) {
 LogicalResult WarpLowering::lower(Operation *op) {
   return llvm::TypeSwitch<Operation *, LogicalResult>(op)
       .Case<scf::ForOp, scf::IfOp, warp::KeysOp, warp::AllocOp, warp::CopyOp,
-            warp::MmaOp, tile::StoreOp, tile::LoadOp, arith::ConstantOp,
-            tile::ReduceRowOp, tile::BroadcastOp, tile::RowsOp,
-            tile::PositionsOp, tile::MaskOp, warp::RolesOp, warp::OrderWaitOp,
-            warp::OrderPassOp, warp::FullTilesOp, warp::MmaIssueOp,
-            warp::MmaWaitOp, warp::PartSumOp, warp::WholeSumOp>(
-          [&](auto typed) { return lower(typed); })
+            warp::MmaOp, tile::StoreOp, tile::StoreSumsOp, tile::LoadOp,
+            arith::ConstantOp, tile::ReduceRowOp, tile::BroadcastOp,
+            tile::RowsOp, tile::PositionsOp, tile::MaskOp, warp::RolesOp,
+            warp::OrderWaitOp, warp::OrderPassOp, warp::FullTilesOp,
+            warp::MmaIssueOp, warp::MmaWaitOp, warp::PartSumOp,
+            warp::WholeSumOp>([&](auto typed) { return lower(typed); })
       .Case([&](warp::CountOp count) {
         map[count.getResult()] = {index.count};
         return success();

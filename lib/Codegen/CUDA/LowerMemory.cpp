@@ -210,7 +210,7 @@ void WarpLowering::bindIndex() {
 
 LogicalResult WarpLowering::lower(warp::KeysOp op) {
   Value number = scalar(op.getNumber());
-  if (kernel.getSchedule().getIndex() == warp::KeyOrder::Dense) {
+  if (kernel.getSchedule().getIndex() != warp::KeyOrder::Lists) {
     Value base = mul(sub(index.lastBlock, number), i32(indexSize));
     Value masked = bitOr(
         compare(CmpIPredicate::sgt, add(base, i32(indexSize)), index.fullHigh),
@@ -281,7 +281,7 @@ SmallVector<Value> WarpLowering::keyNumbers(Value keys,
                b.getI32Type()));
     return numbers;
   };
-  if (kernel.getSchedule().getIndex() == warp::KeyOrder::Dense)
+  if (kernel.getSchedule().getIndex() != warp::KeyOrder::Lists)
     return inBlock();
   if (std::optional<int64_t> known = getConstantIntValue(isColumns))
     return *known ? inList() : inBlock();
@@ -378,19 +378,29 @@ LogicalResult WarpLowering::lower(warp::CopyOp op) {
 //===----------------------------------------------------------------------===//
 
 LogicalResult WarpLowering::lower(tile::LoadOp op) {
-  // One number a column, at the tile's keys.
+  // One number a column, at the tile's keys, or one a row.
   auto type = cast<RankedTensorType>(op.getType());
-  if (warp::getFragKind(type) != warp::FragKind::Col || !op.getKeys())
-    return op.emitOpError("of one number a row is not supported on GPUs");
+  if (type.getRank() != 1)
+    return op.emitOpError("of ") << type << " is not supported on GPUs";
   const Lanes &view = lanes(op.getView());
-  SmallVector<Value> tileRows;
-  for (int64_t j = 0; j < type.getDimSize(0) / 8; ++j)
-    for (int64_t e = 0; e < 2; ++e)
-      tileRows.push_back(add(mul(quad, i32(2)), i32(8 * j + e)));
+  SmallVector<Value> numbers;
+  if (op.getKeys()) {
+    SmallVector<Value> tileRows;
+    for (int64_t j = 0; j < type.getDimSize(0) / 8; ++j)
+      for (int64_t e = 0; e < 2; ++e)
+        tileRows.push_back(add(mul(quad, i32(2)), i32(8 * j + e)));
+    numbers = keyNumbers(op.getKeys(), tileRows);
+  } else {
+    const int64_t count = groups(type.getDimSize(0));
+    for (int64_t m = 0; m < count; ++m)
+      for (int64_t r = 0; r < 2; ++r)
+        numbers.push_back(
+            add(add(mul(warpId, i32(16 * count)), group), i32(16 * m + 8 * r)));
+  }
   Type element = type.getElementType();
   const int64_t bytes = element.getIntOrFloatBitWidth() / 8;
   Lanes result;
-  for (Value number : keyNumbers(op.getKeys(), tileRows)) {
+  for (Value number : numbers) {
     Value exists = compare(CmpIPredicate::ult, number, view[2]);
     auto branch = scf::IfOp::create(b, loc, element, exists, /*withElse=*/true);
     OpBuilder::InsertionGuard guard(b);

@@ -36,6 +36,7 @@ void prefill::addCudaPasses(OpPassManager &manager,
   options.warps = schedule.warps;
   options.stages = schedule.stages;
   options.lists = schedule.lists;
+  options.chunks = schedule.chunks;
   manager.addPass(createConvertTileToWarp(options));
 }
 

@@ -2,6 +2,7 @@
 
 #include "prefill/Codegen/CUDA/CUDA.h"
 #include "prefill/Codegen/KernelBuilder.h"
+#include "prefill/kernel_abi.h"
 #include <cmath>
 
 using namespace prefill;
@@ -54,6 +55,9 @@ std::string prefill::checkCudaSpec(const KernelSpec &spec, int arch) {
   if (spec.rotary != Rotary::None)
     return refuse("rotary embedding inside the kernel is not supported on "
                   "GPUs: apply it to q and k before");
+  if (getTileFeatures(spec) & PREFILL_TILE_SKIP)
+    return refuse("skip is not supported on GPUs: leave it out of the plan, or "
+                  "keep this kernel on the CPU");
   if (spec.maskedRow != MaskedRow::Zero && spec.hasKeyMask)
     return refuse("rows without a visible key give 0 on GPUs, this model wants "
                   "another number there: keep this kernel on the CPU");

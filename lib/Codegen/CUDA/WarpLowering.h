@@ -51,6 +51,10 @@ private:
   /// there is none.
   llvm::SmallVector<Value> keyNumbers(Value keys, llvm::ArrayRef<Value> rows);
 
+  // LowerSums.cpp
+  mlir::LogicalResult bindSums();
+  mlir::LogicalResult lower(tile::StoreSumsOp op);
+
   // LowerProducts.cpp
   mlir::LogicalResult lower(warp::MmaOp op);
   llvm::SmallVector<Value> loadLeft(Value a, int64_t group, int64_t step);

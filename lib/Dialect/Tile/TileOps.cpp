@@ -38,8 +38,8 @@ void KernelOp::print(OpAsmPrinter &printer) {
 LogicalResult KernelOp::verify() {
   if (!getResultTypes().empty())
     return emitOpError("has no results; it stores to views");
-  if (getAbi() != "attention" && getAbi() != "score")
-    return emitOpError("abi is \"attention\" or \"score\", not \"")
+  if (getAbi() != "attention" && getAbi() != "score" && getAbi() != "sums")
+    return emitOpError("abi is \"attention\", \"score\" or \"sums\", not \"")
            << getAbi() << "\"";
   llvm::SmallDenseSet<StringRef> fields;
   int64_t indices = 0;
@@ -186,6 +186,26 @@ LogicalResult LoadOp::verify() {
 LogicalResult StoreOp::verify() {
   return verifyAccess(*this, tileType(getValue()), getView().getType(),
                       getKeys());
+}
+
+LogicalResult StoreSumsOp::verify() {
+  RankedTensorType value = tileType(getValue());
+  ViewType columns = getColumns().getType(),
+           diagonals = getDiagonals().getType();
+  if (value.getRank() != 2 || !value.getElementType().isF32())
+    return emitOpError("sums a two-dimensional fp32 tile, not ") << value;
+  const int64_t keys = getKeys().getType().getSize();
+  if (value.getDimSize(1) != keys)
+    return emitOpError("has ")
+           << value.getDimSize(1) << " columns for " << keys << " keys";
+  if (columns.getRank() != 1 || !columns.getElementType().isF32())
+    return emitOpError("columns are a one-dimensional fp32 view");
+  const int64_t least = value.getDimSize(0) + keys - 1;
+  if (diagonals.getRank() != 2 || !diagonals.getElementType().isF32() ||
+      diagonals.getShape()[1] < least)
+    return emitOpError("diagonals are a fp32 view with rows of at least ")
+           << least << " elements";
+  return success();
 }
 
 //===----------------------------------------------------------------------===//

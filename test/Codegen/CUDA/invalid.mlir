@@ -39,3 +39,15 @@ tile.kernel @stages(%q: !tile.view<?x64xf16> {tile.field = "q"}, %k: !tile.view<
   }
   tile.return
 }
+
+// -----
+
+tile.kernel @skip(%q: !tile.view<?x64xf16> {tile.field = "q"}, %index: !tile.index<64> {tile.field = "keys"}) attributes {abi = "attention"} {
+  %zero = arith.constant dense<0.0> : tensor<64xf32>
+  tile.for_tiles %keys in %index : !tile.index<64> {
+    // expected-error@+1 {{'tile.need' op is not supported on GPUs}}
+    tile.need %zero : tensor<64xf32>
+    tile.yield
+  }
+  tile.return
+}

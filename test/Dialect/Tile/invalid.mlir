@@ -1,6 +1,6 @@
 // RUN: prefill-opt %s -split-input-file -verify-diagnostics
 
-// expected-error @+1 {{abi is "attention" or "score", not "other"}}
+// expected-error @+1 {{abi is "attention", "score" or "sums", not "other"}}
 tile.kernel @abi() attributes {abi = "other"} {
   tile.return
 }
@@ -199,4 +199,36 @@ tile.kernel @need_of_tiles(%index: !tile.index<64> {tile.field = "keys"}) attrib
     tile.yield
   }
   tile.return
+}
+
+// -----
+
+func.func @sums_keys(%a: tensor<64x32xf32>, %c: !tile.view<?xf32>, %d: !tile.view<?x128xf32>, %k: !tile.keys<64>) {
+  // expected-error @+1 {{has 32 columns for 64 keys}}
+  tile.store_sums %a, %c, %d[%k] : tensor<64x32xf32>, !tile.view<?xf32>, !tile.view<?x128xf32>[!tile.keys<64>]
+  return
+}
+
+// -----
+
+func.func @sums_columns(%a: tensor<64x64xf32>, %c: !tile.view<?x8xf32>, %d: !tile.view<?x128xf32>, %k: !tile.keys<64>) {
+  // expected-error @+1 {{columns are a one-dimensional fp32 view}}
+  tile.store_sums %a, %c, %d[%k] : tensor<64x64xf32>, !tile.view<?x8xf32>, !tile.view<?x128xf32>[!tile.keys<64>]
+  return
+}
+
+// -----
+
+func.func @sums_diagonals(%a: tensor<64x64xf32>, %c: !tile.view<?xf32>, %d: !tile.view<?x64xf32>, %k: !tile.keys<64>) {
+  // expected-error @+1 {{diagonals are a fp32 view with rows of at least 127 elements}}
+  tile.store_sums %a, %c, %d[%k] : tensor<64x64xf32>, !tile.view<?xf32>, !tile.view<?x64xf32>[!tile.keys<64>]
+  return
+}
+
+// -----
+
+func.func @sums_type(%a: tensor<64x64xf16>, %c: !tile.view<?xf32>, %d: !tile.view<?x128xf32>, %k: !tile.keys<64>) {
+  // expected-error @+1 {{sums a two-dimensional fp32 tile, not 'tensor<64x64xf16>'}}
+  tile.store_sums %a, %c, %d[%k] : tensor<64x64xf16>, !tile.view<?xf32>, !tile.view<?x128xf32>[!tile.keys<64>]
+  return
 }

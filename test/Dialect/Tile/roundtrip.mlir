@@ -74,3 +74,16 @@ tile.kernel @empty_loop(%index: !tile.index<64> {tile.field = "range"})
   }
   tile.return
 }
+
+// CHECK-LABEL: tile.kernel @sums(
+tile.kernel @sums(%columns: !tile.view<?xf32> {tile.field = "column"},
+                  %diagonals: !tile.view<?x128xf32> {tile.field = "diagonal"},
+                  %index: !tile.index<64> {tile.field = "keys"}) attributes {abi = "sums"} {
+  %p = arith.constant dense<1.0> : tensor<64x64xf32>
+  tile.for_tiles %keys in %index : !tile.index<64> {
+    // CHECK: tile.store_sums %{{.*}}, %{{.*}}, %{{.*}}[%{{.*}}] : tensor<64x64xf32>, <?xf32>, <?x128xf32>[<64>]
+    tile.store_sums %p, %columns, %diagonals[%keys] : tensor<64x64xf32>, !tile.view<?xf32>, !tile.view<?x128xf32>[!tile.keys<64>]
+    tile.yield
+  }
+  tile.return
+}

@@ -171,6 +171,10 @@ TEST(Refusals, NameWhatAndWhy) {
   spec = makeSpec(64);
   spec.rotary = Rotary::Half;
   refused(spec, "rotary");
+  spec = makeSpec(64);
+  spec.heads.resize(spec.qHeads);
+  spec.heads.back().skip = 0.01f;
+  refused(spec, "skip");
   CudaOptions options;
   options.arch = 75;
   CudaKernel kernel;

@@ -28,11 +28,12 @@ struct CudaSchedule {
   int arch = 80; ///< 80: sm_80
   /// sm_90a rather than sm_90: code for this architecture alone.
   bool archSpecific = false;
-  int warps = 4;      ///< that compute
-  int blockQ = 128;   ///< query rows of a thread block
-  int blockK = 64;    ///< keys of a tile
-  int stages = 1;     ///< of K's ring, and of V's
-  bool lists = false; ///< the launch names the tiles to visit
+  int warps = 4;       ///< that compute
+  int blockQ = 128;    ///< query rows of a thread block
+  int blockK = 64;     ///< keys of a tile
+  int stages = 1;      ///< of K's ring, and of V's
+  bool lists = false;  ///< the launch names the tiles to visit
+  bool chunks = false; ///< a thread block visits a chunk of the keys
   /// sm_90a: one warpgroup copies, the others (warps / 4) compute with wgmma.
   bool warpgroups = false;
   int copyRegisters = 0, computeRegisters = 0; ///< a thread, with warpgroups
@@ -61,7 +62,12 @@ bool chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
 /// could be done about it; empty when it can.
 std::string checkCudaSpec(const KernelSpec &spec, int arch);
 
+/// Which kernel of a specification. Sums are those of the last query rows, for
+/// vertical-slash: one <sums rows>, one <sums columns> of prefill/cuda_index.h.
+enum class CudaKernelKind { Attention, RowSums, LineSums };
+
 struct CudaOptions {
+  CudaKernelKind kind = CudaKernelKind::Attention;
   /// 80, 86, 89 or 90, which run sm_80's instructions.
   int arch = 80;
   /// With arch 90: sm_90a, whose kernels use wgmma. What they cannot do is

@@ -27,7 +27,9 @@ def ConvertTileToWarp : Pass<"convert-tile-to-warp", "::mlir::ModuleOp"> {
     Option<"warps", "warps", "int", "4", "warps that compute">,
     Option<"stages", "stages", "int", "1", "stages of rings that loops fill">,
     Option<"lists", "lists", "bool", "false",
-           "the launch names the tiles to visit">];
+           "the launch names the tiles to visit">,
+    Option<"chunks", "chunks", "bool", "false",
+           "a block visits a chunk of the keys (abi `sums`)">];
   let dependentDialects = ["::prefill::warp::WarpDialect",
                            "::mlir::scf::SCFDialect",
                            "::mlir::arith::ArithDialect"];

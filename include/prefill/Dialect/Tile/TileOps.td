@@ -30,7 +30,8 @@ def Tile_KernelOp : Tile_Op<"kernel",
     Arguments are views, one index, and scalars. The argument attribute
     `tile.field` names the field of the call's argument block that the argument is
     bound to (runtime/include/prefill/kernel_abi.h); `abi` names the block:
-    `attention` (prefill_tile_args) or `score` (prefill_score_args).
+    `attention` (prefill_tile_args), `score` (prefill_score_args) or `sums`
+    (prefill_cuda_index, GPUs only).
 
     ```mlir
     tile.kernel @k(%q: !tile.view<?x64xf32> {tile.field = "q"}, ...)
@@ -144,6 +145,28 @@ def Tile_StoreOp : Tile_Op<"store", [MemoryEffects<[MemWrite]>]> {
   let assemblyFormat = [{
     $value `,` $view (`[` $keys^ `]`)? attr-dict `:` type($value) `,` type($view)
     (`[` type($keys)^ `]`)?
+  }];
+  let hasVerifier = 1;
+}
+
+def Tile_StoreSumsOp : Tile_Op<"store_sums", [MemoryEffects<[MemWrite]>]> {
+  let summary = "Writes the sums of a tile's columns and diagonals";
+  let description = [{
+    Column c's sum goes to the element of `columns` that its key numbers. Element
+    r - c + N - 1 of row b of `diagonals` becomes the sum over the diagonal of row
+    r and column c; the tile is the one of the N keys from b N on. Keys are those
+    of an aligned block. The order of additions is fixed.
+
+    ```mlir
+    tile.store_sums %p, %columns, %diagonals[%t] : tensor<64x64xf32>,
+        !tile.view<?xf32>, !tile.view<?x128xf32>[!tile.keys<64>]
+    ```
+  }];
+  let arguments = (ins Tile_FloatTile:$value, Tile_ViewType:$columns,
+                       Tile_ViewType:$diagonals, Tile_KeysType:$keys);
+  let assemblyFormat = [{
+    $value `,` $columns `,` $diagonals `[` $keys `]` attr-dict `:` type($value) `,`
+    type($columns) `,` type($diagonals) `[` type($keys) `]`
   }];
   let hasVerifier = 1;
 }

@@ -66,7 +66,8 @@ def Warp_SlotState : I32EnumAttr<"SlotState", "What a shared-memory tile is for"
 }
 
 def Warp_KeyOrder : I32EnumAttr<"KeyOrder", "Where the tiles of an index come from", [
-    I32EnumAttrCase<"Dense", 0, "dense">, I32EnumAttrCase<"Lists", 1, "lists">]> {
+    I32EnumAttrCase<"Dense", 0, "dense">, I32EnumAttrCase<"Lists", 1, "lists">,
+    I32EnumAttrCase<"Chunk", 2, "chunk">]> {
   let cppNamespace = "::prefill::warp";
   let genSpecializedAttr = 0;
 }
@@ -83,8 +84,9 @@ def Warp_ScheduleAttr : AttrDef<WarpDialect, "Schedule"> {
   let description = [{
     `arch` is the number of an NVIDIA architecture (80, 90). `warps` compute.
     `index` says whether the launch names the tiles to visit (`lists`: blocks,
-    then gathered columns) or the kernel visits all that any row may see, last
-    first (`dense`).
+    then gathered columns), the kernel visits all that any row may see, last
+    first (`dense`), or those of the block's own chunk of keys (`chunk`: sums
+    kernels, whose launch is a prefill_cuda_index).
   }];
   let parameters = (ins "int64_t":$arch, "int64_t":$warps,
                         EnumParameter<Warp_KeyOrder>:$index);

@@ -1,0 +1,307 @@
+/*===- cuda_index.h - What a CUDA launch visits, found on the device -*- C -*-===*\
+|*
+|* Kernels that score, select and build the lists of a `lists` attention kernel
+|* (cuda_abi.h) from Q and K, without the host: every launch below follows the
+|* one before it in a stream, grids depend on capacities only, nothing is
+|* allocated, so that the sequence may be captured in a CUDA graph. All have one
+|* parameter, prefill_cuda_index by value, and blocks of
+|* PREFILL_CUDA_INDEX_THREADS threads, but for the two sums kernels, whose block
+|* and dynamic shared memory their reports say.
+|*
+|*   kernel                         grid (x, y, z)              needed for
+|*   prefill_index_prepare          batch                       all
+|*   <sums rows>                    sums_chunks, heads, batch   vertical-slash
+|*   prefill_index_sums             heads, batch                vertical-slash
+|*   <sums columns>                 sums_chunks, heads, batch   vertical-slash
+|*   prefill_index_select_lines     2, heads, batch             vertical-slash
+|*   prefill_index_relative         heads, batch                all
+|*   prefill_index_pool_keys        blocks, KV heads, batch     block-sparse
+|*   prefill_index_pool_scores      tiles / 16, heads, batch    block-sparse
+|*   prefill_index_select_blocks    tiles, heads, batch         block-sparse
+|*   prefill_index_rows             tiles / 8, heads, batch     all
+|*   prefill_index_scan             1                           all
+|*   prefill_index_fill             tiles / 8, heads, batch     all
+|*   prefill_index_pack             column_room / block_k,      (none: see below)
+|*                                  heads, batch
+|*
+|* Quotients are rounded up; prefill_cuda_index_launches lists them. Then the attention kernel reads block_begin, ...,
+|* col_pos. A head whose plan has another pattern than these, or a similarity guard,
+|* visits everything.
+|*
+|* What is chosen is what the CPU's runtime chooses from the same numbers
+|* (runtime/src/estimate_relative.c, estimate_blocks.c, select.c), ties included.
+|* Attention is causal; a bias, segments and rotary embedding inside the kernel
+|* do not occur on GPUs.
+|*
+\*===----------------------------------------------------------------------===*/
+#ifndef PREFILL_CUDA_INDEX_H
+#define PREFILL_CUDA_INDEX_H
+
+#include "prefill/kernel_abi.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PREFILL_CUDA_INDEX_ABI 1
+#define PREFILL_CUDA_INDEX_THREADS 256
+
+/* The sums kernels take the last PREFILL_CUDA_SUMS_ROWS query rows at most (a
+ * plan's `last` beyond it counts as this), keys in tiles of
+ * PREFILL_CUDA_SUMS_KEYS, PREFILL_CUDA_SUMS_CHUNK tiles a thread block. */
+#define PREFILL_CUDA_SUMS_ROWS 64
+#define PREFILL_CUDA_SUMS_KEYS 64
+#define PREFILL_CUDA_SUMS_CHUNK 8
+
+/* Tiles a thread block of prefill_index_pool_scores scores. */
+#define PREFILL_CUDA_POOL_TILES 16
+
+/* Bits of *status. */
+#define PREFILL_CUDA_BLOCKS_FULL 1  /* block_room was too small */
+#define PREFILL_CUDA_COLUMNS_FULL 2 /* col_room or column_room was */
+
+/* How a head's rows are found. */
+enum prefill_cuda_head_mode {
+  PREFILL_CUDA_HEAD_DENSE = 0,
+  PREFILL_CUDA_HEAD_RELATIVE = 1, /* distances, vertical blocks, columns */
+  PREFILL_CUDA_HEAD_BLOCKS = 2    /* kept is filled by select_blocks */
+};
+
+/* Strides are in elements. q_len and kv_len are the same for all batch entries;
+ * with kv_lengths, kv_len is the greatest that an entry may have. head numbers
+ * query heads, x = b * heads + h, row = x * tiles + tile. Bitmaps are of 32-bit
+ * words, bit i of word i / 32. */
+typedef struct prefill_cuda_index {
+  /* The host fills these. */
+  const void *q, *k, *v; /* as in prefill_cuda_attention; v: for packing */
+  int64_t q_batch, q_head, q_row;
+  int64_t k_batch, k_head, k_row;
+  int64_t v_batch, v_head, v_row;
+  int64_t position;    /* key position of query row 0 */
+  int64_t window_left; /* INT64_MAX/4: unbounded */
+  int32_t q_len, kv_len, batch;
+  int32_t heads, group; /* query heads; query heads a KV head */
+  int32_t head_dim, v_head_dim;
+  int32_t dtype;            /* PREFILL_F16 or PREFILL_BF16 */
+  int32_t block_q, block_k; /* of the attention kernel */
+  float scale, softcap;     /* softcap 0: none */
+  int32_t dense_below; /* batch entries with fewer keys visit everything; the
+                          host has resolved a plan's -1 */
+  const int32_t *kv_lengths; /* [batch] or NULL */
+  const int64_t *positions;  /* [batch] or NULL */
+  const uint8_t *key_mask;   /* [batch][key_mask_batch], nonzero: visible; NULL */
+  int64_t key_mask_batch;
+  const prefill_head_plan *plans; /* [heads], on the device */
+  /* Elements that block_ids, col_pos and a head's columns have room for. What
+   * does not fit is left out, and said in *status: a host that sees it there
+   * has to discard the result. prefill_cuda_index_rooms gives numbers that
+   * suffice whatever is chosen. */
+  int64_t block_room, col_room, column_room;
+
+  /* prefill_cuda_index_layout fills what follows. */
+  int32_t tiles, blocks, words; /* ceil(q_len / block_q), ceil(kv_len / block_k),
+                                   words of a bitmap of blocks */
+  int32_t key_words;            /* words of a bitmap of keys or diagonals */
+  int32_t phases, distances;    /* bitmaps of distances a head, words of one */
+  int32_t sums_chunks, sums_tiles; /* of PREFILL_CUDA_SUMS_* */
+
+  /* Results: what prefill_cuda_attention has under the same names. */
+  int32_t *block_begin, *full_count, *block_ids, *col_begin, *col_pos;
+  uint32_t *status; /* [1], 0: all is well */
+
+  /* Facts of a batch entry: first visible key, one past the last one, blocks
+   * that dense attention visits, nonzero: sparse heads may be. */
+  int32_t *facts;       /* [batch][4] */
+  uint8_t *block_state; /* [batch][blocks]: 0 hidden, 1 some keys, 2 all */
+  int32_t *head_mode;   /* [x] prefill_cuda_head_mode */
+  int32_t *dense_tile;  /* [x] tiles from this one on visit everything */
+
+  /* Vertical-slash. */
+  float *row_most, *row_sum;     /* [x][chunk][ROWS]: of a chunk's keys, base 2 */
+  float *most, *inverse;         /* [x][ROWS]: of all; inverse 0: no such row */
+  float *column;                 /* [x][kv_len]: column sums */
+  float *diagonal;               /* [x][tile of keys][2 * ROWS]: sum of elements
+                                    with row - key in tile = index - KEYS + 1 */
+  float *line_value;             /* [x][limit + kv_len], density only */
+  double *line_prefix;           /* [x][kv_len + 1], density only */
+  uint32_t *chosen_keys, *chosen_diagonals; /* [x][key_words] */
+
+  /* Relative heads. */
+  uint32_t *distance;    /* [x][phases][distances] */
+  uint32_t *vertical;    /* [x][words] */
+  int32_t *columns;      /* [x][column_room] ascending */
+  int32_t *column_begin; /* [x][blocks + 1] */
+
+  /* Block-sparse heads. */
+  float *key_mean;    /* [batch][KV heads][head_dim][blocks] */
+  float *block_score; /* [row][blocks] */
+
+  /* All heads. */
+  uint32_t *kept;                   /* [row][words] */
+  int32_t *row_blocks, *row_columns; /* [row] */
+
+  /* prefill_index_pack gathers a head's columns, padded with zero rows to a
+   * multiple of block_k: for attention kernels that want them adjacent. The host
+   * fills these; NULL: the launch does nothing. */
+  void *packed_k, *packed_v; /* [x][column_room][head_dim], [v_head_dim] */
+} prefill_cuda_index;
+
+static inline int64_t prefill_cuda_ceil(int64_t x, int64_t y) {
+  return (x + y - 1) / y;
+}
+
+/* block_room, col_room and column_room that suffice for any choice, from the
+ * fields that the host fills. `columns`: the most single keys that a head's
+ * plan may choose (its `vertical`, at least 30; kv_len never falls short). */
+static inline void prefill_cuda_index_rooms(prefill_cuda_index *x,
+                                            int64_t columns) {
+  const int64_t tiles = prefill_cuda_ceil(x->q_len, x->block_q);
+  const int64_t blocks = prefill_cuda_ceil(x->kv_len, x->block_k);
+  const int64_t rows = tiles * x->heads * x->batch;
+  columns = columns < x->kv_len ? columns : x->kv_len;
+  x->column_room = prefill_cuda_ceil(columns, x->block_k) * x->block_k;
+  x->col_room = rows * x->column_room;
+  x->block_room = rows * blocks;
+  /* Plain causal attention of prompts that end with their keys: the triangle.
+   * A batch entry with fewer keys has its rows at lower positions. */
+  if (x->position == (int64_t)x->kv_len - x->q_len && !x->positions) {
+    int64_t ids = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      int64_t last = x->position + (tile + 1) * x->block_q;
+      last = last < x->kv_len ? last : x->kv_len;
+      ids += last > 0 ? prefill_cuda_ceil(last, x->block_k) : 0;
+    }
+    x->block_room = ids * x->heads * x->batch;
+  }
+}
+
+/* Points the fields after `column_room` into memory, 256-byte aligned, and
+ * returns the bytes it needs; memory NULL: only that. patterns: bit p: some head's
+ * plan has PREFILL_PATTERN p. The memory holds no values before the first launch
+ * and none that have to last after the attention kernel; captured graphs keep it.
+ * (128K keys, 32 heads, tiles of 128 x 64: 8 MiB of bitmaps, 128 MiB of block ids
+ * at worst, 128 KiB a single column of a head; vertical-slash 130 MiB more,
+ * block-sparse 256 MiB and the mean keys.) */
+static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
+                                                uint32_t patterns,
+                                                void *memory) {
+  char *base = (char *)memory;
+  int64_t at = 0;
+  int64_t a = x->block_q, b = x->block_k;
+  while (b) {
+    const int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  const int64_t heads = (int64_t)x->heads * x->batch;
+  x->tiles = (int32_t)prefill_cuda_ceil(x->q_len, x->block_q);
+  x->blocks = (int32_t)prefill_cuda_ceil(x->kv_len, x->block_k);
+  x->words = (int32_t)prefill_cuda_ceil(x->blocks, 32);
+  x->key_words = x->kv_len / 32 + 1;
+  x->phases = (int32_t)(x->block_k / a);
+  /* Tiles may reach past the last key, and a tile's own blocks below its top. */
+  const int64_t limit = x->blocks + 2 * (x->block_q / x->block_k + 2);
+  x->distances = (int32_t)prefill_cuda_ceil(limit, 32);
+  x->sums_tiles =
+      (int32_t)prefill_cuda_ceil(x->kv_len, PREFILL_CUDA_SUMS_KEYS);
+  x->sums_chunks =
+      (int32_t)prefill_cuda_ceil(x->sums_tiles, PREFILL_CUDA_SUMS_CHUNK);
+  const int64_t rows = heads * x->tiles, lanes = PREFILL_CUDA_SUMS_ROWS;
+  const int64_t summed =
+      patterns >> PREFILL_PATTERN_VERTICAL_SLASH & 1 ? heads : 0;
+  const int64_t pooled = patterns >> PREFILL_PATTERN_BLOCK_SPARSE & 1;
+#define PREFILL_TAKE(field, type, count)                                       \
+  do {                                                                         \
+    x->field = (type *)(base ? base + at : base);                              \
+    at = prefill_cuda_ceil(at + (int64_t)(count) * (int64_t)sizeof(type), 256) \
+         * 256;                                                                \
+  } while (0)
+  PREFILL_TAKE(block_begin, int32_t, rows + 1);
+  PREFILL_TAKE(full_count, int32_t, rows);
+  PREFILL_TAKE(block_ids, int32_t, x->block_room + 1);
+  PREFILL_TAKE(col_begin, int32_t, rows + 1);
+  PREFILL_TAKE(col_pos, int32_t, x->col_room + 1);
+  PREFILL_TAKE(status, uint32_t, 1);
+  PREFILL_TAKE(facts, int32_t, x->batch * 4);
+  PREFILL_TAKE(block_state, uint8_t, (int64_t)x->batch * x->blocks);
+  PREFILL_TAKE(head_mode, int32_t, heads);
+  PREFILL_TAKE(dense_tile, int32_t, heads);
+  PREFILL_TAKE(row_most, float, summed * x->sums_chunks * lanes);
+  PREFILL_TAKE(row_sum, float, summed * x->sums_chunks * lanes);
+  PREFILL_TAKE(most, float, summed * lanes);
+  PREFILL_TAKE(inverse, float, summed * lanes);
+  PREFILL_TAKE(column, float, summed * x->kv_len);
+  PREFILL_TAKE(diagonal, float, summed * x->sums_tiles * 2 * lanes);
+  PREFILL_TAKE(line_value, float, summed * (x->distances * 32 + x->kv_len));
+  PREFILL_TAKE(line_prefix, double, summed * ((int64_t)x->kv_len + 1));
+  PREFILL_TAKE(chosen_keys, uint32_t,
+               summed * (x->key_words + x->distances + 1));
+  PREFILL_TAKE(chosen_diagonals, uint32_t, summed * x->key_words);
+  PREFILL_TAKE(distance, uint32_t, heads * x->phases * x->distances);
+  PREFILL_TAKE(vertical, uint32_t, heads * x->words);
+  PREFILL_TAKE(columns, int32_t, heads * x->column_room + 1);
+  PREFILL_TAKE(column_begin, int32_t, heads * ((int64_t)x->blocks + 1));
+  PREFILL_TAKE(key_mean, float,
+               pooled * x->batch * (x->heads / x->group) * x->head_dim *
+                   x->blocks);
+  PREFILL_TAKE(block_score, float, pooled * rows * x->blocks);
+  PREFILL_TAKE(kept, uint32_t, rows * x->words);
+  PREFILL_TAKE(row_blocks, int32_t, rows);
+  PREFILL_TAKE(row_columns, int32_t, rows);
+#undef PREFILL_TAKE
+  return at;
+}
+
+/* One launch of the sequence. */
+typedef struct prefill_cuda_index_launch {
+  const char *kernel; /* its name; NULL: the sums kernel `sums` */
+  int sums;           /* 0: rows, 1: columns (lines) */
+  uint32_t grid[3];
+} prefill_cuda_index_launch;
+#define PREFILL_CUDA_INDEX_LAUNCHES 12
+
+/* Writes the launches that heads of these patterns need, in order, and returns
+ * how many. x is laid out for them. */
+static inline int
+prefill_cuda_index_launches(const prefill_cuda_index *x, uint32_t patterns,
+                            prefill_cuda_index_launch *out) {
+  const uint32_t heads = (uint32_t)x->heads, batch = (uint32_t)x->batch;
+  const uint32_t tiles = (uint32_t)x->tiles;
+  int n = 0;
+#define PREFILL_LAUNCH(name, which, gx, gy, gz)                                \
+  do {                                                                         \
+    out[n].kernel = name;                                                      \
+    out[n].sums = which;                                                       \
+    out[n].grid[0] = gx;                                                       \
+    out[n].grid[1] = gy;                                                       \
+    out[n++].grid[2] = gz;                                                     \
+  } while (0)
+  PREFILL_LAUNCH("prefill_index_prepare", 0, batch, 1, 1);
+  if (patterns >> PREFILL_PATTERN_VERTICAL_SLASH & 1) {
+    const uint32_t chunks = (uint32_t)x->sums_chunks;
+    PREFILL_LAUNCH(0, 0, chunks, heads, batch);
+    PREFILL_LAUNCH("prefill_index_sums", 0, heads, batch, 1);
+    PREFILL_LAUNCH(0, 1, chunks, heads, batch);
+    PREFILL_LAUNCH("prefill_index_select_lines", 0, 2, heads, batch);
+  }
+  PREFILL_LAUNCH("prefill_index_relative", 0, heads, batch, 1);
+  if (patterns >> PREFILL_PATTERN_BLOCK_SPARSE & 1) {
+    PREFILL_LAUNCH("prefill_index_pool_keys", 0, (uint32_t)x->blocks,
+                   heads / (uint32_t)x->group, batch);
+    PREFILL_LAUNCH("prefill_index_pool_scores", 0,
+                   (tiles + PREFILL_CUDA_POOL_TILES - 1) /
+                       PREFILL_CUDA_POOL_TILES,
+                   heads, batch);
+    PREFILL_LAUNCH("prefill_index_select_blocks", 0, tiles, heads, batch);
+  }
+  PREFILL_LAUNCH("prefill_index_rows", 0, (tiles + 7) / 8, heads, batch);
+  PREFILL_LAUNCH("prefill_index_scan", 0, 1, 1, 1);
+  PREFILL_LAUNCH("prefill_index_fill", 0, (tiles + 7) / 8, heads, batch);
+#undef PREFILL_LAUNCH
+  return n;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif
