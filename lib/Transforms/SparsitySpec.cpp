@@ -12,7 +12,7 @@ using llvm::StringRef;
 /// What -sparsify without a name stands for: the best of what was measured on
 /// SmolLM2 (docs/SparseDefaults.md). Nothing else depends on it.
 static constexpr StringRef automatic =
-    "sale:top-p=0.85,stride=4,local=64,dense-below=1024";
+    "sale:top-p=0.9,stride=4,local=64,dense-below=1024";
 
 //===----------------------------------------------------------------------===//
 // Options

@@ -73,7 +73,7 @@ func.func @causal(%q: tensor<1x2x?x64xf32>) -> tensor<1x2x?x64xf32> {
   // SALE: prefill.index.blocks %[[K]]
 
   // AUTO: %[[S:.*]] = prefill.score.quantized %arg0, %arg0 values(%arg0 : {{.*}}) bits 8 {stride = 4 : i64}
-  // AUTO: %[[K:.*]] = prefill.select %[[S]] {init = 32 : i64, near = 64 : i64, top_p = 8.500000e-01 : f32}
+  // AUTO: %[[K:.*]] = prefill.select %[[S]] {init = 32 : i64, near = 64 : i64, top_p = 0.899999976 : f32}
   // AUTO: prefill.index.blocks %[[K]]
   // AUTO: prefill.sparse_attention {{.*}}prefill.dense_below = 1024
 
