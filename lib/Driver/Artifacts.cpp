@@ -68,10 +68,19 @@ static bool compileForGpus(const CompilerOptions &options,
         << "kernel '" << what.first << "' stays on the CPU, not for " << names
         << ": " << what.second << "\n";
   for (const KernelSpec &kernel : kernels)
-    if (!kernel.heads.empty() && library.kernels.count(kernel.name))
+    if (size_t dense = llvm::count_if(kernel.heads,
+                                      [&](const HeadPlan &head) {
+                                        return head.pattern !=
+                                                   SparsePattern::Dense &&
+                                               !isSparseOnGpu(kernel, head);
+                                      });
+        dense && library.kernels.count(kernel.name))
       llvm::WithColor::warning(llvm::errs(), "prefill-opt")
-          << "kernel '" << kernel.name
-          << "' is sparse on the CPU, and dense on GPUs\n";
+          << "kernel '" << kernel.name << "': " << dense << " of "
+          << kernel.heads.size()
+          << " heads are sparse on the CPU, and dense on GPUs: their pattern "
+             "is not among a-shape, tri-shape, strided, vertical-slash and "
+             "block-sparse\n";
   return true;
 }
 

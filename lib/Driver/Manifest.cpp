@@ -1,7 +1,7 @@
 //===- Manifest.cpp - manifest.json: what was changed ---------------------===//
 
 #include "Manifest.h"
-#include "prefill/Codegen/CudaImages.h"
+#include "prefill/Codegen/CUDA/Images.h"
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/Patterns.h"
 #include "prefill/Transforms/Pruning.h"
@@ -120,9 +120,12 @@ static json::Object describe(const CudaLibrary &cuda, const KernelSpec &spec) {
           json::Object{{"target", refusal.target}, {"reason", refusal.reason}});
   json::Object object{{"images", std::move(images)},
                       {"declined", std::move(declined)}};
-  // Estimates of what to leave out are made on the CPU alone so far.
-  if (!spec.heads.empty())
-    object["sparse"] = "dense on GPUs";
+  json::Array dense;
+  for (auto [number, head] : llvm::enumerate(spec.heads))
+    if (head.pattern != SparsePattern::Dense && !isSparseOnGpu(spec, head))
+      dense.push_back(int64_t(number));
+  if (!dense.empty())
+    object["dense_heads"] = std::move(dense);
   return object;
 }
 

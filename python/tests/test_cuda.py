@@ -117,7 +117,7 @@ def test_launch(driver, caplog):
         result, lse = call(q, k, v)
         call(q, k, v)
     assert [r.message for r in caplog.records] == [
-        "prefill_opt: sparsify='auto' is dense, and exact, on GPUs so far"
+        "prefill_opt: sparsify='auto' is dense, and exact, on GPUs"
     ]
     assert len(driver.launches) == 2 and driver.state.loads == 1
     launch = driver.launches[0]
@@ -126,6 +126,15 @@ def test_launch(driver, caplog):
     assert launch["stream"] == 0x5000
     assert launch["pointers"] == [x.data_ptr() for x in (q, k, v, result, lse)]
     assert result.shape == (2, 4, 200, 64) and lse.shape == (2, 4, 200)
+
+
+def test_sparse(driver, caplog):
+    with caplog.at_level(logging.WARNING, "prefill_opt"):
+        call(*operands(), sparsify="a-shape:init=64,local=64,dense-below=100")
+    assert not caplog.records
+    functions = [launch["function"] for launch in driver.launches]
+    assert functions[0] == "prefill_index_prepare" and functions[-1].endswith("_lists")
+    assert driver.state.pool_live == 0 or driver.state.pool_count == 2  # the plan stays
 
 
 def test_rows_that_gpus_cannot_read_in_place_are_copied(driver):

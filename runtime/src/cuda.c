@@ -63,10 +63,10 @@ static prefill_status check_features(const pf_call *call,
     if (inputs[refused[i].slot])
       return pf_fail(call, PREFILL_UNSUPPORTED, "input %s: not on GPUs; %s",
                      refused[i].name, refused[i].remedy);
-  if (call->density.data || call->block_map.data)
+  if (call->density.data || call->block_map.data || call->token_score.data)
     return pf_fail(call, PREFILL_UNSUPPORTED,
-                   "outputs DENSITY and BLOCK_MAP: not on GPUs; use CPU "
-                   "tensors");
+                   "outputs DENSITY, BLOCK_MAP and TOKEN_SCORE: not on GPUs; "
+                   "use CPU tensors");
   return PREFILL_OK;
 }
 
@@ -183,6 +183,8 @@ prefill_status pf_cuda_launch(const pf_call *call, const pf_cuda_device *device,
 /* Batch entries [b, b + count) of the call. */
 static prefill_status launch(const pf_call *call, const pf_cuda_device *device,
                              const pf_cuda_kernel *kernel,
+                             const pf_cuda_sparse *sparse,
+                             pf_cuda_workspace *workspace,
                              const prefill_cuda_attention *all, int64_t b,
                              int64_t count) {
   prefill_cuda_attention args = *all;
@@ -199,16 +201,26 @@ static prefill_status launch(const pf_call *call, const pf_cuda_device *device,
     args.positions = all->positions + b;
   if (all->key_mask)
     args.key_mask = all->key_mask + b * all->key_mask_batch;
+  prefill_status status = PREFILL_OK;
+  const int before = workspace->count;
+  if (sparse->patterns) {
+    kernel = &sparse->attention;
+    status = pf_cuda_build_lists(call, device, sparse, workspace, count, &args);
+  }
   const int64_t tiles = pf_ceil_div(call->s, kernel->image->block_q);
   args.block_rows = (int32_t)tiles;
-  return pf_cuda_launch(call, device, kernel, "cuLaunchKernel", tiles, call->hq,
-                        count, &args);
+  if (!status)
+    status = pf_cuda_launch(call, device, kernel, "cuLaunchKernel", tiles,
+                            call->hq, count, &args);
+  pf_cuda_release(call, device, workspace, before);
+  return status;
 }
 
 /* Everything after the checks, in runs of batch entries that agree in what the
  * host knows. */
 static prefill_status launch_all(pf_call *call, const pf_cuda_device *device,
                                  const pf_cuda_kernel *kernel,
+                                 const pf_cuda_sparse *sparse,
                                  const DLTensor *const *in,
                                  prefill_cuda_attention *args,
                                  pf_cuda_workspace *workspace) {
@@ -236,7 +248,8 @@ static prefill_status launch_all(pf_call *call, const pf_cuda_device *device,
     if ((call->rotary &&
          (status = pf_cuda_rotate_queries(call, device, workspace, args,
                                           position, b, count))) ||
-        (status = launch(call, device, kernel, &here, b, count)))
+        (status =
+             launch(call, device, kernel, sparse, workspace, &here, b, count)))
       return status;
     b += count;
   }
@@ -282,8 +295,11 @@ prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,
   bind_tensors(call, &args);
   if ((status = bind_small(call, in, &args)) || !call->s || !call->b)
     return status;
+  pf_cuda_sparse sparse;
+  if ((status = pf_cuda_prepare_sparse(call, &device, &sparse)))
+    return status;
   pf_cuda_workspace workspace = {.count = 0};
-  status = launch_all(call, &device, &kernel, in, &args, &workspace);
-  pf_cuda_release(call, &device, &workspace);
+  status = launch_all(call, &device, &kernel, &sparse, in, &args, &workspace);
+  pf_cuda_release(call, &device, &workspace, 0);
   return status;
 }

@@ -54,6 +54,9 @@ typedef struct pf_cuda_driver {
                            unsigned block_y, unsigned block_z,
                            unsigned shared_bytes, CUstream stream,
                            void **params, void **extra);
+  CUresult (*MemAlloc)(CUdeviceptr *memory, size_t bytes);
+  CUresult (*MemFree)(CUdeviceptr memory);
+  CUresult (*MemcpyHtoD)(CUdeviceptr to, const void *from, size_t bytes);
   /* May be missing (before CUDA 12 and 11.2): NULL. */
   CUresult (*CtxGetId)(CUcontext context, unsigned long long *id);
   CUresult (*MemAllocAsync)(CUdeviceptr *memory, size_t bytes, CUstream stream);
@@ -101,16 +104,29 @@ prefill_status pf_cuda_launch(const pf_call *call, const pf_cuda_device *device,
                               const pf_cuda_kernel *kernel, const char *what,
                               int64_t x, int64_t y, int64_t z, void *param);
 
+/* Whether the library has code of a kind for the device. */
+bool pf_cuda_has_kernel(const pf_call *call, const pf_cuda_device *device,
+                        int kind);
+/* The plan's heads on the device, copied there once per context. */
+prefill_status pf_cuda_find_plan(const pf_call *call,
+                                 const pf_cuda_device *device,
+                                 const prefill_head_plan **heads);
+
 /*===-- cuda_inputs.c ----------------------------------------------------===*/
 
 /* Workspace of a call, and how its queries are rotated. */
 typedef struct pf_cuda_workspace {
-  void *memory[4];
+  void *memory[8];
   int count;
   pf_cuda_kernel rotate;
 } pf_cuda_workspace;
+/* count * size bytes on the GPU; on failure *status says so. */
+void *pf_cuda_take(const pf_call *call, const pf_cuda_device *device,
+                   pf_cuda_workspace *workspace, int64_t count, int64_t size,
+                   prefill_status *status);
+/* Frees the newest until `keep` are left. */
 void pf_cuda_release(const pf_call *call, const pf_cuda_device *device,
-                     pf_cuda_workspace *workspace);
+                     pf_cuda_workspace *workspace, int keep);
 
 /* A mask of keys as bytes and sinks as float32, and rotated keys: in args,
  * where they are not as they come. Launches what makes them. */
@@ -132,6 +148,25 @@ prefill_status pf_cuda_rotate_queries(const pf_call *call,
 /* Launches the attention of a call whose Q is on a GPU; inputs as given. */
 prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,
                            size_t input_count);
+
+/*===-- cuda_sparse.c ----------------------------------------------------===*/
+
+/* How a call with a plan visits less than everything. */
+typedef struct pf_cuda_sparse {
+  uint32_t patterns; /* of its heads, as bits; 0: the call runs dense */
+  pf_cuda_kernel attention;
+  const prefill_head_plan *plans; /* on the device */
+} pf_cuda_sparse;
+prefill_status pf_cuda_prepare_sparse(const pf_call *call,
+                                      const pf_cuda_device *device,
+                                      pf_cuda_sparse *sparse);
+/* Launches what finds the blocks and columns of `count` batch entries, whose
+ * pointers and lengths args has, and sets its lists. */
+prefill_status pf_cuda_build_lists(const pf_call *call,
+                                   const pf_cuda_device *device,
+                                   const pf_cuda_sparse *sparse,
+                                   pf_cuda_workspace *workspace, int64_t count,
+                                   struct prefill_cuda_attention *args);
 
 #ifdef __cplusplus
 }

@@ -34,6 +34,9 @@ static void load(void) {
       {(void **)&driver.ModuleGetFunction, "cuModuleGetFunction"},
       {(void **)&driver.FuncSetAttribute, "cuFuncSetAttribute"},
       {(void **)&driver.LaunchKernel, "cuLaunchKernel"},
+      {(void **)&driver.MemAlloc, "cuMemAlloc_v2"},
+      {(void **)&driver.MemFree, "cuMemFree_v2"},
+      {(void **)&driver.MemcpyHtoD, "cuMemcpyHtoD_v2"},
   };
   for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); ++i)
     if (!(*functions[i].slot = dlsym(library, functions[i].name))) {

@@ -9,10 +9,9 @@ The
 #include "cuda.h"
 #include "prefill/cuda_abi.h"
 
-/* count * size bytes on the GPU; on failure *status says so. */
-static void *take(const pf_call *call, const pf_cuda_device *device,
-                  pf_cuda_workspace *workspace, int64_t count, int64_t size,
-                  prefill_status *status) {
+void *pf_cuda_take(const pf_call *call, const pf_cuda_device *device,
+                   pf_cuda_workspace *workspace, int64_t count, int64_t size,
+                   prefill_status *status) {
   const prefill_context *context = call->context;
   const pf_cuda_driver *cuda = device->driver;
   int64_t bytes;
@@ -39,9 +38,9 @@ static void *take(const pf_call *call, const pf_cuda_device *device,
 }
 
 void pf_cuda_release(const pf_call *call, const pf_cuda_device *device,
-                     pf_cuda_workspace *workspace) {
+                     pf_cuda_workspace *workspace, int keep) {
   const prefill_context *context = call->context;
-  while (workspace->count) {
+  while (workspace->count > keep) {
     void *memory = workspace->memory[--workspace->count];
     if (!context->device_alloc)
       device->driver->MemFreeAsync((CUdeviceptr)(uintptr_t)memory,
@@ -83,8 +82,8 @@ static const void *convert(const pf_call *call, const pf_cuda_device *device,
       .columns = (int32_t)columns,
       .from = tensor ? element_of(tensor) : to,
       .to = to};
-  args.target = take(call, device, workspace, rows * columns,
-                     to == PREFILL_CUDA_F32 ? 4 : 1, status);
+  args.target = pf_cuda_take(call, device, workspace, rows * columns,
+                             to == PREFILL_CUDA_F32 ? 4 : 1, status);
   if (args.target && rows && columns)
     *status = pf_cuda_launch(call, device, &kernel, "prefill_convert",
                              pf_ceil_div(columns, PREFILL_CUDA_INPUT_THREADS),
@@ -150,20 +149,21 @@ static prefill_status prepare_rotation(pf_call *call,
       (status = pf_cuda_find_kernel(call, device, PREFILL_CUDA_INPUTS,
                                     "prefill_rotate", &workspace->rotate)))
     return status;
-  args->q = take(call, device, workspace, call->b * call->hq * call->s,
-                 call->d * call->element, &status);
+  args->q = pf_cuda_take(call, device, workspace, call->b * call->hq * call->s,
+                         call->d * call->element, &status);
   args->q_row = call->d;
   args->q_head = call->s * call->d;
   args->q_batch = call->hq * args->q_head;
   if (status)
     return status;
   if (!call->rotated_k.data) {
-    call->rotated_k = (pf_rows){.data = take(call, device, workspace,
-                                             call->b * call->hk * call->t,
-                                             call->d * call->element, &status),
-                                .batch = call->hk * call->t * call->d,
-                                .head = call->t * call->d,
-                                .row = call->d};
+    call->rotated_k =
+        (pf_rows){.data = pf_cuda_take(call, device, workspace,
+                                       call->b * call->hk * call->t,
+                                       call->d * call->element, &status),
+                  .batch = call->hk * call->t * call->d,
+                  .head = call->t * call->d,
+                  .row = call->d};
     if (status)
       return status;
   }

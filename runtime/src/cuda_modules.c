@@ -1,7 +1,9 @@
 /*===- cuda_modules.c - Code in CUDA contexts ---------------------*- C -*-===*\
 |*
-|* The one thing that outlives a call: which code has been loaded into which
-|* context. Entries are never changed or removed, so that launches read the list
+|* The one thing that outlives a call: which code and plans have been loaded
+into
+|* which context. Entries are never changed or removed, so that launches read
+the list
 |* without a lock. A context that is destroyed takes its modules with it; its
 |* entry stays, and is never found again, as the driver does not reuse contexts'
 |* numbers. (Before CUDA 12 there are none: there a context that is made after
@@ -103,6 +105,81 @@ static bool runs_on(const prefill_cuda_image *image, int32_t arch) {
   return image->format == PREFILL_CUDA_PTX
              ? image->arch <= arch
              : image->arch <= arch && image->arch / 10 == arch / 10;
+}
+
+bool pf_cuda_has_kernel(const pf_call *call, const pf_cuda_device *device,
+                        int kind) {
+  const prefill_attention_desc *desc = call->desc;
+  for (int64_t i = 0; i < desc->cuda_image_count; ++i)
+    if (desc->cuda_images[i]->kind == kind &&
+        runs_on(desc->cuda_images[i], device->arch))
+      return true;
+  return false;
+}
+
+/* A plan in a context's memory. */
+typedef struct copied {
+  unsigned long long context;
+  const prefill_plan *plan;
+  CUdeviceptr heads;
+  struct copied *next;
+} copied;
+static _Atomic(copied *) all_plans;
+
+static const copied *find_copy(const pf_cuda_device *device,
+                               const prefill_plan *plan) {
+  const copied *entry = atomic_load_explicit(&all_plans, memory_order_acquire);
+  while (entry && (entry->context != device->id || entry->plan != plan))
+    entry = entry->next;
+  return entry;
+}
+
+/* Copies; the caller holds the mutex. */
+static prefill_status copy_plan(const pf_call *call,
+                                const pf_cuda_device *device,
+                                const prefill_plan *plan,
+                                const copied **result) {
+  const pf_cuda_driver *cuda = device->driver;
+  const size_t bytes = (size_t)plan->head_count * sizeof(prefill_head_plan);
+  copied *entry = malloc(sizeof(copied));
+  if (!entry)
+    return pf_fail(call, PREFILL_OUT_OF_MEMORY, "no memory for a plan");
+  CUresult code = cuda->MemAlloc(&entry->heads, bytes);
+  const char *what = "cuMemAlloc";
+  if (!code) {
+    what = "cuMemcpyHtoD";
+    if ((code = cuda->MemcpyHtoD(entry->heads, plan->heads, bytes)))
+      cuda->MemFree(entry->heads);
+  }
+  if (code) {
+    free(entry);
+    return pf_cuda_fail(call, cuda, what, code);
+  }
+  entry->context = device->id;
+  entry->plan = plan;
+  entry->next = atomic_load_explicit(&all_plans, memory_order_relaxed);
+  atomic_store_explicit(&all_plans, entry, memory_order_release);
+  *result = entry;
+  return PREFILL_OK;
+}
+
+prefill_status pf_cuda_find_plan(const pf_call *call,
+                                 const pf_cuda_device *device,
+                                 const prefill_head_plan **heads) {
+  const prefill_plan *plan = call->desc->plan;
+  const copied *entry = find_copy(device, plan);
+  prefill_status status = PREFILL_OK;
+  if (!entry) {
+    pthread_mutex_lock(&mutex);
+    entry = find_copy(device, plan);
+    if (!entry)
+      status = copy_plan(call, device, plan, &entry);
+    pthread_mutex_unlock(&mutex);
+    if (status)
+      return status;
+  }
+  *heads = (const prefill_head_plan *)(uintptr_t)entry->heads;
+  return PREFILL_OK;
 }
 
 prefill_status pf_cuda_find_kernel(const pf_call *call,

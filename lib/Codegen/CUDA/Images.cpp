@@ -3,6 +3,7 @@
 #include "prefill/Codegen/CUDA/Images.h"
 #include "../Library/Cache.h"
 #include "prefill/Codegen/CUDA/CUDA.h"
+#include "prefill/Codegen/CUDA/IndexKernels.h"
 #include "prefill/Codegen/KernelBuilder.h"
 #include "prefill/kernel_abi.h"
 #include "llvm/ADT/StringExtras.h"
@@ -40,7 +41,8 @@ namespace {
 
 /// One kernel for one target.
 struct Job {
-  const KernelSpec *spec; ///< null: the kernels that prepare inputs
+  const KernelSpec *spec;
+  int kind; ///< PREFILL_CUDA_*
   CudaTarget target;
   bool wantPtx; ///< beside the cubin
   bool ptxOnly; ///< nobody asked for a cubin
@@ -61,9 +63,44 @@ KernelSpec prefill::getCudaSpec(const KernelSpec &spec) {
   return device;
 }
 
-/// Whether calls may need prefill_rotate or prefill_convert.
-static bool needsInputKernels(const KernelSpec &spec) {
-  return spec.rotary != Rotary::None || spec.hasKeyMask || spec.hasSink;
+bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
+  switch (static_cast<prefill_pattern>(head.pattern)) {
+  case PREFILL_PATTERN_A_SHAPE:
+  case PREFILL_PATTERN_TRI_SHAPE:
+  case PREFILL_PATTERN_STRIDED:
+  case PREFILL_PATTERN_VERTICAL_SLASH:
+  case PREFILL_PATTERN_BLOCK_SPARSE:
+    return spec.causal && head.similarity == 0;
+  default:
+    return false;
+  }
+}
+
+/// The kinds of code that calls of a kernel may need.
+static std::vector<int> kindsOf(const KernelSpec &spec) {
+  std::vector<int> kinds = {PREFILL_CUDA_DENSE};
+  if (spec.rotary != Rotary::None || spec.hasKeyMask || spec.hasSink)
+    kinds.push_back(PREFILL_CUDA_INPUTS);
+  bool sparse = false, sums = false;
+  for (const HeadPlan &head : spec.heads)
+    if (isSparseOnGpu(spec, head)) {
+      sparse = true;
+      sums |= static_cast<int>(head.pattern) == PREFILL_PATTERN_VERTICAL_SLASH;
+    }
+  if (sparse) {
+    kinds.push_back(PREFILL_CUDA_LISTS);
+    kinds.push_back(PREFILL_CUDA_INDEX);
+  }
+  if (sums) {
+    kinds.push_back(PREFILL_CUDA_ROW_SUMS);
+    kinds.push_back(PREFILL_CUDA_LINE_SUMS);
+  }
+  return kinds;
+}
+
+/// The kinds that are the same for all kernels.
+static bool servesAll(int kind) {
+  return kind == PREFILL_CUDA_INPUTS || kind == PREFILL_CUDA_INDEX;
 }
 
 /// The assembler, by path, size and time: another one may give other code.
@@ -119,20 +156,30 @@ static void runJob(Job &job, const std::string &ptxas,
   cuda.ptxas = ptxas;
   cuda.runPtxas = !ptxas.empty() && !job.ptxOnly;
   cuda.allowSpills = options.allowSpills;
-  // The other kernels change with the compiler alone.
-  std::string text = "inputs";
-  if (job.spec && !(text.clear(), printCuda(getCudaSpec(*job.spec), cuda,
-                                            CudaText::Tile, text, job.error)))
+  cuda.lists = job.kind == PREFILL_CUDA_LISTS;
+  if (job.kind == PREFILL_CUDA_ROW_SUMS)
+    cuda.kind = CudaKernelKind::RowSums;
+  if (job.kind == PREFILL_CUDA_LINE_SUMS)
+    cuda.kind = CudaKernelKind::LineSums;
+  const KernelSpec spec = getCudaSpec(*job.spec);
+  // Some change with the compiler alone.
+  std::string text;
+  if (!servesAll(job.kind) &&
+      !printCuda(spec, cuda, CudaText::Tile, text, job.error))
     return;
-  const std::string key =
-      KernelCache::makeKey("cuda " + job.target.name + "\n" + identify(cuda.runPtxas ? ptxas : "") +
-                           (options.allowSpills ? " spills\n" : "\n") + text);
+  const std::string key = KernelCache::makeKey(
+      "cuda " + std::to_string(job.kind) + " " + job.target.name + "\n" +
+      identify(cuda.runPtxas ? ptxas : "") +
+      (options.allowSpills ? " spills\n" : "\n") + text);
   std::string entry;
   if ((job.cached = cache.lookup(key, entry) && unpack(entry, job)))
     return;
   CudaKernel kernel;
-  if (!(job.spec ? compileCuda(getCudaSpec(*job.spec), cuda, kernel, job.error)
-                 : compileCudaInputs(cuda, kernel, job.error)))
+  if (!(job.kind == PREFILL_CUDA_INPUTS
+            ? compileCudaInputs(cuda, kernel, job.error)
+        : job.kind == PREFILL_CUDA_INDEX
+            ? compileCudaIndex(cuda, kernel, job.error)
+            : compileCuda(spec, cuda, kernel, job.error)))
     return;
   const CudaReport &report = kernel.report;
   job.image.function = kernel.name; // of the module, for those beside attention
@@ -177,7 +224,7 @@ static CudaImage makeImage(const Job &job, bool isPtx) {
   image.arch = job.target.arch;
   image.exactArch = job.target.exact;
   image.isPtx = isPtx;
-  image.kind = job.spec ? PREFILL_CUDA_DENSE : PREFILL_CUDA_INPUTS;
+  image.kind = job.kind;
   if (isPtx)
     image.registers = image.spillBytes = 0;
   image.size = code.size();
@@ -215,24 +262,20 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
   std::map<std::string, std::vector<size_t>> jobsOf;
   for (const KernelSpec &spec : specs) {
     std::vector<size_t> &own = jobsOf[spec.name];
-    auto want = [&](const KernelSpec *spec, const CudaTarget &target, bool ptx,
-                    bool cubin) {
-      const std::string key =
-          (spec ? getTileKey(getCudaSpec(*spec)) : "inputs") + " " +
-          target.name;
-      size_t number = 0;
-      while (number < jobs.size() && jobs[number].key != key)
-        ++number;
-      if (number == jobs.size())
-        jobs.push_back(
-            {spec, target, false, !cubin, key, {}, {}, {}, {}, false});
-      jobs[number].wantPtx |= ptx;
-      own.push_back(number);
-    };
-    auto wantAll = [&](const CudaTarget &target, bool ptx, bool cubin) {
-      want(&spec, target, ptx, cubin);
-      if (needsInputKernels(spec))
-        want(nullptr, target, ptx, cubin);
+    auto want = [&](const CudaTarget &target, bool ptx, bool cubin) {
+      for (int kind : kindsOf(spec)) {
+        const std::string key =
+            (servesAll(kind) ? "" : getTileKey(getCudaSpec(spec)) + " ") +
+            std::to_string(kind) + " " + target.name;
+        size_t number = 0;
+        while (number < jobs.size() && jobs[number].key != key)
+          ++number;
+        if (number == jobs.size())
+          jobs.push_back(
+              {&spec, kind, target, false, !cubin, key, {}, {}, {}, {}, false});
+        jobs[number].wantPtx |= ptx;
+        own.push_back(number);
+      }
     };
     bool portable = false;
     for (const CudaTarget &target : targets) {
@@ -246,12 +289,12 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
         continue;
       }
       // PTX for later GPUs, of the newest target whose code they run.
-      wantAll(target, !target.exact && !portable, /*cubin=*/true);
+      want(target, !target.exact && !portable, /*cubin=*/true);
       portable |= !target.exact;
     }
     if (!own.empty() && !portable)
-      wantAll({getChip(targets.front().arch), targets.front().arch},
-              /*ptx=*/true, /*cubin=*/false);
+      want({getChip(targets.front().arch), targets.front().arch},
+           /*ptx=*/true, /*cubin=*/false);
     if (own.empty())
       jobsOf.erase(spec.name);
   }

@@ -15,6 +15,10 @@ logger = logging.getLogger("prefill_opt")
 #: GPUs that prefill-opt has targets for, by compute capability; later ones run the newest.
 _GPUS = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
 
+#: Patterns that run sparse on GPUs.
+_SPARSE_ON_GPUS = ("a-shape", "streaming", "tri-shape", "strided", "vertical-slash")
+_SPARSE_ON_GPUS += ("block-topk", "block-sparse", "block-topp")
+
 #: Patterns that differ from layer to layer: these need `layer` and `layers`.
 BY_LAYER = ("config", "duo", "trianglemix", "longgen")
 
@@ -34,7 +38,7 @@ def _target(device: torch.device) -> str | None:
 
 @lru_cache
 def _say_dense(sparsify: str) -> None:
-    logger.warning("prefill_opt: sparsify=%r is dense, and exact, on GPUs so far", sparsify)
+    logger.warning("prefill_opt: sparsify=%r is dense, and exact, on GPUs", sparsify)
 
 
 def unsupported(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str:
@@ -79,8 +83,9 @@ def sparse_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled dot-product attention by a generated kernel, dense or sparse. No gradients.
 
-    On the CPU, and dense on NVIDIA GPUs: those launch on PyTorch's current stream and take
-    float16 and bfloat16, head dimensions that are multiples of 16 up to 256.
+    On the CPU and on NVIDIA GPUs: those launch on PyTorch's current stream and take float16 and
+    bfloat16, head dimensions that are multiples of 16 up to 256. Patterns that GPUs do not know
+    ("auto" is one) are dense there.
 
     Args:
         query: [b, hq, s, d], float32, float16 or bfloat16; any strides with adjacent elements.
@@ -109,7 +114,7 @@ def sparse_attention(
         raise ValueError(f"prefill.sparse_attention: layer {layer} of {layers}")
     on_gpu = query.device.type == "cuda"
     query, key, value = (t if _readable(t, on_gpu) else t.contiguous() for t in (query, key, value))
-    if on_gpu and sparsify.partition(":")[0] != "dense":
+    if on_gpu and sparsify.partition(":")[0].replace("_", "-") not in ("dense", *_SPARSE_ON_GPUS):
         _say_dense(sparsify)
         sparsify = "dense"
     spec = Spec(

@@ -141,7 +141,8 @@ typedef enum prefill_attention_output {
  * SIN too; KV_LENGTHS and Q_OFFSET on the CPU, where they are read before the
  * call returns, or as int32 and int64 on the GPU. Rows are aligned to 16 bytes
  * (O: 4). The first call in a CUDA context loads the kernel's code; later ones
- * neither allocate nor wait, so that CUDA graphs can capture them. */
+ * only launch, with workspace in the order of the stream, and never wait, so that
+ * CUDA graphs can capture them. */
 
 /* The library's kernels, in order of compilation. */
 PREFILL_API size_t prefill_kernel_count(void);

@@ -12,9 +12,11 @@
 #include "KernelHarness.h"
 #include "prefill/Codegen/CUDA/CUDA.h"
 #include "prefill/Codegen/CUDA/Images.h"
+#include "prefill/Codegen/CUDA/IndexKernels.h"
 #include "prefill/Codegen/Library.h"
 #include "prefill/Emulator/Emulator.h"
 #include "prefill/cuda_abi.h"
+#include "prefill/cuda_index.h"
 #include "llvm/ADT/SmallString.h"
 #include "llvm/IR/Module.h"
 #include "llvm/Support/FileSystem.h"
@@ -39,7 +41,7 @@ struct World {
   CudaLibrary images;
   struct Kernel {
     CudaKernel code;
-    std::unique_ptr<emu::Program> program;
+    std::shared_ptr<emu::Program> program;
   };
   std::map<std::string, Kernel> kernels; ///< by function
   std::string error;
@@ -104,6 +106,24 @@ private:
       spec.dtype = DType::BF16;
       spec.alignment = Alignment::Operand;
     });
+    // Heads 0 to 2 by lists, head 3 by a pattern that GPUs do not know.
+    for (auto [name, pattern] :
+         {std::pair("vertical", SparsePattern::VerticalSlash),
+          std::pair("ashape", SparsePattern::AShape),
+          std::pair("blocks", SparsePattern::BlockSparse)})
+      add(name, [&](KernelSpec &spec) {
+        HeadPlan plan;
+        plan.pattern = pattern;
+        plan.init = 64, plan.local = 128, plan.last = 64;
+        plan.vertical = 40, plan.slash = 100, plan.topK = 3;
+        spec.heads.assign(4, plan);
+        spec.heads[3].pattern = SparsePattern::SALE;
+        spec.denseBelow = 200;
+        if (pattern == SparsePattern::VerticalSlash) {
+          spec.rotary = Rotary::Half;
+          spec.rotaryDim = 64;
+        }
+      });
     add("float", [](KernelSpec &spec) { spec.dtype = DType::F32; });
     std::vector<KernelSpec> list;
     for (auto &[name, spec] : specs)
@@ -157,6 +177,31 @@ private:
           !load(std::string(code.name), std::move(code)))
         return false;
     }
+    plain.lists = true;
+    CudaKernel lists, index;
+    if (!compileCuda(getCudaSpec(specs["ashape"]), plain, lists, error) ||
+        !load(std::string(lists.name), std::move(lists)))
+      return false;
+    plain.lists = false;
+    for (CudaKernelKind kind :
+         {CudaKernelKind::RowSums, CudaKernelKind::LineSums}) {
+      plain.kind = kind;
+      CudaKernel sums;
+      if (!compileCuda(getCudaSpec(specs["vertical"]), plain, sums, error) ||
+          !load(std::string(sums.name), std::move(sums)))
+        return false;
+    }
+    plain.kind = CudaKernelKind::Attention;
+    if (!compileCudaIndex(plain, index, error))
+      return false;
+    std::vector<std::string> names;
+    for (const llvm::Function &function : *index.module)
+      if (function.getCallingConv() == llvm::CallingConv::PTX_Kernel)
+        names.push_back(function.getName().str());
+    if (!load("index", std::move(index)))
+      return false;
+    for (const std::string &name : names)
+      kernels[name].program = kernels["index"].program;
     for (const char *name : {"prefill_rotate", "prefill_convert"}) {
       CudaKernel code;
       if (!compileCudaInputs(plain, code, error) ||
@@ -257,7 +302,9 @@ struct Call {
     context.device_alloc = [](void *host, size_t bytes) -> void * {
       Call *call = static_cast<Call *>(host);
       ++call->live;
-      return call->memory.emplace_back(bytes + 15).data();
+      char *memory = call->memory.emplace_back(bytes + 255, char(-1)).data();
+      return reinterpret_cast<void *>(
+          (reinterpret_cast<uintptr_t>(memory) + 255) / 256 * 256);
     };
     context.device_free = [](void *host, void *) {
       --static_cast<Call *>(host)->live;
@@ -333,9 +380,12 @@ struct Call {
     else if (found->first == "prefill_convert")
       emulated.addScalar(
           *static_cast<const prefill_cuda_convert *>(launch.params));
+    else if (llvm::StringRef(found->first).starts_with("prefill_attention"))
+      emulated.addScalar(
+          last = *static_cast<const prefill_cuda_attention *>(launch.params));
     else
       emulated.addScalar(
-          *static_cast<const prefill_cuda_attention *>(launch.params));
+          *static_cast<const prefill_cuda_index *>(launch.params));
     auto report = found->second.program->run(device, emulated);
     if (!report)
       emulation = llvm::toString(report.takeError());
@@ -383,7 +433,8 @@ struct Call {
           for (int key = 0; key < std::min(keys, lengths[b]); ++key) {
             if ((spec.causal && key > position) ||
                 key < position - spec.windowLeft ||
-                (spec.hasKeyMask && !mask[size_t(b) * keys + key]))
+                (spec.hasKeyMask && !mask[size_t(b) * keys + key]) ||
+                !isVisited(b, h, row, key))
               continue;
             double score = 0;
             for (int c = 0; c < 64; ++c)
@@ -416,6 +467,27 @@ struct Call {
         }
     return worst;
   }
+  /// Whether the last launch visited a key: always without lists.
+  bool isVisited(int b, int h, int row, int key) const {
+    if (!last.block_begin)
+      return true;
+    const int r = (b * spec.qHeads + h) * last.block_rows + row / 128;
+    for (int i = last.block_begin[r]; i < last.block_begin[r + 1]; ++i)
+      if (last.block_ids[i] == key / 64)
+        return true;
+    for (int i = last.col_begin[r]; i < last.col_begin[r + 1]; ++i)
+      if (last.col_pos[i] == key)
+        return true;
+    return false;
+  }
+  /// The share of a head's visible keys that is visited.
+  double density(int h) const {
+    int64_t visited = 0, visible = 0;
+    for (int row = 0; row < queries; ++row)
+      for (int key = 0; key <= offsets[0] + row; ++key, ++visible)
+        visited += isVisited(0, h, row, key);
+    return double(visited) / double(visible);
+  }
   double value(int tensor, size_t i) const {
     return harness::fromStorage(data[tensor][i], spec.dtype);
   }
@@ -433,6 +505,7 @@ struct Call {
   std::vector<uint16_t> halfSinks;
   std::vector<std::vector<char>> memory = {}; ///< workspace
   fake_cuda *driver = nullptr;
+  prefill_cuda_attention last = {};
   std::vector<uint16_t> *extra = nullptr; ///< another output
   int live = 0;                           ///< of it that is not freed
   std::vector<std::string> functions;     ///< of each launch

@@ -176,6 +176,52 @@ TEST_F(CudaHost, Workspace) {
   refused(onHost, PREFILL_INVALID_ARGUMENT, "COS");
 }
 
+/// Plans: what is visited is found on the GPU, and the attention of just that
+/// is right. (That it is what the plan says: IndexTest.cpp.)
+TEST_F(CudaHost, Sparse) {
+  for (const char *name : {"ashape", "vertical", "blocks"}) {
+    SCOPED_TRACE(name);
+    Call call(name, 1, 700, 700);
+    EXPECT_RUNS(call);
+    EXPECT_TRUE(
+        llvm::StringRef(call.functions.back()).ends_with("_sm_80_lists"));
+    for (int h = 0; h < 3; ++h) {
+      EXPECT_LT(call.density(h), 0.9) << h;
+      EXPECT_GT(call.density(h), 0.2) << h;
+    }
+    EXPECT_EQ(call.density(3), 1);
+    EXPECT_EQ(call.live, 0);
+  }
+  // Of A-shape, exactly: 64 keys at the start, those up to 128 before.
+  Call call("ashape", 1, 700, 700);
+  EXPECT_RUNS(call);
+  EXPECT_TRUE(call.isVisited(0, 0, 600, 0));
+  EXPECT_FALSE(call.isVisited(0, 0, 600, 64));
+  EXPECT_TRUE(call.isVisited(0, 0, 600, 600 - 128));
+  // Short prompts are dense.
+  Call brief("ashape", 1, 150, 150);
+  EXPECT_RUNS(brief);
+  EXPECT_EQ(brief.functions.size(), 1u);
+}
+
+/// The plan is copied once a context, lists are made for every batch entry.
+TEST_F(CudaHost, SparseBatches) {
+  Call call("ashape", 2, 300, 330);
+  call.lengths = {330, 250};
+  call.inputs[PREFILL_IN_KV_LENGTHS] = &call.tensors[7];
+  EXPECT_RUNS(call);
+  const int plans = driver->pool_count;
+  EXPECT_EQ(plans, 1);
+  EXPECT_RUNS(call);
+  EXPECT_EQ(driver->pool_count, plans);
+  Call failing("blocks", 1, 300, 300);
+  driver->launches = 0;
+  driver->failing = "cuMemcpyHtoD";
+  driver->code = 2;
+  refused(failing, PREFILL_DEVICE_ERROR, "cuMemcpyHtoD");
+  driver->failing = nullptr;
+}
+
 TEST_F(CudaHost, NothingToDo) {
   Call rows("causal", 1, 0, 10), entries("causal", 0, 10, 10);
   EXPECT_EQ(rows.run(driver), PREFILL_OK) << rows.context.message;
@@ -222,7 +268,8 @@ TEST_F(CudaHost, OtherGpus) {
   driver->minor = 5;
   driver->launches = 0;
   Call earlier("causal");
-  refused(earlier, PREFILL_UNSUPPORTED, "sm_75, only for sm_90a as PTX, sm_80 as PTX");
+  refused(earlier, PREFILL_UNSUPPORTED,
+          "sm_75, only for sm_90a as PTX, sm_80 as PTX");
 }
 
 /// An H100 takes the kernel that is for it alone.
@@ -318,6 +365,14 @@ TEST_F(CudaHost, WrongArguments) {
     Call call("causal");
     call.context.struct_size = offsetof(prefill_context, stream);
     refused(call, PREFILL_INVALID_ARGUMENT, "struct_size");
+  }
+  for (int slot : {PREFILL_OUT_DENSITY, PREFILL_OUT_TOKEN_SCORE}) {
+    Call call("causal");
+    std::vector<int64_t> shape = {1, slot == PREFILL_OUT_DENSITY ? 4 : 100};
+    DLTensor output = call.tensor(shape, call.lse.data(), {kDLFloat, 32, 1});
+    call.outputs.resize(PREFILL_OUT_COUNT);
+    call.outputs[slot] = &output;
+    refused(call, PREFILL_UNSUPPORTED, "not on GPUs");
   }
   {
     Call call("mean", 1, 100, 50); // the first 50 rows see nothing

@@ -28,6 +28,9 @@ std::string cudaTargetNames();
 /// left out (`skip`), Q and K as prefill_rotate leaves them.
 KernelSpec getCudaSpec(const KernelSpec &spec);
 
+/// Whether a head visits on GPUs what its plan says; else it visits everything.
+bool isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head);
+
 struct CudaImageOptions {
   std::vector<CudaTarget> targets;
   std::string ptxas;    ///< empty: CUDA_HOME/bin, then PATH
