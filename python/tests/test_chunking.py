@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,11 +289,11 @@ def alone(session, ids, count):
     return tokens[len(ids) :], logits
 
 
-@pytest.mark.parametrize("budget", (1, 8, 64))
-def test_hybrid_batches_equal_requests_alone(budget, compiled):
+@pytest.mark.parametrize("budget, logits", ((1, "all"), (8, "all"), (64, "all"), (8, "rows")))
+def test_hybrid_batches_equal_requests_alone(budget, logits, compiled):
     """Two prompts that are still read beside three requests that generate (and more that wait)."""
     model = shared_model("llama-dynamo18-nomask")
-    folder = compiled(model, chunk="512")
+    folder = compiled(model, chunk="512", logits=logits)
     batch = prefill_opt.HybridBatch(
         folder, capacity=60, requests=5, budget=budget, intra_op_num_threads=1, log_severity_level=4
     )
@@ -308,6 +310,45 @@ def test_hybrid_batches_equal_requests_alone(budget, compiled):
         assert request.generated == tokens
         where = f"a prompt of {len(ids)}"
         assert not compare(["logits"], [np.concatenate(request.logits)], [np.concatenate(logits)], where)
+
+
+def test_the_cache_is_not_copied(compiled):
+    """Rows that no request has written stay out of memory: 512 MB here."""
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    session = open_session(compiled(shared_model("llama-dynamo18-nomask"), chunk="512"))
+    cache = chunking.Cache(session, 1 << 20)
+    assert sum(a.nbytes for a in cache.arrays.values()) == 1 << 29
+    before = resident()
+    for begin in (0, 40):
+        cache.step([chunking.Rows(prompt(40), 900_000, begin)])
+    assert resident() - before < 100
+    assert all(a[0, 0, 900_079].any() and not a[0, 0, 900_080].any() for a in cache.arrays.values())
+
+
+@pytest.mark.parametrize("sparsify", ("dense", "block-topk:top-k=1,dense-below=0"))
+def test_nothing_is_read_that_was_not_written(sparsify, compiled):
+    """NaN in rows of the cache that nobody wrote, or that are another request's, changes nothing."""
+    model = shared_model("llama-dynamo18-nomask")
+    session = open_session(compiled(model, sparsify=sparsify, chunk="512"))
+    ids, other = prompt(330), prompt(70, seed=1)
+    results = []
+    for filled in (0, np.nan):
+        cache = chunking.Cache(session, 500)
+        for array in cache.arrays.values():
+            array[:] = filled
+        parts = []
+        for begin in range(0, 330, 150):
+            work = [chunking.Rows(ids[begin : begin + 150], 100, begin)]
+            if filled == 0:  # a neighbour, instead of NaN
+                work.append(chunking.Rows(other[begin // 5 : begin // 5 + 30], 0, begin // 5))
+            parts.append(cache.step(work)[0]["logits"])
+        results.append(np.concatenate(parts))
+    assert np.isfinite(results[1]).all()
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4)
 
 
 def test_cancelled_and_wrong_requests(compiled):
