@@ -68,8 +68,8 @@ bool PromptWalk::attention(AttentionOp op, Value result, RowAxis rows) {
     return fail(op, "it is not causal");
   if (op.getBias() || op.getKeyMask() || op.getKvLengths() ||
       op.getQSegment() || op.getQOffset())
-    return fail(op, "it has a mask or bias of its own; export the model "
-                    "without attention_mask");
+    return fail(op, "it has a mask or bias of its own: of attention_mask, "
+                    "position_ids or ALiBi; export the model without");
   if (op.getLse() && !op.getLse().use_empty())
     return fail(op, "its lse is read");
   ExprContext &ctx = analysis.expressions();

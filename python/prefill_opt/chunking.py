@@ -274,7 +274,7 @@ class HybridBatch:
     Args:
         directory: a folder written with ``-chunk``; its library's `Scheduler` decides.
         capacity: most tokens of a request, prompt and generated ones.
-        requests: most requests at a time; the cache has ``requests * capacity`` rows.
+        requests: most requests at a time, `budget` if that is less; the cache has ``requests * capacity`` rows.
         budget: most rows of a batch; None: what ``-chunk`` said.
         options: of `prefill_opt.session`, e.g. ``intra_op_num_threads=2``.
     """

@@ -29,7 +29,13 @@ MASKED = (
     "qwen2-dynamo23-pos",
 )
 #: Exports that have one.
-CACHED = ("llama-dynamo18-pos-past", "llama-dynamo23-pos-past", "llama-optimum", "llama-hf-ort-past")
+CACHED = (
+    "llama-dynamo18-pos-past",
+    "llama-dynamo23-pos-past",
+    "llama-dynamo24-pos-past",
+    "llama-optimum",
+    "llama-hf-ort-past",
+)
 LENGTH = 45
 
 
@@ -202,6 +208,13 @@ def test_wrong_prompts(compiled):
             cache.step(work)
     with pytest.raises(ValueError, match="a KV cache of its own, which holds one request"):
         chunking.Cache(open_session(compiled(shared_model("llama-optimum"), chunk="16")), 8)
+
+
+def test_cache_of_unknown_width(compiled):
+    """onnxruntime-genai's models do not say how wide their cache is."""
+    session = open_session(compiled(shared_model("llama-genai"), chunk="16"))
+    with pytest.raises(ValueError, match="with the numbers of heads and width, got"):
+        prefill_opt.run_chunked(session, prompt(5))
 
 
 def test_prompt_of_one_token(compiled):
