@@ -88,8 +88,9 @@ struct Finder {
     int64_t left = rank(0), right = rank(1), all = resultRank();
     if (left < 2 || right < 2 || all < 2)
       return refuse("the rank of an operand is not known or below 2");
+    // Columns of the product are columns of the right factor.
     if (rows.axis == all - 1)
-      return refuse("its rows are columns of the product");
+      return add(1, right - 1);
     if (rows.axis == all - 2)
       return add(0, left - 2);
     broadcast(0);
@@ -101,6 +102,27 @@ struct Finder {
       return refuse("its rows are columns of the product");
     add(0, node.getInt("transA", 0) ? 1 : 0);
     broadcast(2);
+  }
+
+  /// com.microsoft's (X, positions, cos, sin) and ONNX's (X, cos, sin[,
+  /// positions]), whose tables have a row for every token without positions.
+  void rotaryEmbedding(bool isContrib) {
+    int64_t all = rank(0);
+    if (rows.merged || (all != 3 && all != 4) || rows.axis != all - 2)
+      return refuse("its rows are not the tokens");
+    add(0, rows.axis);
+    unsigned positions = isContrib ? 1 : 3;
+    SmallVector<unsigned, 2> perToken = {positions};
+    if (!node.getInput(positions))
+      perToken = {1, 2};
+    for (unsigned operand : perToken) {
+      if (!node.getInput(operand))
+        return refuse("its tables are not known");
+      if (rank(operand) < 2 ||
+          !ctx.proveEqual(analysis.dim(node.getInput(operand), 1), count))
+        return refuse("its positions are not proven to be one for every token");
+      add(operand, 1);
+    }
   }
 
   /// The axis of an operand that lost the axes `gone` on the way to the result.
@@ -305,6 +327,8 @@ struct Finder {
     if (op == "MatMulNBits")
       return rows.axis + 1 < resultRank() ? add(0, rows.axis)
                                           : refuse("its rows are columns");
+    if (op == "RotaryEmbedding")
+      return rotaryEmbedding(!domain.empty());
     if (!domain.empty())
       return refuse("it is not known to treat rows one by one");
     if (reductions.contains(op))

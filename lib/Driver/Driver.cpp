@@ -261,7 +261,7 @@ bool prefill::raise(MLIRContext &context, ModuleOp module,
                     std::vector<SiteReport> &sites) {
   return runPasses(context, module, [&](OpPassManager &pm) {
     if (options.noPadding)
-      pm.addPass(createAssumeNoPadding());
+      pm.addPass(createAssumeNoPadding({options.chunk != "off"}));
     buildRaisePipeline(pm, sites);
   });
 }

@@ -22,14 +22,23 @@ bool PromptWalk::fail(Operation *op, const llvm::Twine &why) {
   return false;
 }
 
-/// Whether `value` is the same in every call.
+/// Whether `value` is a list of numbers and batch sizes.
+bool PromptWalk::isSizes(Value value) {
+  auto elements = analysis.elements(value);
+  return elements && llvm::all_of(*elements, [&](ExprRef e) {
+           return e->asInt() || analysis.expressions().proveEqual(e, batch);
+         });
+}
+
+/// Whether `value` is the same in every call (of one batch entry).
 bool PromptWalk::isFixed(Value value) {
   Operation *op = value.getDefiningOp();
   if (!op || isa<AttentionOp>(op) || op->getNumRegions())
     return false;
   if (auto it = known.find(value); it != known.end())
     return it->second;
-  bool fixed = llvm::all_of(op->getOperands(),
+  bool fixed = isSizes(value) ||
+               llvm::all_of(op->getOperands(),
                             [&](Value operand) { return isFixed(operand); });
   return known[value] = fixed;
 }
@@ -183,6 +192,7 @@ std::string PromptWalk::run(onnx::GraphOp graph) {
   }
   if (!ids || analysis.facts(ids).shape.size() != 2)
     return "the model has no input 'input_ids' [batch, tokens]";
+  batch = analysis.facts(ids).shape[0];
   count = analysis.facts(ids).shape[1];
   ExprContext &ctx = analysis.expressions();
   for (auto [operand, name] :

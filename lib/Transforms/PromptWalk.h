@@ -23,12 +23,14 @@ public:
   /// Proves it for all outputs of `graph`; returns an error or "".
   std::string run(onnx::GraphOp graph);
 
-  ExprRef count = nullptr; ///< rows of input_ids
+  ExprRef batch = nullptr; ///< batch entries of input_ids
+  ExprRef count = nullptr; ///< rows of it
   llvm::SetVector<mlir::Operation *> attentions;
   llvm::SetVector<mlir::Operation *> ranges; ///< position ids the model makes
 
 private:
   bool fail(mlir::Operation *op, const llvm::Twine &why);
+  bool isSizes(mlir::Value value);
   bool isFixed(mlir::Value value);
   RowRule ruleOf(onnx::NodeOp node, unsigned result, RowAxis rows,
                  ExprRef number);

@@ -170,6 +170,27 @@ def test_wrong_options(options, message, compiler, tmp_path):
 def test_no_padding_and_a_cache(compiler, tmp_path):
     with pytest.raises(prefill_opt.CompileError, match="-padding=none: the model has a KV cache"):
         prefill_opt.compile(shared_model("llama-optimum"), tmp_path / "out", padding="none")
+    with pytest.raises(prefill_opt.CompileError, match="is not understood as a KV cache"):
+        prefill_opt.compile(shared_model("llama-genai"), tmp_path / "out", padding="none", chunk="16")
+
+
+@pytest.mark.parametrize("logits", ("all", "rows"))
+@pytest.mark.parametrize("name", [n for n in CACHED if n != "llama-hf-ort-past"])
+def test_exports_whose_cache_is_replaced(name, logits, compiled):
+    """Their cache, concatenated in every call, becomes one that is written in place."""
+    model = shared_model(name)
+    ids = prompt(LENGTH)
+    expected = prefill_opt.run_chunked(open_session(compiled(model, chunk="16")), ids, LENGTH)
+    folder = compiled(model, chunk="16", padding="none", logits=logits)
+    assert json.loads((folder / "manifest.json").read_text())["chunk"]["cache"] == "in place"
+    if logits == "rows":
+        expected["logits"] = expected["logits"][-1:]
+    session = open_session(folder)
+    for size in (1, 16, LENGTH):
+        expect_equal(prefill_opt.run_chunked(session, ids, size), expected, f"{name}, chunk {size}")
+    cache = chunking.Cache(session, 100)
+    work = [chunking.Rows(prompt(30, seed=1), 0), chunking.Rows(ids, 30)]
+    expect_equal(cache.step(work)[1] | cache.view(30, LENGTH), expected, f"{name}, beside another")
 
 
 def test_off_changes_nothing(compiled):

@@ -1,4 +1,5 @@
 // RUN: prefill-opt %s -assume-no-padding -split-input-file | FileCheck %s
+// RUN: prefill-opt %s -assume-no-padding=drop-cache -split-input-file | FileCheck %s
 // RUN: prefill-opt %s -assume-no-padding -verify-each -split-input-file -o /dev/null
 
 !i = tensor<?x?xi64, #onnx.dims<"B", "S">>

@@ -81,9 +81,14 @@ def AssumeNoPadding : Pass<"assume-no-padding", "::mlir::ModuleOp"> {
     Removes the input `attention_mask` `[batch, tokens]` and puts ones in its
     place, before raise-attention: for callers whose prompts have no padding, and
     for packs and chunks, which have no use for a mask. Exact where the mask would
-    have been ones. A model without the input stays as it is; one with a KV cache
-    is refused.
+    have been ones. A model without the input stays as it is. One with a KV cache
+    (inputs `past_key_values.*`) is refused, or with `drop-cache` gets a graph for
+    a prompt alone: an empty cache, whose inputs are removed.
   }];
+  let options = [
+    Option<"dropCache", "drop-cache", "bool", /*default=*/"false",
+           "Remove the inputs of a KV cache too">
+  ];
   let dependentDialects = ["::prefill::onnx::ONNXDialect"];
 }
 
