@@ -183,6 +183,7 @@ private:
       CompilerOptions only = options;
       only.rowLiveness = false;
       only.pack = only.chunk = "off";
+      only.prune.clear();
       if (!step(only) || !measure("-share-kv=detect"))
         return false;
       rest.shareKV = false;
@@ -200,6 +201,14 @@ private:
       if (!step(only) || !measure("-chunk=" + options.chunk))
         return false;
       rest.chunk = "off";
+    }
+    if (!rest.prune.empty()) {
+      CompilerOptions only = rest;
+      only.rowLiveness = false;
+      if (!step(only) || !measure("-prune=" + options.prune))
+        return false;
+      rest.prune.clear();
+      rest.logits = "all"; // They are selected already.
     }
     return step(rest) &&
            (!options.rowLiveness ||

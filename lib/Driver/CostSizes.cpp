@@ -1,6 +1,7 @@
 //===- CostSizes.cpp - Shapes of a graph as numbers -----------------------===//
 
 #include "CostSizes.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
 
 using namespace mlir;
 using namespace prefill;
@@ -183,10 +184,42 @@ struct Binder {
 };
 } // namespace
 
+/// Binds the number of rows that a selection leaves: its share, where no more
+/// are protected.
+static void bindRows(Sizes &sizes, SelectRowsOp op) {
+  SymbolicAnalysis &analysis = sizes.analysis;
+  auto attention = op.getScore().getDefiningOp<AttentionOp>();
+  ArrayRef<ExprRef> rows(analysis.facts(op.getRows()).shape);
+  if (!attention || rows.size() != 2)
+    return;
+  Shape keys = sizes.shape(attention.getK());
+  if (!keys)
+    return;
+  int64_t axis = attention.getKLayout() == TensorLayout::BSHD ? 1 : 2;
+  double keep = op.getKeep().convertToDouble();
+  sizes.symbols.try_emplace(rows[0], keys->front());
+  sizes.symbols.try_emplace(rows[1],
+                            int64_t(std::ceil(keep * double((*keys)[axis]))));
+}
+
 bool Sizes::bind(const CostSizes &given, std::string &error) {
   Binder binder{analysis.getGraph(), analysis, given, *this, {}};
-  if (binder.run())
-    return true;
-  error = binder.error;
-  return false;
+  if (!binder.run()) {
+    error = binder.error;
+    return false;
+  }
+  for (Operation &op : analysis.getGraph().getBody().front()) {
+    if (auto select = dyn_cast<SelectRowsOp>(op))
+      bindRows(*this, select);
+    // Where rows are now: as many as were asked for.
+    auto node = dyn_cast<onnx::NodeOp>(op);
+    if (!node || !node.is("FindRows", "prefill.opt"))
+      continue;
+    Shape asked = shape(node.getInput(2));
+    ArrayRef<ExprRef> found(analysis.facts(node.getResult(0)).shape);
+    if (asked && asked->size() == found.size())
+      for (auto [dim, size] : llvm::zip_equal(found, *asked))
+        symbols.try_emplace(dim, size);
+  }
+  return true;
 }

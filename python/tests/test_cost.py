@@ -87,3 +87,15 @@ def test_devices():
     assert seconds("-device=cpu:threads=1,gflops=1000,gbps=1000") < one / 5
     gpu = cost(SMOLLM2, "-tokens=1024", "-device=h100")["device"]
     assert gpu["measured"] is False and "not measured here" in gpu["source"]
+
+
+@needs_smollm2
+def test_pruned_rows_reach_their_bound():
+    """LazyLLM's schedule: 9 layers whole, 10 with 0.7 of the rows, 9 with 0.49, 2 with 0.343."""
+    found = rows_of(cost(SMOLLM2, "-tokens=1000", "-prune=lazyllm:layers=9+19+28,keep=0.7"))
+    whole, pruned = found["attention raised", 1000], found["-prune=lazyllm:layers=9+19+28,keep=0.7", 1000]
+    rows = [1000] * 9 + [700] * 10 + [490] * 9 + [343] * 2
+    assert [a["rows"] for a in pruned["attentions"]] == rows
+    assert pruned["not_counted"] == 0 and pruned["flops"]["head"] == whole["flops"]["head"]
+    assert whole["flops"]["linear"] / pruned["flops"]["linear"] == pytest.approx(30_000 / sum(rows))
+    assert pruned["kv_bytes"] / whole["kv_bytes"] == pytest.approx(sum(rows) / 30_000)
