@@ -41,10 +41,10 @@ def profile(folder: Path, feeds: dict, where: str) -> tuple[float, float, float,
             continue
         if arguments.get("op_name") not in ("MatMul", "FusedMatMul", "Gemm"):
             continue
-        left, right = (next(iter(s.values())) for s in arguments["input_type_shape"][:2])
-        if left[-1] != right[0] and left[-1] != right[-1]:
-            continue
-        flops += 2.0 * np.prod(left) * (right[-1] if left[-1] == right[0] else right[0])
+        # Packed weights have no shape here; the result has their width.
+        left = next(iter(arguments["input_type_shape"][0].values()))
+        result = next(iter(arguments["output_type_shape"][0].values()))
+        flops += 2.0 * np.prod(left) * result[-1]
         seconds += event["dur"] * 1e-6
     path.unlink()
     return total, seconds, flops, outputs

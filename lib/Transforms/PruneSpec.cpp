@@ -45,6 +45,9 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
     return fail(method +
                 " is not there: it prunes vision tokens, which needs a "
                 "model whose image rows are marked");
+  if (method == "quickprefill")
+    return fail("quickprefill is not there: it leaves keys out group by group, "
+                "which the attention kernels cannot do yet");
   if (method != "lazyllm")
     return fail("unknown method '" + method + "': expected lazyllm");
   while (!options.empty()) {

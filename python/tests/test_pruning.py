@@ -271,6 +271,8 @@ def test_with_sparse_attention(compiled):
         ("llama-dynamo18-nomask", {"prune": "lazyllm:layers=1,aux=on"}, "reviving rows needs a decode step"),
         ("llama-dynamo18-nomask", {"prune": "lazyllm:positions=compact"}, "expected preserve"),
         ("llama-dynamo18-nomask", {"prune": "flowcut:target=64"}, "it prunes vision tokens"),
+        ("llama-dynamo18-nomask", {"prune": "quickprefill:group=16,topk=8"}, "quickprefill is not there"),
+        ("llama-dynamo18-nomask", {"prune": "mustdrop"}, "it prunes vision tokens"),
         ("llama-dynamo18-nomask", {"prune": "magic"}, "unknown method 'magic'"),
         ("llama-dynamo18-nomask", {"prune": "lazyllm:depth=3"}, "unknown option 'depth=3'"),
         ("llama-dynamo18-nomask", {"prune": "lazyllm:layers=1"}, "ask for -logits=last or -logits=rows"),
