@@ -99,7 +99,8 @@ bool Compilation::build() {
   if (!sums && options.arch == 90 && options.archSpecific) {
     CudaSchedule warpgroups;
     std::string why;
-    if (chooseWarpgroupSchedule(spec, options.lists, warpgroups, why))
+    if (chooseWarpgroupSchedule(spec, options.lists, options.tensorMaps,
+                                warpgroups, why))
       schedule = warpgroups;
     else
       note = "runs sm_90's code: " + why;
@@ -129,7 +130,9 @@ bool Compilation::build() {
   }
   tile::KernelOp kernel = buildAttentionKernel(builder, spec);
   kernel.setName("prefill_" + getTileKey(spec) + "_" + schedule.chip() +
-                 (schedule.lists ? "_lists" : ""));
+                 (schedule.lists        ? "_lists"
+                  : schedule.tensorMaps ? "_tma"
+                                        : ""));
   return true;
 }
 

@@ -67,7 +67,7 @@ private:
     b.setInsertionPointToStart(body);
     auto type = warp::RingType::get(b.getContext(), count, tile.getDimSize(0),
                                     tile.getDimSize(1), tile.getElementType());
-    return warp::AllocOp::create(b, kernel.getLoc(), type);
+    return warp::AllocOp::create(b, kernel.getLoc(), type, /*tma=*/false);
   }
 
   tile::KernelOp kernel;

@@ -45,25 +45,36 @@ LogicalResult WarpLowering::run() {
                            /*addrSpace=*/3);
   }
   auto pointer = LLVM::LLVMPointerType::get(context);
+  const bool maps =
+      llvm::any_of(kernel.getBody().front().getOps<warp::AllocOp>(),
+                   [](warp::AllocOp alloc) { return alloc.getTma(); });
   auto type =
-      LLVM::LLVMFunctionType::get(LLVM::LLVMVoidType::get(context), {pointer});
+      LLVM::LLVMFunctionType::get(LLVM::LLVMVoidType::get(context),
+                                  SmallVector<Type>(maps ? 2 : 1, pointer));
   function = LLVM::LLVMFuncOp::create(b, loc, kernel.getName(), type);
+  auto byValue = [&](unsigned number, size_t bytes, int64_t alignment) {
+    auto block = LLVM::LLVMArrayType::get(b.getI8Type(), bytes);
+    function.setArgAttr(number, LLVM::LLVMDialect::getByValAttrName(),
+                        TypeAttr::get(block));
+    function.setArgAttr(number, LLVM::LLVMDialect::getAlignAttrName(),
+                        b.getI64IntegerAttr(alignment));
+    function.setArgAttr(number, LLVM::LLVMDialect::getReadonlyAttrName(),
+                        b.getUnitAttr());
+    function.setArgAttr(number, "nvvm.grid_constant", b.getUnitAttr());
+  };
   const bool sums = kernel.getSchedule().getIndex() == warp::KeyOrder::Chunk;
-  auto block = LLVM::LLVMArrayType::get(b.getI8Type(),
-                                        sums ? sizeof(prefill_cuda_index)
-                                             : sizeof(prefill_cuda_attention));
-  function.setArgAttr(0, LLVM::LLVMDialect::getByValAttrName(),
-                      TypeAttr::get(block));
-  function.setArgAttr(0, LLVM::LLVMDialect::getAlignAttrName(),
-                      b.getI64IntegerAttr(8));
-  function.setArgAttr(0, LLVM::LLVMDialect::getReadonlyAttrName(),
-                      b.getUnitAttr());
-  function.setArgAttr(0, "nvvm.grid_constant", b.getUnitAttr());
+  byValue(0,
+          sums ? sizeof(prefill_cuda_index) : sizeof(prefill_cuda_attention),
+          8);
+  if (maps)
+    byValue(1, sizeof(prefill_cuda_tensor_maps), 64);
   roles = !kernel.getBody().front().getOps<warp::RolesOp>().empty();
   markKernel(function, 32 * warps + (roles ? 128 : 0), /*alone=*/roles);
   Block *entry = function.addEntryBlock(b);
   b.setInsertionPointToStart(entry);
   arguments = entry->getArgument(0);
+  if (maps)
+    tensorMaps = entry->getArgument(1);
   shared = LLVM::AddressOfOp::create(b, loc, sharedPointer(), kSharedName);
   thread = gpu.threadId();
   lane = bitAnd(thread, i32(31));
@@ -98,6 +109,11 @@ LogicalResult WarpLowering::lower(Operation *op) {
             warp::OrderWaitOp, warp::OrderPassOp, warp::FullTilesOp,
             warp::MmaIssueOp, warp::MmaWaitOp, warp::PartSumOp,
             warp::WholeSumOp>([&](auto typed) { return lower(typed); })
+      .Case([&](warp::IsFirstThreadOp first) {
+        map[first.getResult()] = {
+            compare(arith::CmpIPredicate::eq, copyThread, i32(0))};
+        return success();
+      })
       .Case([&](warp::CountOp count) {
         map[count.getResult()] = {index.count};
         return success();

@@ -63,6 +63,12 @@ public:
   void arrive(mlir::Value barrier);
   /// Arrives once all copies of this thread so far are there.
   void arriveAfterCopies(mlir::Value barrier);
+  /// Arrives, and the phase ends when TMA has written `bytes` more.
+  void arriveExpecting(mlir::Value barrier, int64_t bytes);
+  /// TMA: starts to copy the box of a tensor map at `coordinates` (i32,
+  /// innermost first) to `shared`; it counts its bytes at `barrier`.
+  void copyBox(mlir::Value shared, mlir::Value map,
+               llvm::ArrayRef<mlir::Value> coordinates, mlir::Value barrier);
   /// Until the phase of this parity (i32) is over.
   void waitBarrier(mlir::Value barrier, mlir::Value parity);
   /// What was written in the ordinary way is seen by wgmma and TMA.

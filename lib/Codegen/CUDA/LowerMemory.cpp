@@ -318,6 +318,9 @@ Value WarpLowering::slotAddress(Value ring, Value number) {
 }
 
 LogicalResult WarpLowering::lower(warp::CopyOp op) {
+  auto acquire = op.getSlot().getDefiningOp<warp::AcquireOp>();
+  if (acquire.getRing().getDefiningOp<warp::AllocOp>().getTma())
+    return copyByTMA(op);
   warp::SmemType slot = op.getSlot().getType();
   const Lanes &view = lanes(op.getView());
   const int64_t perPass = copyThreads / 8;

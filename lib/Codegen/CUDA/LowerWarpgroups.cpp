@@ -6,6 +6,8 @@
 //===----------------------------------------------------------------------===//
 
 #include "WarpLowering.h"
+#include "prefill/cuda_abi.h"
+#include <cstddef>
 
 using namespace mlir;
 using namespace prefill;
@@ -28,8 +30,10 @@ LogicalResult WarpLowering::lower(warp::RolesOp op) {
       const int64_t stages = alloc.getRing().getType().getStages();
       barriers[alloc.getRing()] = sharedBytes;
       for (int64_t i = 0; i < 2 * stages; ++i)
-        gpu.initBarrier(offset(shared, sharedBytes + 8 * i),
-                        i < stages ? 128 : warps);
+        gpu.initBarrier(offset(shared, sharedBytes + 8 * i), i >= stages ? warps
+                                                             : alloc.getTma()
+                                                                 ? 1
+                                                                 : 128);
       sharedBytes += 16 * stages;
     }
     gpu.fenceBarrierInit();
@@ -122,15 +126,50 @@ void WarpLowering::acquireStage(Value ring, Value number) {
                   bitXor(stageParity(ring, number), i32(1)));
 }
 
+/// Pieces of 128 bytes a row, each one box.
+LogicalResult WarpLowering::copyByTMA(warp::CopyOp op) {
+  auto acquire = op.getSlot().getDefiningOp<warp::AcquireOp>();
+  auto view = dyn_cast<BlockArgument>(op.getView());
+  StringRef field;
+  if (view)
+    if (auto attr = kernel.getArgAttrOfType<StringAttr>(view.getArgNumber(),
+                                                        tile::kFieldAttr))
+      field = attr;
+  int64_t at;
+  if (field == "q")
+    at = offsetof(prefill_cuda_tensor_maps, q);
+  else if (field == "k")
+    at = offsetof(prefill_cuda_tensor_maps, k);
+  else if (field == "v")
+    at = offsetof(prefill_cuda_tensor_maps, v);
+  else
+    return op.emitOpError("by TMA is of q, k or v only");
+  warp::SmemType slot = op.getSlot().getType();
+  Value barrier =
+      stageBarrier(acquire.getRing(), acquire.getNumber(), /*empty=*/false);
+  gpu.arriveExpecting(barrier, slot.getBytes());
+  Value row = op.getKeys() ? lanes(op.getKeys())[0] : row0;
+  for (int64_t piece = 0; piece * 64 < slot.getCols(); ++piece)
+    gpu.copyBox(offset(scalar(op.getSlot()), piece * slot.getRows() * 128),
+                offset(tensorMaps, at),
+                {i32(piece * 64), row, field == "q" ? head : kvHead, batch},
+                barrier);
+  return success();
+}
+
 void WarpLowering::commitStage(Value ring, Value number) {
+  // TMA's bytes say it.
+  if (ring.getDefiningOp<warp::AllocOp>().getTma())
+    return;
   gpu.arriveAfterCopies(stageBarrier(ring, number, /*empty=*/false));
 }
 
 void WarpLowering::waitForStage(Value ring, Value number) {
   gpu.waitBarrier(stageBarrier(ring, number, /*empty=*/false),
                   stageParity(ring, number));
-  // cp.async writes in the ordinary way, wgmma reads asynchronously.
-  gpu.fenceAsync();
+  // cp.async writes in the ordinary way, wgmma and TMA asynchronously.
+  if (!ring.getDefiningOp<warp::AllocOp>().getTma())
+    gpu.fenceAsync();
 }
 
 void WarpLowering::releaseStage(Value ring, Value number) {

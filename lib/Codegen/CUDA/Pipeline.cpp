@@ -27,6 +27,7 @@ void prefill::addCudaPasses(OpPassManager &manager,
     options.computeRegisters = schedule.computeRegisters;
     options.takeTurns = schedule.takeTurns;
     options.lists = schedule.lists;
+    options.tensorMaps = schedule.tensorMaps;
     manager.addPass(createScheduleWarpgroups(options));
     return;
   }

@@ -106,7 +106,7 @@ bool prefill::chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
 }
 
 bool prefill::chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
-                                      CudaSchedule &schedule,
+                                      bool tensorMaps, CudaSchedule &schedule,
                                       std::string &why) {
   why.clear();
   schedule = CudaSchedule();
@@ -114,6 +114,7 @@ bool prefill::chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
   schedule.archSpecific = schedule.warpgroups = true;
   schedule.lists = lists;
   schedule.stages = 2;
+  schedule.tensorMaps = tensorMaps && !lists;
   // FlashAttention-3's sizes with copies by cp.async. Accumulators, scores and
   // probabilities are size / 2, block_k / 2 and block_k / 4 registers.
   const int size = std::max(spec.headDim, spec.vHeadDim);
@@ -131,6 +132,11 @@ bool prefill::chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
     const bool more = lists && size <= 192;
     schedule.copyRegisters = more ? 56 : 40;
     schedule.computeRegisters = more ? 224 : 232;
+  }
+  // One thread copies, and needs next to nothing.
+  if (schedule.tensorMaps && schedule.warps == 8) {
+    schedule.copyRegisters = 24;
+    schedule.computeRegisters = 240;
   }
   schedule.blockQ = 16 * schedule.warps;
   schedule.takeTurns = size <= 128;

@@ -36,7 +36,7 @@ namespace {
 struct Options {
   warp::ScheduleAttr schedule;
   int64_t stages, copyRegisters, computeRegisters;
-  bool takeTurns;
+  bool takeTurns, tensorMaps;
 };
 
 class WarpgroupScheduler {
@@ -223,10 +223,9 @@ void WarpgroupScheduler::findSums() {
 
 Value WarpgroupScheduler::alloc(Type type, int64_t stages) {
   auto tile = cast<RankedTensorType>(type);
-  return warp::AllocOp::create(
-      b, loc(),
-      warp::RingType::get(b.getContext(), stages, tile.getDimSize(0),
-                          tile.getDimSize(1), tile.getElementType()));
+  auto ring = warp::RingType::get(b.getContext(), stages, tile.getDimSize(0),
+                                  tile.getDimSize(1), tile.getElementType());
+  return warp::AllocOp::create(b, loc(), ring, options.tensorMaps);
 }
 
 void WarpgroupScheduler::clone(Operation *op, bool masked) {
@@ -263,6 +262,12 @@ void WarpgroupScheduler::clone(Operation *op, bool masked) {
 }
 
 void WarpgroupScheduler::emitCopies() {
+  OpBuilder::InsertionGuard outside(b);
+  if (options.tensorMaps) {
+    Value first = warp::IsFirstThreadOp::create(b, loc(), b.getI1Type());
+    auto branch = scf::IfOp::create(b, loc(), first, /*withElseRegion=*/false);
+    b.setInsertionPoint(branch.thenBlock()->getTerminator());
+  }
   copy(leftRing, integer(0), left.getView(), Value());
   auto target = scf::ForOp::create(b, loc(), integer(0), count(), integer(1));
   OpBuilder::InsertionGuard guard(b);
@@ -431,6 +436,11 @@ struct ScheduleWarpgroups
     options.copyRegisters = copyRegisters;
     options.computeRegisters = computeRegisters;
     options.takeTurns = takeTurns && warpgroups > 1;
+    options.tensorMaps = tensorMaps;
+    if (lists && tensorMaps) {
+      getOperation().emitError("columns of lists cannot be copied by TMA");
+      return signalPassFailure();
+    }
     auto kernels = llvm::to_vector(getOperation().getOps<tile::KernelOp>());
     for (tile::KernelOp kernel : kernels)
       if (failed(WarpgroupScheduler(kernel, options).run()))

@@ -66,6 +66,7 @@ private:
   mlir::LogicalResult lower(warp::FullTilesOp op);
   mlir::LogicalResult lower(warp::MmaIssueOp op);
   mlir::LogicalResult lower(warp::MmaWaitOp op);
+  mlir::LogicalResult copyByTMA(warp::CopyOp op);
   void acquireStage(Value ring, Value number);
   void commitStage(Value ring, Value number);
   void waitForStage(Value ring, Value number);
@@ -140,7 +141,7 @@ private:
   int64_t copyThreads = 0;
 
   // What every thread knows.
-  Value arguments, shared, thread, lane, warpId;
+  Value arguments, tensorMaps, shared, thread, lane, warpId;
   Value group, quad; ///< lane / 4, lane % 4
   Value head, kvHead, batch, tile, row0, rows, position, kvLength;
   Value windowLeft, windowRight; ///< null: unbounded

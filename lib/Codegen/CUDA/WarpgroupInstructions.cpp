@@ -71,6 +71,22 @@ void Instructions::arriveAfterCopies(Value barrier) {
   NVVM::CpAsyncMBarrierArriveOp::create(b, loc, barrier, /*noinc=*/true);
 }
 
+void Instructions::arriveExpecting(Value barrier, int64_t bytes) {
+  NVVM::MBarrierArriveExpectTxOp::create(b, loc, b.getI64Type(), barrier,
+                                         i32(bytes), NVVM::MemScopeKind::CTA,
+                                         /*relaxed=*/false, Value());
+}
+
+void Instructions::copyBox(Value shared, Value map, ArrayRef<Value> coordinates,
+                           Value barrier) {
+  // A block is its own cluster, so shared addresses are the cluster's.
+  Value target = LLVM::AddrSpaceCastOp::create(
+      b, loc, LLVM::LLVMPointerType::get(b.getContext(), 7), shared);
+  NVVM::CpAsyncBulkTensorGlobalToSharedClusterOp::create(
+      b, loc, target, map, coordinates, barrier, ValueRange(), Value(), Value(),
+      NVVM::TMALoadMode::TILE, /*isCTAOnly=*/false, {}, Value());
+}
+
 void Instructions::waitBarrier(Value barrier, Value parity) {
   assembly("{\n"
            ".reg .pred p;\n"

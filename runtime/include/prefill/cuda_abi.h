@@ -98,4 +98,23 @@ typedef struct prefill_cuda_convert {
   int32_t reserved;
 } prefill_cuda_convert;
 
+/* The second parameter, by value, of kernels that copy by TMA (their report's
+ * schedule says tensorMaps; other kernels do not have it). Three CUtensorMaps,
+ * which the host makes with cuTensorMapEncodeTiled once for a set of addresses:
+ *
+ *   data type    16-bit, as the kernel's (CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, ..)
+ *   rank         4, innermost first
+ *   dimensions   {head dimension of the tensor, q_len or kv_len, heads, batch}
+ *   strides      bytes: {row, head, batch} times 2; multiples of 16
+ *   box          {64, block_q for q and block_k for k and v, 1, 1}
+ *   others       element strides 1, no interleave, CU_TENSOR_MAP_SWIZZLE_128B,
+ *                L2 promotion 256 bytes, out of bounds: zeros (FLOAT_OOB_FILL_NONE)
+ *
+ * The dimensions are the true ones: rows past them are read as zeros, others
+ * must hold numbers. So kv_lengths and positions are NULL, and a launch with
+ * lengths of its own for each batch entry takes the kernel without TMA. */
+typedef struct prefill_cuda_tensor_maps {
+  uint8_t q[128], k[128], v[128];
+} prefill_cuda_tensor_maps; /* aligned to 64 bytes */
+
 #endif

@@ -218,6 +218,31 @@ std::string GpuProblem::check(const emu::Options &how) {
   launch.block.x = loaded->kernel.report.threads;
   launch.dynamicSharedBytes = loaded->kernel.report.sharedBytes;
   launch.addScalar(args);
+  if (schedule.tensorMaps) {
+    prefill_cuda_tensor_maps maps;
+    auto encode = [&](uint8_t *to, Matrix &matrix, int size, int rows,
+                      int count, int boxRows) {
+      emu::TensorMap map;
+      map.base = matrix.data.data();
+      map.dims = {uint64_t(size), uint64_t(rows), uint64_t(count),
+                  uint64_t(batch)};
+      map.strides = {uint64_t(matrix.row) * 2, uint64_t(matrix.head) * 2,
+                     uint64_t(matrix.batch) * 2};
+      map.box = {64, uint32_t(boxRows), 1, 1};
+      auto bytes = emu::encodeTensorMap(map);
+      if (!bytes)
+        return llvm::toString(bytes.takeError());
+      llvm::copy(*bytes, to);
+      return std::string();
+    };
+    for (std::string problem :
+         {encode(maps.q, q, d, queries, heads, blockQ),
+          encode(maps.k, k, d, keys, spec.kvHeads, blockK),
+          encode(maps.v, v, e, keys, spec.kvHeads, blockK)})
+      if (!problem.empty())
+        return problem;
+    launch.addScalar(maps);
+  }
   llvm::Expected<emu::Report> report =
       loaded->program->run(device, launch, how);
   if (!report)

@@ -171,3 +171,25 @@ TEST(Warpgroup, ListsWithAllFeatures) {
     EXPECT_RIGHT(problem);
   }
 }
+
+/// Copies by TMA, which fills rows past the end with zeros.
+TEST(Warpgroup, TensorMaps) {
+  for (int headDim : {64, 96, 128, 256})
+    for (bool bshd : {false, true}) {
+      SCOPED_TRACE(testing::Message() << headDim << " " << bshd);
+      KernelSpec spec = makeSpec(DType::BF16, headDim, true);
+      spec.qHeads = 2;
+      GpuProblem problem = makeProblem(spec, 150, 333);
+      problem.options.tensorMaps = true;
+      problem.batch = 2;
+      problem.bshd = bshd;
+      EXPECT_RIGHT(problem);
+    }
+  // Rows that see nothing, and lists, which have no tensor maps.
+  GpuProblem few =
+      makeProblem(makeSpec(DType::F16, 128, true), 300, 70);
+  few.options.tensorMaps = true;
+  EXPECT_RIGHT(few);
+  few.options.lists = true;
+  EXPECT_RIGHT(few);
+}

@@ -39,6 +39,9 @@ struct CudaSchedule {
   int copyRegisters = 0, computeRegisters = 0; ///< a thread, with warpgroups
   bool takeTurns = false; ///< warpgroups start products one after the other
   bool foldScale = false; ///< the scale of scores is known to be positive
+  /// With warpgroups: copies by TMA. The kernel has a second parameter,
+  /// prefill_cuda_tensor_maps, and takes no lengths by batch entry.
+  bool tensorMaps = false;
   /// Threads of a block.
   int threads() const { return 32 * warps + (warpgroups ? 128 : 0); }
   /// "sm_80", "sm_90a".
@@ -56,7 +59,8 @@ bool chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
 /// The schedule with warpgroups for sm_90a; or in `why` what this kernel has
 /// that there is none for.
 bool chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
-                             CudaSchedule &schedule, std::string &why);
+                             bool tensorMaps, CudaSchedule &schedule,
+                             std::string &why);
 
 /// Why this kernel cannot run on tensor cores of this architecture, with what
 /// could be done about it; empty when it can.
@@ -73,7 +77,9 @@ struct CudaOptions {
   /// With arch 90: sm_90a, whose kernels use wgmma. What they cannot do is
   /// done by the kernel for sm_90, which the report's note says.
   bool archSpecific = false;
-  bool lists = false;       ///< blocks and columns from the launch
+  bool lists = false; ///< blocks and columns from the launch
+  /// Copies by TMA where there are warpgroups and no lists, else as without.
+  bool tensorMaps = false;
   std::string ptxas;        ///< empty: CUDA_HOME/bin, then PATH
   bool allowSpills = false; ///< spills and ptxas warnings are no errors
   bool runPtxas = true;

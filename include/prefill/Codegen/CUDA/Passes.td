@@ -62,6 +62,8 @@ def ScheduleWarpgroups : Pass<"schedule-warpgroups", "::mlir::ModuleOp"> {
            "registers of a thread that computes">,
     Option<"takeTurns", "take-turns", "bool", "true",
            "warpgroups start products in turn">,
+    Option<"tensorMaps", "tensor-maps", "bool", "false",
+           "copies are TMA's, by one thread">,
     Option<"lists", "lists", "bool", "false",
            "the launch names the tiles to visit">];
   let dependentDialects = ["::prefill::warp::WarpDialect",

@@ -67,6 +67,12 @@ def Warp_RolesOp : Warp_Op<"roles", [HasParent<"KernelOp">, NoTerminator,
   let hasVerifier = 1;
 }
 
+def Warp_IsFirstThreadOp : Warp_Op<"is_first_thread", [Pure]> {
+  let summary = "Whether this is the first thread of the copying warpgroup";
+  let results = (outs I1:$result);
+  let assemblyFormat = "attr-dict";
+}
+
 def Warp_OrderWaitOp : Warp_Op<"order_wait", [MemoryEffects<[MemRead, MemWrite]>]> {
   let summary = "This computing warpgroup's turn to start products";
   let description = [{
@@ -131,8 +137,12 @@ def Warp_KeysOp : Warp_Op<"keys", [Pure]> {
 def Warp_AllocOp : Warp_Op<"alloc", [HasParent<"KernelOp">,
                                      MemoryEffects<[MemAlloc]>]> {
   let summary = "A ring in shared memory, for the kernel's whole life";
+  let description = [{
+    `tma`: one thread fills a stage by TMA, from the tensor map of the view.
+  }];
+  let arguments = (ins UnitAttr:$tma);
   let results = (outs Warp_RingType:$ring);
-  let assemblyFormat = "attr-dict `:` type($ring)";
+  let assemblyFormat = "(`tma` $tma^)? attr-dict `:` type($ring)";
 }
 
 def Warp_AcquireOp : Warp_Op<"acquire", [MemoryEffects<[MemRead, MemWrite]>]> {
