@@ -58,7 +58,6 @@ public:
   }
   CudaSchedule schedule;
   int64_t sharedBytes = 0;
-  std::string note;
 
 private:
   static DialectRegistry makeRegistry() {
@@ -96,22 +95,16 @@ bool Compilation::build() {
              : chooseCudaSchedule(spec, options.arch, options.lists, schedule,
                                   error)))
     return false;
-  if (!sums && options.arch == 90 && options.archSpecific) {
-    CudaSchedule warpgroups;
-    std::string why;
-    if (chooseWarpgroupSchedule(spec, options.lists, options.tensorMaps,
-                                warpgroups, why))
-      schedule = warpgroups;
-    else
-      note = "runs sm_90's code: " + why;
-    schedule.archSpecific = true;
-  }
+  if (!sums && options.arch == 90 && options.archSpecific)
+    schedule = chooseWarpgroupSchedule(spec, options.lists, options.tensorMaps);
   if (options.blockQ)
     schedule.blockQ = options.blockQ;
   if (options.blockK)
     schedule.blockK = options.blockK;
   if (options.warps)
     schedule.warps = options.warps;
+  if (schedule.warpgroups)
+    setRegisterBudgets(spec, schedule);
   if (options.stages)
     schedule.stages = options.stages;
   spec.blockQ = schedule.blockQ;
@@ -170,8 +163,8 @@ static double now() {
   return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
-bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
-                          CudaKernel &kernel, std::string &error) {
+static bool compileOne(const KernelSpec &spec, const CudaOptions &options,
+                       CudaKernel &kernel, std::string &error) {
   error.clear();
   kernel.module.reset();
   const double start = now();
@@ -183,7 +176,6 @@ bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
   report = CudaReport();
   report.schedule = compilation.schedule;
   report.threads = compilation.schedule.threads();
-  report.note = compilation.note;
   report.sharedBytes = compilation.sharedBytes;
   const int limit = getSharedLimit(report.schedule.arch);
   if (report.sharedBytes > limit) {
@@ -197,9 +189,8 @@ bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
     const std::string ptxas = findPtxas(options.ptxas);
     const double before = now();
     if (ptxas.empty())
-      report.note += std::string(report.note.empty() ? "" : "; ") +
-                     "no ptxas (-ptxas=, CUDA_HOME, PATH): the driver compiles "
-                     "the kernel's PTX when it is loaded";
+      report.note = "no ptxas (-ptxas=, CUDA_HOME, PATH): the driver compiles "
+                    "the kernel's PTX when it is loaded";
     else if (!runPtxas(ptxas, kernel.ptx, report.schedule.arch, kernel.name,
                        options.allowSpills, kernel.cubin, report.ptxas, error,
                        report.schedule.archSpecific))
@@ -209,6 +200,25 @@ bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
     report.ptxasSeconds = now() - before;
   }
   report.seconds = now() - start;
+  return true;
+}
+
+bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
+                          CudaKernel &kernel, std::string &error) {
+  if (compileOne(spec, options, kernel, error))
+    return true;
+  // What the schedule for sm_90a cannot do, the one for all GPUs may. Who asks
+  // for sizes wants these.
+  if (options.arch != 90 || !options.archSpecific || options.blockQ ||
+      options.blockK || options.warps || options.stages)
+    return false;
+  const std::string why = error;
+  CudaOptions plain = options;
+  plain.archSpecific = false;
+  if (!compileOne(spec, plain, kernel, error))
+    return false;
+  std::string &note = kernel.report.note;
+  note = "runs sm_90's code; " + why + (note.empty() ? "" : "; " + note);
   return true;
 }
 

@@ -105,11 +105,28 @@ bool prefill::chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
   return true;
 }
 
-bool prefill::chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
-                                      bool tensorMaps, CudaSchedule &schedule,
-                                      std::string &why) {
-  why.clear();
-  schedule = CudaSchedule();
+void prefill::setRegisterBudgets(const KernelSpec &spec,
+                                 CudaSchedule &schedule) {
+  const int size = std::max(spec.headDim, spec.vHeadDim);
+  if (schedule.warps > 8) {
+    schedule.copyRegisters = 32;
+    schedule.computeRegisters = 160;
+  } else if (schedule.tensorMaps) {
+    // One thread copies, and needs next to nothing.
+    schedule.copyRegisters = 24;
+    schedule.computeRegisters = 240;
+  } else {
+    // Row numbers of lists want registers where rows are copied, but the
+    // widest accumulators more so.
+    const bool more = schedule.lists && size <= 192;
+    schedule.copyRegisters = more ? 56 : 40;
+    schedule.computeRegisters = more ? 224 : 232;
+  }
+}
+
+CudaSchedule prefill::chooseWarpgroupSchedule(const KernelSpec &spec,
+                                              bool lists, bool tensorMaps) {
+  CudaSchedule schedule;
   schedule.arch = 90;
   schedule.archSpecific = schedule.warpgroups = true;
   schedule.lists = lists;
@@ -121,23 +138,8 @@ bool prefill::chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
   // Masks and softcap want registers beside them.
   const bool rich = spec.softcap != 0 || spec.hasKeyMask ||
                     spec.windowLeft < KernelSpec::Unbounded;
-  if (size <= 64 && !lists && !rich) {
-    schedule.warps = 12;
-    schedule.copyRegisters = 32;
-    schedule.computeRegisters = 160;
-  } else {
-    schedule.warps = 8;
-    // Row numbers of lists want registers where rows are copied, but the
-    // widest accumulators more so.
-    const bool more = lists && size <= 192;
-    schedule.copyRegisters = more ? 56 : 40;
-    schedule.computeRegisters = more ? 224 : 232;
-  }
-  // One thread copies, and needs next to nothing.
-  if (schedule.tensorMaps && schedule.warps == 8) {
-    schedule.copyRegisters = 24;
-    schedule.computeRegisters = 240;
-  }
+  schedule.warps = size <= 64 && !lists && !rich ? 12 : 8;
+  setRegisterBudgets(spec, schedule);
   schedule.blockQ = 16 * schedule.warps;
   schedule.takeTurns = size <= 128;
   schedule.foldScale = std::isnan(spec.scale) || spec.scale > 1e-30f;
@@ -149,5 +151,5 @@ bool prefill::chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
     schedule.blockK = lists ? 32 : 64;
   else
     schedule.blockK = lists ? 64 : 80;
-  return true;
+  return schedule;
 }

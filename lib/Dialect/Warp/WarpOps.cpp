@@ -143,8 +143,8 @@ LogicalResult RolesOp::verify() {
   if (kernel.getSchedule().getArch() != 90)
     return emitOpError("needs architecture 90, not ")
            << kernel.getSchedule().getArch();
-  if (warps % 4 || warps > 12)
-    return emitOpError("has 4, 8 or 12 computing warps, not ") << warps;
+  if (warps != 8 && warps != 12)
+    return emitOpError("has 8 or 12 computing warps, not ") << warps;
   for (int64_t count : {getCopyRegisters(), getComputeRegisters()})
     if (count < 24 || count > 256 || count % 8)
       return emitOpError("gives a thread a multiple of 8 registers from 24 to "

@@ -97,3 +97,14 @@
 // NVVM: wgmma.wait_group.sync.aligned 1;
 // NVVM: nvvm.mbarrier.arrive
 // NVVM: wgmma.wait_group.sync.aligned 0;
+
+// One thread of the copying warpgroup fills all rings by TMA; its bytes complete
+// the stage, and no proxy fence is needed behind the wait.
+// RUN: prefill-opt %S/attention.mlir -tile-to-tensor-cores -schedule-warpgroups="tensor-maps=true copy-registers=24 compute-registers=240" -convert-warp-to-nvvm | FileCheck %s --check-prefix=TMA
+// TMA: llvm.func @attention(%arg0: !llvm.ptr {{.*}}, %[[MAPS:.*]]: !llvm.ptr {{.*}}llvm.byval = !llvm.array<384 x i8>
+// TMA: %[[ONE:.*]] = llvm.mlir.constant(1 : i32) : i32
+// TMA: nvvm.mbarrier.init %{{.*}}, %[[ONE]]
+// TMA: nvvm.setmaxregister decrease 24
+// TMA: nvvm.mbarrier.arrive.expect_tx
+// TMA: nvvm.cp.async.bulk.tensor.shared.cluster.global
+// TMA-NOT: nvvm.fence.proxy

@@ -289,3 +289,16 @@ warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
   }
   warp.return
 }
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 4, index = dense>} {
+  // expected-error@+1 {{has 8 or 12 computing warps, not 4}}
+  warp.roles copy 40 {
+    %c0 = arith.constant 0 : i32
+  } compute 232 {
+    %c0 = arith.constant 0 : i32
+  }
+  warp.return
+}

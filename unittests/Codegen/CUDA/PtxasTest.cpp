@@ -2,6 +2,8 @@
 
 #include "prefill/Codegen/CUDA/CUDA.h"
 #include "llvm/IR/Module.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/raw_ostream.h"
 #include "gtest/gtest.h"
 
 using namespace prefill;
@@ -106,14 +108,49 @@ TEST(Ptxas, Warpgroups) {
         options.arch = 90;
         options.archSpecific = true;
         options.lists = lists;
+        options.tensorMaps = headDim % 128 == 0;
         CudaKernel kernel;
         std::string error;
         EXPECT_TRUE(compileCuda(spec, options, kernel, error)) << error;
-        EXPECT_TRUE(kernel.report.schedule.warpgroups);
+        EXPECT_TRUE(kernel.report.schedule.warpgroups) << kernel.report.note;
         EXPECT_LE(kernel.report.sharedBytes, getSharedLimit(90));
         EXPECT_NE(kernel.ptx.find(".target sm_90a"), std::string::npos);
         EXPECT_NE(kernel.ptx.find("wgmma.mma_async"), std::string::npos);
       }
+}
+
+/// Where sm_90a's kernel does not assemble, sm_90's takes its place and the
+/// note says so.
+TEST(Ptxas, FallsBackFromWarpgroups) {
+  const std::string real = findPtxas("");
+  if (real.empty())
+    GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
+  llvm::SmallString<128> script;
+  ASSERT_FALSE(llvm::sys::fs::createTemporaryFile("ptxas", "sh", script));
+  {
+    std::error_code code;
+    llvm::raw_fd_ostream stream(script, code);
+    stream << "#!/bin/sh\ncase \"$*\" in *sm_90a*) echo 'error: not this "
+              "one'; exit 1;; esac\nexec "
+           << real << " \"$@\"\n";
+  }
+  ASSERT_FALSE(llvm::sys::fs::setPermissions(script, llvm::sys::fs::all_all));
+  CudaOptions options;
+  options.arch = 90;
+  options.archSpecific = true;
+  options.ptxas = std::string(script);
+  CudaKernel kernel;
+  std::string error;
+  EXPECT_TRUE(compileCuda(makeSpec(64), options, kernel, error)) << error;
+  EXPECT_FALSE(kernel.report.schedule.warpgroups);
+  EXPECT_TRUE(kernel.report.assembled);
+  EXPECT_NE(kernel.report.note.find("not this one"), std::string::npos)
+      << kernel.report.note;
+  EXPECT_NE(kernel.ptx.find(".target sm_90\n"), std::string::npos);
+  // Not for sizes that someone asked for.
+  options.blockK = 64;
+  EXPECT_FALSE(compileCuda(makeSpec(64), options, kernel, error));
+  llvm::sys::fs::remove(script);
 }
 
 /// Spills fail the compilation with the kernel's name, unless allowed.

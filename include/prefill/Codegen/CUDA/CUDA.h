@@ -56,11 +56,10 @@ int getSharedLimit(int arch);
 bool chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
                         CudaSchedule &schedule, std::string &error);
 
-/// The schedule with warpgroups for sm_90a; or in `why` what this kernel has
-/// that there is none for.
-bool chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
-                             bool tensorMaps, CudaSchedule &schedule,
-                             std::string &why);
+/// The schedule with warpgroups for sm_90a, for a kernel that
+/// chooseCudaSchedule has one for.
+CudaSchedule chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
+                                     bool tensorMaps);
 
 /// Why this kernel cannot run on tensor cores of this architecture, with what
 /// could be done about it; empty when it can.
@@ -70,12 +69,16 @@ std::string checkCudaSpec(const KernelSpec &spec, int arch);
 /// vertical-slash: one <sums rows>, one <sums columns> of prefill/cuda_index.h.
 enum class CudaKernelKind { Attention, RowSums, LineSums };
 
+/// Registers of a thread that copies and of one that computes, by the number of
+/// computing warps and what they do.
+void setRegisterBudgets(const KernelSpec &spec, CudaSchedule &schedule);
+
 struct CudaOptions {
   CudaKernelKind kind = CudaKernelKind::Attention;
   /// 80, 86, 89 or 90, which run sm_80's instructions.
   int arch = 80;
-  /// With arch 90: sm_90a, whose kernels use wgmma. What they cannot do is
-  /// done by the kernel for sm_90, which the report's note says.
+  /// With arch 90: sm_90a, whose kernels use wgmma. Where that fails (a spill,
+  /// say) the kernel is sm_90's, and the report's note says why.
   bool archSpecific = false;
   bool lists = false; ///< blocks and columns from the launch
   /// Copies by TMA where there are warpgroups and no lists, else as without.
