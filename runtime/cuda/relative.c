@@ -277,8 +277,7 @@ KERNEL prefill_index_relative(args x) {
       !estimated && plan->init > 0
           ? ceil_div(least(first_key(&x, b) + plan->init, x.kv_len), x.block_k)
           : 0;
-  int64_t total = 0;
-  bool full = false;
+  int64_t total = 0, kept = 0;
   for (int64_t base = 0; base < x.blocks; base += THREADS) {
     const int64_t block = base + t, begin = block * x.block_k;
     const int64_t end = least(begin + x.block_k, s.keys);
@@ -286,33 +285,31 @@ KERNEL prefill_index_relative(args x) {
     for (int64_t key = begin; key < end; ++key)
       count += is_column(&x, &s, plan, key);
     /* Past that its columns cost more than all of it. */
-    const bool vertical =
-        block < x.blocks &&
-        (block < init || (estimated && count >= x.block_k * 3 / 4));
+    bool vertical = block < x.blocks &&
+                    (block < init || (estimated && count >= x.block_k * 3 / 4));
     count = vertical ? 0 : count;
     int64_t all;
-    int64_t at = total + block_scan(count, &all);
+    const int64_t before = total + block_scan(count, &all);
     total += all;
+    /* From the first block on whose columns have no room, blocks with columns
+     * are visited whole: nothing that was chosen is left out. */
+    if (count && before + count > x.column_room) {
+      vertical = true;
+      count = 0;
+    }
+    int64_t at = kept + block_scan(count, &all);
+    kept += all;
     if (block < x.blocks) {
       int32_t *out = x.columns + head * x.column_room;
-      x.column_begin[head * (x.blocks + 1) + block] =
-          (int32_t)least(at, x.column_room);
+      x.column_begin[head * (x.blocks + 1) + block] = (int32_t)at;
       for (int64_t key = begin; count && key < end; ++key)
-        if (is_column(&x, &s, plan, key)) {
-          if (at < x.column_room)
-            out[at] = (int32_t)key;
-          else
-            full = true;
-          ++at;
-        }
+        if (is_column(&x, &s, plan, key))
+          out[at++] = (int32_t)key;
     }
     const uint32_t bits = ballot(vertical);
     if (lane() == 0 && block < x.blocks)
       x.vertical[head * x.words + block / 32] = bits;
   }
   if (t == 0)
-    x.column_begin[head * (x.blocks + 1) + x.blocks] =
-        (int32_t)least(total, x.column_room);
-  if (full)
-    __atomic_fetch_or(x.status, PREFILL_CUDA_COLUMNS_FULL, __ATOMIC_RELAXED);
+    x.column_begin[head * (x.blocks + 1) + x.blocks] = (int32_t)kept;
 }

@@ -13,9 +13,10 @@
 /* Plans that leave the choice to the CPU's cost function (dense_below -1) are
  * sparse from here on. Nobody has measured it. */
 enum { DENSE_BELOW = 2048 };
-/* Single keys that a head with a density may choose: all of them up to here,
- * and beyond twice the density's share of the keys. */
-enum { FEW_COLUMNS = 8192 };
+/* Single keys of a head with a density: there is no bound but all keys, and
+ * each costs a workspace of one number a row of tiles. Beyond this blocks are
+ * visited whole. */
+enum { FEW_COLUMNS = 4096 };
 /* MInference's constant: keys that are always kept. */
 enum { FORCED_COLUMNS = 30 };
 
@@ -45,8 +46,7 @@ static int64_t most_columns(const prefill_plan *plan, int64_t keys) {
       continue;
     most = pf_max(most, pf_max(head->vertical, FORCED_COLUMNS));
     if (head->density > 0)
-      most = pf_max(most, pf_max(FEW_COLUMNS,
-                                 (int64_t)(2 * head->density * (float)keys)));
+      most = pf_max(most, FEW_COLUMNS);
   }
   return pf_min(most, keys);
 }
@@ -109,7 +109,17 @@ prefill_status pf_cuda_build_lists(const pf_call *call,
                           .key_mask = args->key_mask,
                           .key_mask_batch = args->key_mask_batch,
                           .plans = sparse->plans};
-  prefill_cuda_index_rooms(&x, most_columns(plan, args->kv_len));
+  /* Lists are counted in int32. */
+  const int64_t rows =
+      pf_ceil_div(x.q_len, x.block_q) * (int64_t)x.heads * count;
+  const int64_t most = most_columns(plan, args->kv_len);
+  prefill_cuda_index_rooms(
+      &x, pf_min(most, pf_max(INT32_MAX / rows - x.block_k, 0)));
+  if (x.block_room > INT32_MAX)
+    return pf_fail(call, PREFILL_UNSUPPORTED,
+                   "%lld blocks to list at most, more than 2^31: run fewer "
+                   "prompts at a time, or dense",
+                   (long long)x.block_room);
   prefill_status status = PREFILL_OK;
   const int64_t bytes = prefill_cuda_index_layout(&x, sparse->patterns, NULL);
   void *memory = pf_cuda_take(call, device, workspace, bytes, 1, &status);

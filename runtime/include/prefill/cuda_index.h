@@ -58,7 +58,7 @@ extern "C" {
 
 /* Bits of *status. */
 #define PREFILL_CUDA_BLOCKS_FULL 1  /* block_room was too small */
-#define PREFILL_CUDA_COLUMNS_FULL 2 /* col_room or column_room was */
+#define PREFILL_CUDA_COLUMNS_FULL 2 /* col_room was */
 
 /* How a head's rows are found. */
 enum prefill_cuda_head_mode {
@@ -92,10 +92,11 @@ typedef struct prefill_cuda_index {
   const uint8_t *key_mask;   /* [batch][key_mask_batch], nonzero: visible; NULL */
   int64_t key_mask_batch;
   const prefill_head_plan *plans; /* [heads], on the device */
-  /* Elements that block_ids, col_pos and a head's columns have room for. What
-   * does not fit is left out, and said in *status: a host that sees it there
-   * has to discard the result. prefill_cuda_index_rooms gives numbers that
-   * suffice whatever is chosen. */
+  /* Elements that block_ids, col_pos and a head's columns have room for. Blocks
+   * whose columns do not fit column_room are visited whole. What does not fit
+   * the other two is left out, and said in *status: a host that sees it there
+   * has to discard the result. prefill_cuda_index_rooms gives numbers of these
+   * that suffice whatever is chosen. */
   int64_t block_room, col_room, column_room;
 
   /* prefill_cuda_index_layout fills what follows. */
@@ -150,9 +151,9 @@ static inline int64_t prefill_cuda_ceil(int64_t x, int64_t y) {
   return (x + y - 1) / y;
 }
 
-/* block_room, col_room and column_room that suffice for any choice, from the
- * fields that the host fills. `columns`: the most single keys that a head's
- * plan may choose (its `vertical`, at least 30; kv_len never falls short). */
+/* column_room for `columns` single keys of a head, and block_room and col_room
+ * that suffice for any choice with it, from the fields that the host fills.
+ * A plan with `vertical` chooses as many at most, and 30. */
 static inline void prefill_cuda_index_rooms(prefill_cuda_index *x,
                                             int64_t columns) {
   const int64_t tiles = prefill_cuda_ceil(x->q_len, x->block_q);
