@@ -431,7 +431,7 @@ private:
         from = view.getInput(0);
       }
       StringRef name = onnx::getValueName(from);
-      entry.rows = ("rows '" + (name.empty() ? "?" : name) + "'").str();
+      entry.rows = name.empty() ? "chosen rows" : ("rows '" + name + "'").str();
     }
     entry.nodes = plan.shrunk.size();
     for (auto &[shrunk, operands] : llvm::reverse(plan.shrunk))

@@ -16,6 +16,7 @@
 \*===----------------------------------------------------------------------===*/
 #include "cuda.h"
 #include "internal.h"
+#include "ort_op.h"
 #include "ort_rows.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,13 +39,6 @@ typedef struct attention_kernel {
   const prefill_attention_desc *desc;
   bool cuda;
 } attention_kernel;
-
-#define TRY(call)                                                              \
-  do {                                                                         \
-    OrtStatus *try_status = (call);                                            \
-    if (try_status)                                                            \
-      return try_status;                                                       \
-  } while (0)
 
 static const prefill_attention_desc *find_kernel(const char *name) {
   for (int64_t i = 0; i < prefill_model_kernel_count; ++i)
@@ -99,14 +93,6 @@ static int get_output_characteristic(const OrtCustomOp *op, size_t index) {
   (void)op;
   return index == PREFILL_OUT_O ? ORT_REQUIRED : ORT_OPTIONAL;
 }
-static int get_zero(const OrtCustomOp *op) {
-  (void)op;
-  return 0;
-}
-static int get_version(const OrtCustomOp *op) {
-  (void)op;
-  return 1;
-}
 
 /*===-- kernels ----------------------------------------------------------===*/
 
@@ -145,21 +131,6 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
   kernel->cuda = ((const attention_op *)op)->cuda;
   *out = kernel;
   return NULL;
-}
-
-static void destroy_kernel(void *kernel) { free(kernel); }
-
-/* Never called when the V2 functions are there, but ONNX Runtime may look. */
-static void *create_kernel_v1(const OrtCustomOp *op, const OrtApi *api,
-                              const OrtKernelInfo *info) {
-  (void)op;
-  (void)api;
-  (void)info;
-  return NULL;
-}
-static void compute_v1(void *kernel, OrtKernelContext *context) {
-  (void)kernel;
-  (void)context;
 }
 
 static DLDataType to_dl_type(int onnx_type) {
@@ -488,31 +459,20 @@ static attention_op *make_op(const OrtApi *api, const OrtApiBase *base,
   op->api = api;
   op->type = type;
   op->cuda = cuda;
-  op->op = (OrtCustomOp){
-      .version = ORT_API_VERSION_USED,
-      .CreateKernel = create_kernel_v1,
-      .GetName = get_name,
-      .GetExecutionProviderType = get_provider,
-      .GetInputType = get_input_type,
-      .GetInputTypeCount = get_input_count,
-      .GetOutputType = get_output_type,
-      .GetOutputTypeCount = get_output_count,
-      .KernelCompute = compute_v1,
-      .KernelDestroy = destroy_kernel,
-      .GetInputCharacteristic = get_input_characteristic,
-      .GetOutputCharacteristic = get_output_characteristic,
-      .GetInputMemoryType = get_memory_type,
-      .GetVariadicInputMinArity = get_zero,
-      .GetVariadicInputHomogeneity = get_zero,
-      .GetVariadicOutputMinArity = get_zero,
-      .GetVariadicOutputHomogeneity = get_zero,
-      .CreateKernelV2 = create_kernel,
-      .KernelComputeV2 = compute,
-      .InferOutputShapeFn =
-          can_infer_shapes(base->GetVersionString()) ? infer_shape : NULL,
-      .GetStartVersion = get_version,
-      .GetEndVersion = get_version,
-  };
+  op->op = pf_ort_op();
+  op->op.GetName = get_name;
+  op->op.GetExecutionProviderType = get_provider;
+  op->op.GetInputType = get_input_type;
+  op->op.GetInputTypeCount = get_input_count;
+  op->op.GetOutputType = get_output_type;
+  op->op.GetOutputTypeCount = get_output_count;
+  op->op.GetInputCharacteristic = get_input_characteristic;
+  op->op.GetOutputCharacteristic = get_output_characteristic;
+  op->op.GetInputMemoryType = get_memory_type;
+  op->op.CreateKernelV2 = create_kernel;
+  op->op.KernelComputeV2 = compute;
+  op->op.InferOutputShapeFn =
+      can_infer_shapes(base->GetVersionString()) ? infer_shape : NULL;
   return op;
 }
 

@@ -17,19 +17,13 @@
 |*
 \*===----------------------------------------------------------------------===*/
 #include "ort_rows.h"
+#include "ort_op.h"
 #include "rows.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { MAX_RANK = 8, MAX_INPUTS = 5, MAX_RANGES = 64 };
-
-#define TRY(call)                                                              \
-  do {                                                                         \
-    OrtStatus *try_status = (call);                                            \
-    if (try_status)                                                            \
-      return try_status;                                                       \
-  } while (0)
 
 /* One op: its schema, and what it does with the inputs it was given. */
 typedef struct row_op row_op;
@@ -306,14 +300,6 @@ static int get_output_characteristic(const OrtCustomOp *op, size_t index) {
   (void)op;
   return index == 0 ? ORT_REQUIRED : ORT_OPTIONAL;
 }
-static int get_zero(const OrtCustomOp *op) {
-  (void)op;
-  return 0;
-}
-static int get_version(const OrtCustomOp *op) {
-  (void)op;
-  return 1;
-}
 
 static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
                                 const OrtKernelInfo *info, void **out) {
@@ -329,20 +315,8 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
   *out = kernel;
   return NULL;
 }
-static void destroy_kernel(void *kernel) { free(kernel); }
 static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   return ((const row_kernel *)kernel)->op->run(kernel, context);
-}
-static void *create_kernel_v1(const OrtCustomOp *op, const OrtApi *api,
-                              const OrtKernelInfo *info) {
-  (void)op;
-  (void)api;
-  (void)info;
-  return NULL;
-}
-static void compute_v1(void *kernel, OrtKernelContext *context) {
-  (void)kernel;
-  (void)context;
 }
 
 OrtStatus *pf_add_row_ops(const OrtApi *api, OrtCustomOpDomain *domain) {
@@ -377,29 +351,18 @@ OrtStatus *pf_add_row_ops(const OrtApi *api, OrtCustomOpDomain *domain) {
       return ort_CreateStatus(api, ORT_FAIL, "prefill.opt: out of memory");
     *op = ops[i];
     op->api = api;
-    op->op = (OrtCustomOp){
-        .version = ORT_API_VERSION_USED,
-        .CreateKernel = create_kernel_v1,
-        .GetName = get_name,
-        .GetExecutionProviderType = get_provider,
-        .GetInputType = get_input_type,
-        .GetInputTypeCount = get_input_count,
-        .GetOutputType = get_output_type,
-        .GetOutputTypeCount = get_output_count,
-        .KernelCompute = compute_v1,
-        .KernelDestroy = destroy_kernel,
-        .GetInputCharacteristic = get_input_characteristic,
-        .GetOutputCharacteristic = get_output_characteristic,
-        .GetInputMemoryType = get_memory_type,
-        .GetVariadicInputMinArity = get_zero,
-        .GetVariadicInputHomogeneity = get_zero,
-        .GetVariadicOutputMinArity = get_zero,
-        .GetVariadicOutputHomogeneity = get_zero,
-        .CreateKernelV2 = create_kernel,
-        .KernelComputeV2 = compute,
-        .GetStartVersion = get_version,
-        .GetEndVersion = get_version,
-    };
+    op->op = pf_ort_op();
+    op->op.GetName = get_name;
+    op->op.GetExecutionProviderType = get_provider;
+    op->op.GetInputType = get_input_type;
+    op->op.GetInputTypeCount = get_input_count;
+    op->op.GetOutputType = get_output_type;
+    op->op.GetOutputTypeCount = get_output_count;
+    op->op.GetInputCharacteristic = get_input_characteristic;
+    op->op.GetOutputCharacteristic = get_output_characteristic;
+    op->op.GetInputMemoryType = get_memory_type;
+    op->op.CreateKernelV2 = create_kernel;
+    op->op.KernelComputeV2 = compute;
     TRY(ort_CustomOpDomain_Add(api, domain, &op->op));
   }
   return NULL;

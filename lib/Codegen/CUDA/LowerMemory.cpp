@@ -30,22 +30,6 @@ LogicalResult WarpLowering::bindArguments() {
   row0 = mul(tile, i32(blockQ));
   rows = arith::MinSIOp::create(b, loc, sub(qLength, row0), i32(blockQ));
 
-  /// The batch's entry of an array, or the field where there is no array.
-  auto perBatch = [&](int64_t array, int64_t field, Type type,
-                      int64_t size) -> Value {
-    Value pointer = parameter(array, globalPointer());
-    Value null = LLVM::ZeroOp::create(b, loc, globalPointer());
-    Value given =
-        LLVM::ICmpOp::create(b, loc, LLVM::ICmpPredicate::ne, pointer, null);
-    auto branch = scf::IfOp::create(b, loc, type, given, /*withElse=*/true);
-    OpBuilder::InsertionGuard guard(b);
-    b.setInsertionPointToStart(branch.thenBlock());
-    Value entry = load(offset(pointer, mul(wide(batch), i64(size))), type);
-    scf::YieldOp::create(b, loc, entry);
-    b.setInsertionPointToStart(branch.elseBlock());
-    scf::YieldOp::create(b, loc, parameter(field, type));
-    return branch.getResult(0);
-  };
   // Lengths lie on the device, where no host can check them.
   kvLength = perBatch(FIELD(kv_lengths), FIELD(kv_len), i32Type, 4);
   kvLength = arith::MinSIOp::create(b, loc, kvLength,
@@ -151,6 +135,22 @@ LogicalResult WarpLowering::bindArgument(BlockArgument arg, StringRef field) {
 //===----------------------------------------------------------------------===//
 // The index
 //===----------------------------------------------------------------------===//
+
+Value WarpLowering::perBatch(int64_t array, int64_t field, Type type,
+                             int64_t size) {
+  Value pointer = parameter(array, globalPointer());
+  Value null = LLVM::ZeroOp::create(b, loc, globalPointer());
+  Value given =
+      LLVM::ICmpOp::create(b, loc, LLVM::ICmpPredicate::ne, pointer, null);
+  auto branch = scf::IfOp::create(b, loc, type, given, /*withElse=*/true);
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(branch.thenBlock());
+  Value entry = load(offset(pointer, mul(wide(batch), i64(size))), type);
+  scf::YieldOp::create(b, loc, entry);
+  b.setInsertionPointToStart(branch.elseBlock());
+  scf::YieldOp::create(b, loc, parameter(field, type));
+  return branch.getResult(0);
+}
 
 void WarpLowering::bindIndex() {
   Type i32Type = b.getI32Type();

@@ -25,21 +25,6 @@ LogicalResult WarpLowering::bindSums() {
   kvHead = arith::DivUIOp::create(b, loc, head, narrowField(FIELD(group)));
   Value number = add(mul(batch, narrowField(FIELD(heads))), head);
 
-  /// Entry `at` of an array, or the field where there is no array.
-  auto perBatch = [&](int64_t array, int64_t field, Type type, int64_t size) {
-    Value pointer = parameter(array, globalPointer());
-    Value null = LLVM::ZeroOp::create(b, loc, globalPointer());
-    Value given =
-        LLVM::ICmpOp::create(b, loc, LLVM::ICmpPredicate::ne, pointer, null);
-    auto branch = scf::IfOp::create(b, loc, type, given, /*withElse=*/true);
-    OpBuilder::InsertionGuard guard(b);
-    b.setInsertionPointToStart(branch.thenBlock());
-    Value entry = load(offset(pointer, mul(wide(batch), i64(size))), type);
-    scf::YieldOp::create(b, loc, entry);
-    b.setInsertionPointToStart(branch.elseBlock());
-    scf::YieldOp::create(b, loc, parameter(field, type));
-    return branch.getResult(0);
-  };
   kvLength = perBatch(FIELD(kv_lengths), FIELD(kv_len), i32Type, 4);
   Value start = perBatch(FIELD(positions), FIELD(position), i64Type, 8);
 

@@ -41,6 +41,9 @@ private:
   mlir::LogicalResult bindArgument(mlir::BlockArgument arg,
                                    llvm::StringRef field);
   void bindIndex();
+  /// The batch's entry of an array with `size` bytes an entry, or the field
+  /// where there is no array. Both fields by their offset in the arguments.
+  Value perBatch(int64_t array, int64_t field, mlir::Type type, int64_t size);
   mlir::LogicalResult lower(warp::KeysOp op);
   mlir::LogicalResult lower(warp::AllocOp op);
   Value slotAddress(Value ring, Value number);

@@ -58,6 +58,17 @@ struct Sums {
     x.row_most = most.data(), x.row_sum = sum.data();
     x.column = column.data(), x.diagonal = diagonal.data();
   }
+
+  /// Declares them as memory that kernels may read.
+  void giveRows(DeviceIndex &device) const {
+    device.input(most.data(), most.size() * 4, "row_most");
+    device.input(sum.data(), sum.size() * 4, "row_sum");
+  }
+  void give(DeviceIndex &device) const {
+    giveRows(device);
+    device.input(column.data(), column.size() * 4, "column");
+    device.input(diagonal.data(), diagonal.size() * 4, "diagonal");
+  }
 };
 
 template <class P>
@@ -71,11 +82,7 @@ void check(P &p, const emu::Options &how = {}) {
   device.how = how;
   device.build(call);
   Sums sums(call, device.x);
-  auto input = [&](const std::vector<float> &values, const char *name) {
-    device.input(values.data(), values.size() * 4, name);
-  };
-  input(sums.most, "row_most"), input(sums.sum, "row_sum");
-  input(sums.column, "column"), input(sums.diagonal, "diagonal");
+  sums.give(device);
   ASSERT_EQ(device.launchPrepare(), "");
   ASSERT_EQ(device.launch("sums", device.x.heads, device.x.batch), "");
   ASSERT_EQ(device.launchRest(), "");
@@ -204,10 +211,7 @@ TEST(DeviceIndex, OtherPatternsAndShortPromptsAreDense) {
   DeviceIndex device;
   device.build(checked.call);
   Sums sums(checked.call, device.x);
-  auto input = [&](const std::vector<float> &values, const char *name) {
-    device.input(values.data(), values.size() * 4, name);
-  };
-  input(sums.most, "row_most"), input(sums.sum, "row_sum");
+  sums.giveRows(device);
   ASSERT_EQ(device.launchPrepare(), "");
   ASSERT_EQ(device.launch("sums", 2, 1), "");
   ASSERT_EQ(device.launchRest(), "");
@@ -231,11 +235,7 @@ TEST(DeviceIndex, Room) {
     DeviceIndex device;
     device.build(checked.call);
     Sums sums(checked.call, device.x);
-    auto input = [&](const std::vector<float> &values, const char *name) {
-      device.input(values.data(), values.size() * 4, name);
-    };
-    input(sums.most, "row_most"), input(sums.sum, "row_sum");
-    input(sums.column, "column"), input(sums.diagonal, "diagonal");
+    sums.give(device);
     device.x.block_room = ids, device.x.col_room = columns;
     device.x.column_room = kept;
     ASSERT_EQ(device.launchPrepare(), "");
@@ -262,11 +262,7 @@ TEST(DeviceIndex, ColumnsWithoutRoom) {
     DeviceIndex device;
     device.build(checked.call);
     Sums sums(checked.call, device.x);
-    auto input = [&](const std::vector<float> &values, const char *name) {
-      device.input(values.data(), values.size() * 4, name);
-    };
-    input(sums.most, "row_most"), input(sums.sum, "row_sum");
-    input(sums.column, "column"), input(sums.diagonal, "diagonal");
+    sums.give(device);
     device.x.column_room = room;
     ASSERT_EQ(device.launchPrepare(), "");
     ASSERT_EQ(device.launch("sums", 2, 1), "");
@@ -312,11 +308,7 @@ TEST(DeviceIndex, Pack) {
   DeviceIndex device;
   device.build(checked.call);
   Sums sums(checked.call, device.x);
-  auto input = [&](const std::vector<float> &values, const char *name) {
-    device.input(values.data(), values.size() * 4, name);
-  };
-  input(sums.most, "row_most"), input(sums.sum, "row_sum");
-  input(sums.column, "column"), input(sums.diagonal, "diagonal");
+  sums.give(device);
   device.input(device.x.v, p.hk * p.t * 32, "v");
   ASSERT_EQ(device.launchPrepare(), "");
   ASSERT_EQ(device.launch("sums", 4, 1), "");
