@@ -26,7 +26,7 @@ bool prefill::checkCompositions(const CompilerOptions &options,
       options.accuracy != "lossy")
     return fail("-accuracy=" + options.accuracy + ": expected exact or lossy");
   if (options.accuracy == "exact") {
-    if (prunes && prune.keep < 1)
+    if (prunes && !prune.keepsAll())
       return fail("-accuracy=exact refuses -prune=" + options.prune +
                   ": rows that are left out change the result");
     if (options.sparsify != "dense")
@@ -40,9 +40,9 @@ bool prefill::checkCompositions(const CompilerOptions &options,
         "not lie where its tokens do, and run_packed would hand out "
         "those of its neighbour");
   if (prunes && options.chunk != "off")
-    return fail("-prune with -chunk: rows are scored by the prompt's last row, "
-                "which only the last chunk has; the chunks before it would run "
-                "with all rows");
+    return fail("-prune with -chunk: rows are scored by the prompt's last "
+                "rows, which only the last chunk has; the chunks before it "
+                "would run with all rows");
   for (const std::string &target : options.targets)
     if (prunes && target != "cpu")
       return fail("-prune with -target=" + target +

@@ -185,7 +185,7 @@ struct Binder {
 } // namespace
 
 /// Binds the number of rows that a selection leaves: its share, where no more
-/// are protected.
+/// are protected; all of them where the data decide.
 static void bindRows(Sizes &sizes, SelectRowsOp op) {
   SymbolicAnalysis &analysis = sizes.analysis;
   auto attention = op.getScore().getDefiningOp<AttentionOp>();
@@ -196,7 +196,7 @@ static void bindRows(Sizes &sizes, SelectRowsOp op) {
   if (!keys)
     return;
   int64_t axis = attention.getKLayout() == TensorLayout::BSHD ? 1 : 2;
-  double keep = op.getKeep().convertToDouble();
+  double keep = op.getKeep() ? op.getKeep()->convertToDouble() : 1;
   sizes.symbols.try_emplace(rows[0], keys->front());
   sizes.symbols.try_emplace(rows[1],
                             int64_t(std::ceil(keep * double((*keys)[axis]))));

@@ -146,19 +146,26 @@ static json::Object describePruning(const CompilerOptions &options,
   json::Array layers;
   for (int64_t layer : report.layers)
     layers.push_back(layer);
-  return json::Object{
-      {"method", "lazyllm"},
-      {"exact", spec.keep == 1},
+  json::Object object{
+      {"exact", spec.keepsAll()},
       {"layers", std::move(layers)},
       {"of_layers", report.attentions},
-      {"keep", spec.keep},
       {"positions", "preserve"},
-      {"aux", false},
       {"protect", json::Object{{"bos", protection.bos},
                                {"last", protection.last},
                                {"system", protection.system},
                                {"ids", ranges(protection.ids)},
                                {"rows", ranges(protection.rows)}}}};
+  if (spec.isMustDrop()) {
+    object["method"] = "mustdrop";
+    object["global"] = spec.global;
+    object["individual"] = spec.individual;
+  } else {
+    object["method"] = "lazyllm";
+    object["keep"] = spec.keep;
+    object["aux"] = false;
+  }
+  return object;
 }
 
 std::string prefill::writeManifest(const CompilerOptions &options,
@@ -171,7 +178,7 @@ std::string prefill::writeManifest(const CompilerOptions &options,
   std::string unread; // The option was read before.
   bool exact =
       options.prune.empty() ||
-      (parsePruneSpec(options.prune, pruning, unread) && pruning.keep == 1);
+      (parsePruneSpec(options.prune, pruning, unread) && pruning.keepsAll());
   json::Array kernels, attentions, left;
   for (const KernelSpec &spec : outlined.kernels) {
     exact &= spec.heads.empty();

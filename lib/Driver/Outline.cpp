@@ -140,7 +140,7 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
         op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
         op.getQOffset(), op.getCos(), op.getSin(), op.getQPositions(),
         op.getSegmentStarts(), modality, op.getPastK(), op.getPastV(),
-        op.getCacheSlots()}) {
+        op.getCacheSlots(), op.getScoreRows()}) {
     if (!operand && !absent)
       absent = onnx::createAbsent(builder, op.getLoc());
     inputs.push_back(operand ? operand : absent);
@@ -178,6 +178,10 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
   if (op.getTokenScore() && !op.getTokenScore().use_empty()) {
     results[PREFILL_OUT_TOKEN_SCORE] = op.getTokenScore().getType();
     count = PREFILL_OUT_TOKEN_SCORE + 1;
+  }
+  if (op.getTokenPeak() && !op.getTokenPeak().use_empty()) {
+    results[PREFILL_OUT_TOKEN_PEAK] = op.getTokenPeak().getType();
+    count = PREFILL_OUT_TOKEN_PEAK + 1;
   }
   results.resize(count);
   auto node = onnx::NodeOp::create(
@@ -237,6 +241,9 @@ static bool outline(OpTy op, bool stats, OutlineResult &result,
   if (op.getTokenScore() && !op.getTokenScore().use_empty())
     op.getTokenScore().replaceAllUsesWith(
         node.getResult(PREFILL_OUT_TOKEN_SCORE));
+  if (op.getTokenPeak() && !op.getTokenPeak().use_empty())
+    op.getTokenPeak().replaceAllUsesWith(
+        node.getResult(PREFILL_OUT_TOKEN_PEAK));
   if (stats)
     densities.push_back(node.getResult(PREFILL_OUT_DENSITY));
   op->erase();

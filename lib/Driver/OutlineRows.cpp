@@ -56,7 +56,7 @@ void prefill::outlineRows(ModuleOp module) {
       replace(
           op, "ProtectRows",
           {protect.getIds(), protect.getGiven(), protect.getAlive(),
-           protect.getSegmentStarts(), protect.getWanted()},
+           protect.getSegmentStarts(), protect.getWanted(), protect.getOnly()},
           {onnx::stringAttr(b, "bos", std::to_string(protect.getBos())),
            onnx::stringAttr(b, "last", std::to_string(protect.getLast())),
            onnx::stringAttr(b, "ids", rangesText(protect.getIdRanges())),
@@ -64,11 +64,23 @@ void prefill::outlineRows(ModuleOp module) {
       continue;
     }
     auto select = cast<SelectRowsOp>(op);
-    // In millionths: every machine rounds whole numbers alike.
-    int64_t keep = std::llround(select.getKeep().convertToDouble() * 1e6);
+    // As whole numbers: every machine rounds those alike.
+    auto scaled = [&](std::optional<APFloat> value, double scale) {
+      return std::to_string(std::llround(value->convertToDouble() * scale));
+    };
+    SmallVector<NamedAttribute> rule;
+    if (select.getKeep()) {
+      rule.push_back(
+          onnx::stringAttr(b, "keep", scaled(select.getKeep(), 1e6)));
+    } else {
+      rule.push_back(
+          onnx::stringAttr(b, "global", scaled(select.getGlobal(), 1e12)));
+      rule.push_back(onnx::stringAttr(b, "individual",
+                                      scaled(select.getIndividual(), 1e12)));
+    }
     replace(op, "SelectRows",
             {select.getScore(), select.getProtect(), select.getAlive(),
-             select.getSegmentStarts()},
-            {onnx::stringAttr(b, "keep", std::to_string(keep))});
+             select.getSegmentStarts(), select.getPeak(), select.getColumns()},
+            rule);
   }
 }

@@ -266,10 +266,11 @@ private:
     };
     auto cached = AttentionOp::create(
         builder, op.getLoc(), op.getO().getType(), typeOf(op.getLse()),
-        typeOf(op.getRotatedK()), key, value, /*token_score=*/Type(), op.getQ(),
-        op.getK(), op.getV(), Value(), Value(), Value(), op.getSinks(), Value(),
-        Value(), Value(), op.getCos(), op.getSin(), op.getQPositions(), starts,
-        pastK, pastV, slots, op.getQHeadsAttr(), op.getKvHeadsAttr(),
+        typeOf(op.getRotatedK()), key, value, /*token_score=*/Type(),
+        /*token_peak=*/Type(), op.getQ(), op.getK(), op.getV(), Value(),
+        Value(), Value(), op.getSinks(), Value(), Value(), Value(), op.getCos(),
+        op.getSin(), op.getQPositions(), starts, pastK, pastV, slots,
+        /*score_rows=*/Value(), op.getQHeadsAttr(), op.getKvHeadsAttr(),
         op.getHeadDimAttr(), op.getVHeadDimAttr(), op.getScaleAttr(),
         op.getCausalAttr(), op.getWindowLeftAttr(), op.getWindowRightAttr(),
         op.getSoftcapAttr(), op.getAlignmentAttr(), op.getMaskedRowAttr(),

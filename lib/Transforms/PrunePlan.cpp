@@ -78,14 +78,18 @@ struct Planner {
   bool findInput() {
     onnx::GraphOp graph = analysis.getGraph();
     for (auto [argument, name] : llvm::zip_equal(
-             graph.getBody().front().getArguments(), graph.getInputs()))
-      if (onnx::getEntryName(name).getValue() == "input_ids")
-        plan.ids = argument;
-    if (!plan.ids || analysis.facts(plan.ids).shape.size() != 2)
-      return fail(nullptr,
-                  "the model has no input 'input_ids' [batch, tokens]");
-    batch = analysis.facts(plan.ids).shape[0];
-    count = analysis.facts(plan.ids).shape[1];
+             graph.getBody().front().getArguments(), graph.getInputs())) {
+      StringRef text = onnx::getEntryName(name).getValue();
+      size_t rank = text == "input_ids" ? 2 : text == "inputs_embeds" ? 3 : 0;
+      if (rank && analysis.facts(argument).shape.size() == rank &&
+          (rank == 2 || !plan.tokens))
+        plan.tokens = argument;
+    }
+    if (!plan.tokens)
+      return fail(nullptr, "the model has no input 'input_ids' [batch, tokens] "
+                           "or 'inputs_embeds' [batch, tokens, features]");
+    batch = analysis.facts(plan.tokens).shape[0];
+    count = analysis.facts(plan.tokens).shape[1];
     return true;
   }
 

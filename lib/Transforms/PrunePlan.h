@@ -27,7 +27,8 @@ struct PruneUse {
 
 /// What changes. Level 0 has all rows, level i what stage i - 1 left.
 struct PrunePlan {
-  mlir::Value ids; ///< the graph's input_ids, [b, s]
+  /// The graph's input_ids, [b, s], or inputs_embeds, [b, s, d].
+  mlir::Value tokens;
   llvm::SmallVector<PruneStage> stages;
   /// Values with fewer rows: where these lie, and their level.
   llvm::MapVector<mlir::Value, std::pair<RowAxis, unsigned>> rows;

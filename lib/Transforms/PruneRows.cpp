@@ -10,8 +10,14 @@
 //   %x1 = onnx.node "GatherND"(%x, %rows)           // what later layers get
 //   %cos1 = ... of the rows                         // and all else with rows
 //
-// LazyLLM (arXiv:2407.14057). PrunePlan.cpp finds what shrinks, this file
-// rewrites it.
+// LazyLLM (arXiv:2407.14057). MustDrop (arXiv:2411.10803) scores the rows of an
+// image, which a new input marks, by the text after it:
+//
+//   %o, %score, %peak = prefill.attention ... score_rows(%asking)
+//   %rows = prefill.select_rows %score peak(%peak) columns(%vision)
+//           protect(%protect) global 0.001 individual 0.001
+//
+// PrunePlan.cpp finds what shrinks, this file rewrites it.
 //
 //===----------------------------------------------------------------------===//
 
@@ -29,20 +35,21 @@ namespace prefill {
 using namespace mlir;
 using namespace prefill;
 
-/// Replaces `op` by the same attention with its token_score.
-static void addScore(AttentionOp op) {
+/// Replaces `op` by the same attention with its token_score, and with
+/// token_peak if asked for: score_rows is to be given then.
+static void addScore(AttentionOp op, bool withPeak) {
   OpBuilder builder(op);
   auto typeOf = [](Value result) { return result ? result.getType() : Type(); };
+  Type scores = onnx::getTensorType(
+      {ShapedType::kDynamic, ShapedType::kDynamic}, builder.getF32Type());
   auto scored = AttentionOp::create(
       builder, op.getLoc(), op.getO().getType(), typeOf(op.getLse()),
       typeOf(op.getRotatedK()), typeOf(op.getPresentK()),
-      typeOf(op.getPresentV()),
-      onnx::getTensorType({ShapedType::kDynamic, ShapedType::kDynamic},
-                          builder.getF32Type()),
-      op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
-      op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
-      op.getQOffset(), op.getCos(), op.getSin(), op.getQPositions(),
-      op.getSegmentStarts(), op.getPastK(), op.getPastV(), op.getCacheSlots(),
+      typeOf(op.getPresentV()), scores, withPeak ? scores : Type(), op.getQ(),
+      op.getK(), op.getV(), op.getBias(), op.getKeyMask(), op.getKvLengths(),
+      op.getSinks(), op.getQSegment(), op.getKSegment(), op.getQOffset(),
+      op.getCos(), op.getSin(), op.getQPositions(), op.getSegmentStarts(),
+      op.getPastK(), op.getPastV(), op.getCacheSlots(), op.getScoreRows(),
       op.getQHeadsAttr(), op.getKvHeadsAttr(), op.getHeadDimAttr(),
       op.getVHeadDimAttr(), op.getScaleAttr(), op.getCausalAttr(),
       op.getWindowLeftAttr(), op.getWindowRightAttr(), op.getSoftcapAttr(),
@@ -60,7 +67,7 @@ struct Rewriter {
   SymbolicAnalysis &analysis;
   const PrunePlan &plan;
   const ProtectSpec &protection;
-  double keep;
+  const PruneSpec &spec;
   onnx::GraphOp graph;
   OpBuilder builder;
   Location loc;
@@ -73,6 +80,8 @@ struct Rewriter {
     Value absolute; ///< [b, m] rows of the prompt
     Value protect;  ///< [b, m]
     Value alive;    ///< [b, m], or null
+    Value vision;   ///< [b, m] bool, of MustDrop: rows of an image
+    Value asking;   ///< [b, m] bool, of MustDrop: text after it
     Value starts;   ///< [segments + 1], or null
     Value count;    ///< [1], made when asked for
     std::string name;
@@ -81,8 +90,8 @@ struct Rewriter {
   DenseMap<std::pair<Value, unsigned>, Value> gathered;
 
   Rewriter(SymbolicAnalysis &analysis, const PrunePlan &plan,
-           const ProtectSpec &protection, double keep)
-      : analysis(analysis), plan(plan), protection(protection), keep(keep),
+           const ProtectSpec &protection, const PruneSpec &spec)
+      : analysis(analysis), plan(plan), protection(protection), spec(spec),
         graph(analysis.getGraph()),
         builder(graph.getBody().front().getTerminator()), loc(graph.getLoc()),
         unknown(onnx::UnknownType::get(builder.getContext())) {}
@@ -136,22 +145,55 @@ struct Rewriter {
     return parts.size() == 1 ? parts[0] : node("Concat", parts, {axis(0)});
   }
 
+  /// A new input of the model, [b, s] bool: `name`.
+  Value addRowsInput(StringRef name) {
+    auto tokens = cast<RankedTensorType>(plan.tokens.getType());
+    SmallVector<StringRef> names{onnx::getDimName(tokens, 0),
+                                 onnx::getDimName(tokens, 1)};
+    Value input = graph.getBody().front().addArgument(
+        onnx::getTensorType(tokens.getShape().take_front(2),
+                            builder.getI1Type(), names),
+        loc);
+    SmallVector<Attribute> inputs(graph.getInputs().begin(),
+                                  graph.getInputs().end());
+    inputs.push_back(builder.getStringAttr(name));
+    graph.setInputsAttr(builder.getArrayAttr(inputs));
+    return input;
+  }
+
+  /// Token ids, [b, s] i64; of a model that takes embeddings zeros.
+  Value getIds() {
+    auto tokens = cast<RankedTensorType>(plan.tokens.getType());
+    if (tokens.getRank() == 3)
+      return asInt64(
+          node("ConstantOfShape",
+               node("Gather", {node("Shape", plan.tokens), ints({0, 1})},
+                    {axis(0)})));
+    return tokens.getElementType().isInteger(64) ? plan.tokens
+                                                 : asInt64(plan.tokens);
+  }
+
+  /// Text after the last image: rows with a vision row before them and none at
+  /// or after them, less padding.
+  Value getAsking(Value vision, Value alive) {
+    Value one = asInt64(vision);
+    Value along = node("Squeeze", ints({1}));
+    Value zero = node("Squeeze", ints({0}));
+    Value before = node("CumSum", {one, along});
+    Value after =
+        node("CumSum", {one, along}, {onnx::intAttr(builder, "reverse", 1)});
+    Value asking = node(
+        "And", {node("Greater", {before, zero}), node("Equal", {after, zero})});
+    if (alive)
+      asking = node("And", {asking, node("Not", node("Equal", {alive, zero}))});
+    asking.setType(rowsType(builder.getI1Type(), ""));
+    return asking;
+  }
+
   /// All rows, and which of them may not go.
   void makeFirstLevel() {
-    Block &body = graph.getBody().front();
     Type i1 = builder.getI1Type();
-    Value given;
-    if (protection.system) {
-      auto ids = dyn_cast<RankedTensorType>(plan.ids.getType());
-      SmallVector<StringRef> names{onnx::getDimName(ids, 0),
-                                   onnx::getDimName(ids, 1)};
-      given =
-          body.addArgument(onnx::getTensorType(ids.getShape(), i1, names), loc);
-      SmallVector<Attribute> inputs(graph.getInputs().begin(),
-                                    graph.getInputs().end());
-      inputs.push_back(builder.getStringAttr("protected_rows"));
-      graph.setInputsAttr(builder.getArrayAttr(inputs));
-    }
+    Value given = protection.system ? addRowsInput("protected_rows") : Value();
     Level all;
     AttentionOp first = plan.stages.front().attention;
     all.starts = first.getSegmentStarts();
@@ -162,12 +204,13 @@ struct Rewriter {
         numbers.append({low, high});
       return builder.getDenseI64ArrayAttr(numbers);
     };
-    Value ids = plan.ids;
-    if (!analysis.facts(ids).elementType.isInteger(64))
-      ids = asInt64(ids);
+    if (spec.isMustDrop()) {
+      all.vision = addRowsInput("vision_rows");
+      all.asking = getAsking(all.vision, all.alive);
+    }
     all.protect = ProtectRowsOp::create(
-        builder, loc, rowsType(i1, ""), ids, given, all.alive, all.starts,
-        getWanted(), builder.getI64IntegerAttr(protection.bos),
+        builder, loc, rowsType(i1, ""), getIds(), given, all.alive, all.starts,
+        getWanted(), all.vision, builder.getI64IntegerAttr(protection.bos),
         builder.getI64IntegerAttr(protection.last), flat(protection.ids),
         flat(protection.rows));
     levels.push_back(all);
@@ -183,12 +226,20 @@ struct Rewriter {
     Level level;
     level.name = "rows_after_" + std::to_string(stage.layer);
     Type i64 = builder.getI64Type();
+    AttentionOp attention = stage.attention;
+    if (before.asking)
+      attention.getScoreRowsMutable().assign(before.asking);
+    auto rule = [&](bool used, double value) {
+      return used ? builder.getF64FloatAttr(value) : FloatAttr();
+    };
     auto select = SelectRowsOp::create(
         builder, loc, rowsType(i64, level.name),
         before.starts ? onnx::getTensorType({ShapedType::kDynamic}, i64)
                       : Type(),
-        AttentionOp(stage.attention).getTokenScore(), before.protect,
-        before.alive, before.starts, builder.getF64FloatAttr(keep));
+        attention.getTokenScore(), before.protect, before.alive, before.starts,
+        attention.getTokenPeak(), before.vision,
+        rule(!before.vision, spec.keep), rule(!!before.vision, spec.global),
+        rule(!!before.vision, spec.individual));
     level.relative = level.absolute = select.getRows();
     level.starts = select.getStarts();
     if (before.absolute)
@@ -197,6 +248,10 @@ struct Rewriter {
     level.protect = ofRows(before.protect, level.relative);
     if (before.alive)
       level.alive = ofRows(before.alive, level.relative);
+    if (before.vision) {
+      level.vision = ofRows(before.vision, level.relative);
+      level.asking = ofRows(before.asking, level.relative);
+    }
     levels.push_back(level);
   }
 
@@ -250,7 +305,7 @@ struct Rewriter {
     onnx::NodeOp op = selection.node;
     Value given = op->getOperand(1);
     Value count =
-        node("Gather", {node("Shape", plan.ids), ints({1})}, {axis(0)});
+        node("Gather", {node("Shape", plan.tokens), ints({1})}, {axis(0)});
     Type type = unknown;
     if (auto tensor =
             dyn_cast_or_null<RankedTensorType>(analysis.inferredType(given)))
@@ -324,6 +379,32 @@ struct PruneRowsPass final : prefill::impl::PruneRowsBase<PruneRowsPass> {
 private:
   PruneReport *report = nullptr;
 
+  /// What the model's inputs must be, or what they are instead.
+  static std::string checkInputs(onnx::GraphOp graph, const PrunePlan &plan,
+                                 const PruneSpec &spec,
+                                 const ProtectSpec &protection) {
+    SmallVector<StringRef> added;
+    if (protection.system)
+      added.push_back("protected_rows");
+    if (spec.isMustDrop())
+      added.push_back("vision_rows");
+    for (Attribute name : graph.getInputs())
+      if (llvm::is_contained(added, onnx::getEntryName(name).getValue()))
+        return "-prune: the model has an input '" +
+               onnx::getEntryName(name).getValue().str() + "' already";
+    if (!protection.ids.empty() &&
+        cast<RankedTensorType>(plan.tokens.getType()).getRank() != 2)
+      return "-protect=ids: the model has no input 'input_ids'; protect rows "
+             "with rows:A-B or system";
+    if (spec.isMustDrop() &&
+        llvm::any_of(plan.stages, [](const PruneStage &stage) {
+          return AttentionOp(stage.attention).getSegmentStarts();
+        }))
+      return "-prune: mustdrop is for one prompt, and this model takes several "
+             "in one sequence";
+    return "";
+  }
+
   std::string work(onnx::GraphOp graph) {
     PruneSpec spec;
     ProtectSpec protection;
@@ -346,17 +427,19 @@ private:
       report->layers = layers;
       report->attentions = count;
     }
-    if (spec.keep == 1)
-      return ""; // Nothing goes.
+    if (spec.keepsAll())
+      return "";
     SmallVector<AttentionOp> attentions(
         graph.getBody().front().getOps<AttentionOp>());
     for (int64_t layer : layers)
-      addScore(attentions[layer - 1]);
+      addScore(attentions[layer - 1], spec.isMustDrop());
     SymbolicAnalysis analysis(graph);
     PrunePlan plan;
     if (!planPruning(analysis, layers, plan, error))
       return "-prune: " + error;
-    Rewriter(analysis, plan, protection, spec.keep).run();
+    if (error = checkInputs(graph, plan, spec, protection); !error.empty())
+      return error;
+    Rewriter(analysis, plan, protection, spec).run();
     for (auto [op, level] : plan.attentions)
       numAttentions += level > 0;
     numNodes += plan.rows.size();

@@ -34,6 +34,38 @@ static bool parseLayers(StringRef text, std::vector<int64_t> &layers,
   return true;
 }
 
+/// Reads one option of MustDrop, whose part in the vision encoder is not there.
+static bool parseMustDrop(StringRef key, StringRef value, PruneSpec &spec,
+                          std::string &error) {
+  if (key == "global" || key == "individual") {
+    double &threshold = key == "global" ? spec.global : spec.individual;
+    // The runtime counts in 10^-12, so that every machine rounds alike.
+    if (!value.getAsDouble(threshold) && threshold >= 0 && threshold <= 1 &&
+        (threshold == 0 || threshold >= 1e-12))
+      return true;
+    error = (key + "=" + value +
+             ": expected 0 (nothing goes) or a share of attention from 1e-12 "
+             "to 1")
+                .str();
+  } else if (key == "positions" && value == "preserve") {
+    return true;
+  } else if (key == "positions") {
+    error = ("positions=" + value +
+             ": expected preserve (rows that are left keep their positions; to "
+             "renumber them is a loss of its own)")
+                .str();
+  } else if (key == "vit-merge" || key == "key") {
+    error = (key + " is not there: rows of the vision encoder are not merged; "
+                   "give the language model's part only")
+                .str();
+  } else {
+    error = ("unknown option '" + key +
+             "': expected layers, global, individual, positions")
+                .str();
+  }
+  return false;
+}
+
 bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
                              std::string &error) {
   auto [method, options] = text.split(':');
@@ -41,21 +73,24 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
     error = what.str();
     return false;
   };
-  if (method == "mustdrop" || method == "flowcut")
-    return fail(method +
-                " is not there: it prunes vision tokens, which needs a "
-                "model whose image rows are marked");
+  if (method == "flowcut")
+    return fail("flowcut is not there: it prunes inside of the vision encoder");
   if (method == "quickprefill")
     return fail("quickprefill is not there: it leaves keys out group by group, "
                 "which the attention kernels cannot do yet");
-  if (method != "lazyllm")
-    return fail("unknown method '" + method + "': expected lazyllm");
+  if (method == "mustdrop")
+    spec.method = PruneSpec::Method::MustDrop;
+  else if (method != "lazyllm")
+    return fail("unknown method '" + method + "': expected lazyllm, mustdrop");
   while (!options.empty()) {
     auto [part, rest] = options.split(',');
     options = rest;
     auto [key, value] = part.split('=');
     if (key == "layers") {
       if (!parseLayers(value, spec.layers, error))
+        return false;
+    } else if (spec.isMustDrop()) {
+      if (!parseMustDrop(key, value, spec, error))
         return false;
     } else if (key == "keep") {
       if (value.getAsDouble(spec.keep) || !(spec.keep > 0) || spec.keep > 1)
@@ -148,7 +183,9 @@ bool prefill::parseProtectSpec(StringRef text, ProtectSpec &spec,
 bool prefill::resolveLayers(const PruneSpec &spec, int64_t count,
                             std::vector<int64_t> &layers, std::string &error) {
   layers = spec.layers;
-  if (layers.empty())
+  if (layers.empty() && spec.isMustDrop())
+    layers = {2, 6, 10, 14};
+  else if (layers.empty())
     for (int64_t part : {9, 19, 28}) {
       int64_t layer = (part * count + 16) / 32;
       if (layer >= 1 && layer < count &&
@@ -162,7 +199,8 @@ bool prefill::resolveLayers(const PruneSpec &spec, int64_t count,
   }
   if (layers.back() > count) {
     error = "layer " + std::to_string(layers.back()) +
-            " is not there: the model has " + std::to_string(count) + " layers";
+            " is not there: the model has " + std::to_string(count) +
+            " layers" + (spec.layers.empty() ? "; name some with layers=" : "");
     return false;
   }
   if (layers.back() == count) {

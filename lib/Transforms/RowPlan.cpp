@@ -292,6 +292,9 @@ struct Planner {
       auto attention = dyn_cast<AttentionOp>(op);
       if (attention && result != attention.getO() &&
           result != attention.getLse()) {
+        // A score is of the rows that it was asked of.
+        need.everything |= attention.getScoreRows() && !result.use_empty();
+        everything |= need.everything;
         need.rows.reset();
         continue;
       }

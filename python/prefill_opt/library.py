@@ -45,6 +45,7 @@ INPUTS = (
     "past_k",
     "past_v",
     "cache_slots",
+    "score_rows",
 )
 #: Names of the result slots, in order (prefill_attention_output).
 OUTPUTS = ("o", "lse", "density", "block_map")

@@ -15,10 +15,10 @@ static const char *const input_names[PREFILL_IN_COUNT] = {
     "Q",          "K",      "V",           "BIAS",           "KEY_MASK",
     "KV_LENGTHS", "SINKS",  "Q_SEGMENT",   "K_SEGMENT",      "Q_OFFSET",
     "COS",        "SIN",    "Q_POSITIONS", "SEGMENT_STARTS", "MODALITY",
-    "PAST_K",     "PAST_V", "CACHE_SLOTS"};
+    "PAST_K",     "PAST_V", "CACHE_SLOTS", "SCORE_ROWS"};
 static const char *const output_names[PREFILL_OUT_COUNT] = {
-    "O",         "LSE",       "DENSITY",   "BLOCK_MAP",
-    "ROTATED_K", "PRESENT_K", "PRESENT_V", "TOKEN_SCORE"};
+    "O",         "LSE",       "DENSITY",     "BLOCK_MAP", "ROTATED_K",
+    "PRESENT_K", "PRESENT_V", "TOKEN_SCORE", "TOKEN_PEAK"};
 
 /* One tensor under examination. */
 typedef struct subject {
@@ -442,6 +442,51 @@ static prefill_status check_statistics(subject *x) {
   return PREFILL_OK;
 }
 
+/* A score of every key: [b,t] float32. */
+static prefill_status check_key_scores(subject *out, pf_rows *scores) {
+  const pf_call *call = out->call;
+  prefill_status status = check_any(out);
+  if (status)
+    return status;
+  if (!is_type(out->tensor->dtype, kDLFloat, 32))
+    return wrong_type(out, "float32");
+  const int64_t expected[2] = {call->b, call->t};
+  if ((status = check_shape(out, expected, 2)))
+    return status;
+  *scores = (pf_rows){.data = data_of(out->tensor),
+                      .batch = out->stride[0],
+                      .row = out->stride[1]};
+  return PREFILL_OK;
+}
+
+/* SCORE_ROWS and TOKEN_PEAK, which come together. */
+static prefill_status check_score_rows(subject *in, subject *out) {
+  subject *rows = &in[PREFILL_IN_SCORE_ROWS];
+  subject *peak = &out[PREFILL_OUT_TOKEN_PEAK];
+  pf_call *call = rows->call;
+  if (!rows->tensor && !peak->tensor)
+    return PREFILL_OK;
+  if (!rows->tensor || !peak->tensor || !out[PREFILL_OUT_TOKEN_SCORE].tensor)
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                   "input SCORE_ROWS: expected exactly with TOKEN_SCORE and "
+                   "TOKEN_PEAK");
+  if (in[PREFILL_IN_SEGMENT_STARTS].tensor)
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                   "input SCORE_ROWS: not together with SEGMENT_STARTS");
+  prefill_status status = check_any(rows);
+  if (status)
+    return status;
+  if (!is_bool(rows->tensor->dtype))
+    return wrong_type(rows, "bool");
+  const int64_t expected[2] = {call->b, call->s};
+  if ((status = check_shape(rows, expected, 2)))
+    return status;
+  call->score_rows = (pf_rows){.data = data_of(rows->tensor),
+                               .batch = rows->stride[0],
+                               .row = rows->stride[1]};
+  return check_key_scores(peak, &call->token_peak);
+}
+
 /* TOKEN_SCORE, and that the call is one that it is defined for. */
 static prefill_status check_token_score(subject *out, const subject *in) {
   pf_call *call = out->call;
@@ -456,18 +501,7 @@ static prefill_status check_token_score(subject *out, const subject *in) {
   if (!call->causal)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "output TOKEN_SCORE: the kernel is not causal");
-  prefill_status status = check_any(out);
-  if (status)
-    return status;
-  if (!is_type(out->tensor->dtype, kDLFloat, 32))
-    return wrong_type(out, "float32");
-  const int64_t expected[2] = {call->b, call->t};
-  if ((status = check_shape(out, expected, 2)))
-    return status;
-  call->token_score = (pf_rows){.data = data_of(out->tensor),
-                                .batch = out->stride[0],
-                                .row = out->stride[1]};
-  return PREFILL_OK;
+  return check_key_scores(out, &call->token_score);
 }
 
 /* Q_POSITIONS and SEGMENT_STARTS: types and shapes; pf_prepare_ragged looks at
@@ -731,6 +765,8 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
 
   if (out[PREFILL_OUT_TOKEN_SCORE].tensor &&
       (status = check_token_score(&out[PREFILL_OUT_TOKEN_SCORE], in)))
+    return status;
+  if ((status = check_score_rows(in, out)))
     return status;
 
   if (!in[PREFILL_IN_Q_SEGMENT].tensor != !in[PREFILL_IN_K_SEGMENT].tensor)

@@ -152,6 +152,12 @@ pf_sums pf_estimate_sums(const pf_call *call, int64_t b, int64_t h,
 /* The same without what goes to keys before `from`. */
 pf_sums pf_estimate_sums_from(const pf_call *call, int64_t b, int64_t h,
                               int64_t last, int64_t from, void *memory);
+/* For query rows [row, row + rows) of a head, at most bq: the probability of a
+ * key that scores x is exp(x - most[i]) * inverse[i]; inverse is 0 for a row
+ * that sees nothing. [bq] each. False: a score is no number. memory:
+ * pf_sums_bytes. */
+bool pf_measure_rows(const pf_call *call, int64_t b, int64_t h, int64_t row,
+                     int64_t rows, float *most, float *inverse, void *memory);
 
 /*===-- estimate_values.c ------------------------------------------------===*/
 

@@ -48,9 +48,10 @@ int64_t pf_sums_bytes(const pf_call *call) {
   return bytes;
 }
 
-/* Adds the sums of the rows that the lanes hold, which are adjacent, of keys
- * from `from` on. False: a score that one of them sees is no number. */
-static bool add_group(const sums_memory *m, int64_t from) {
+/* Row maxima, and the inverse of the sums of exponentials, of the rows that the
+ * lanes hold; 0 for rows that see nothing. False: a score that one of them sees
+ * is no number. */
+static bool measure_group(const sums_memory *m) {
   const pf_call *call = m->lanes.call;
   const pf_hot *hot = call->hot;
   const int64_t lanes = call->bq;
@@ -81,6 +82,18 @@ static bool add_group(const sums_memory *m, int64_t from) {
     m->inverse[i] = i < m->lanes.rows && m->most[i] > PF_HIDDEN_SCORE
                         ? 1.0f / m->sum[i]
                         : 0.0f;
+  return true;
+}
+
+/* Adds the sums of these rows, which are adjacent, of keys from `from` on. */
+static bool add_group(const sums_memory *m, int64_t from) {
+  const pf_call *call = m->lanes.call;
+  const pf_hot *hot = call->hot;
+  const int64_t lanes = call->bq;
+  const bool resident = scores_resident(call);
+  const int64_t begin = m->lanes.begin, end = m->lanes.end;
+  if (!measure_group(m))
+    return false;
   for (int64_t j = pf_max(begin, from); j < end; j += CHUNK) {
     const int64_t n = pf_min(CHUNK, end - j);
     float *scores = m->scores + (resident ? (j - begin) * lanes : 0);
@@ -90,6 +103,18 @@ static bool add_group(const sums_memory *m, int64_t from) {
               m->diagonal_base + lanes + (m->lanes.position[0] - j), scores,
               m->most, m->inverse, lanes, n);
   }
+  return true;
+}
+
+bool pf_measure_rows(const pf_call *call, int64_t b, int64_t h, int64_t row,
+                     int64_t rows, float *most, float *inverse, void *memory) {
+  int64_t bytes;
+  sums_memory m = lay_out_sums(call, b, h, memory, &bytes);
+  pf_load_lanes(&m.lanes, row, 1, rows);
+  if (!measure_group(&m))
+    return false;
+  memcpy(most, m.most, (size_t)call->bq * sizeof(float));
+  memcpy(inverse, m.inverse, (size_t)call->bq * sizeof(float));
   return true;
 }
 

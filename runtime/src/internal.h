@@ -168,8 +168,10 @@ typedef struct pf_call {
   pf_rows density;    /* float32 [b][hq] or NULL */
   pf_rows block_map;  /* uint8 [b][hq][tiles], block stride in map_block */
   int64_t map_block;
-  pf_rows token_score; /* float32 [b][t], key stride in .row; or NULL */
-  const pf_batch *batch;   /* [b] */
+  pf_rows token_score;   /* float32 [b][t], key stride in .row; or NULL */
+  pf_rows token_peak;    /* the same */
+  pf_rows score_rows;    /* bytes [b][s]: rows that these two are of; or NULL */
+  const pf_batch *batch; /* [b] */
   const float *value_mean; /* [b][hk][e] for PREFILL_MASKED_MEAN, or NULL */
   bool may_mask_rows; /* some row may see no key, and masked_row is not ZERO */
 
@@ -207,7 +209,7 @@ typedef struct pf_call {
   const struct pf_quantized_hot *quantized_hot;
   const struct pf_quantization *quantization; /* while keys are quantised */
   const void *token_work; /* while TOKEN_SCORE is computed */
-  int32_t *visited; /* [b][hq][tiles][2]: visited, visible blocks */
+  int32_t *visited;       /* [b][hq][tiles][2]: visited, visible blocks */
 
   /* Workspace to release at the end of the call. */
   void *owned[24];

@@ -84,7 +84,8 @@ static size_t get_output_count(const OrtCustomOp *op) {
   return PREFILL_OUT_COUNT;
 }
 static int get_output_type(const OrtCustomOp *op, size_t index) {
-  return index == PREFILL_OUT_O || index >= PREFILL_OUT_ROTATED_K
+  return index == PREFILL_OUT_O || (index >= PREFILL_OUT_ROTATED_K &&
+                                    index <= PREFILL_OUT_PRESENT_V)
              ? ((const attention_op *)op)->type
          : index == PREFILL_OUT_BLOCK_MAP ? ONNX_UINT8
                                           : ONNX_FLOAT;
@@ -226,6 +227,7 @@ static size_t output_shape(const prefill_attention_desc *desc, size_t index,
   case PREFILL_OUT_DENSITY:
     return 2;
   case PREFILL_OUT_TOKEN_SCORE:
+  case PREFILL_OUT_TOKEN_PEAK:
     dims[1] = keys;
     return 2;
   case PREFILL_OUT_ROTATED_K:

@@ -4,12 +4,15 @@
 |* prefill.opt, version 1; optional inputs in []):
 |*
 |*   ProtectRows(ids int64 [b, n], [given bool [b, n]], [alive int64 [b, n]],
-|*               [starts int64 [segments + 1]], [wanted int64 [m]])
+|*               [starts int64 [segments + 1]], [wanted int64 [m]],
+|*               [only bool [b, n]])
 |*     -> protect bool [b, n]: rows that are never dropped. String attributes
 |*     bos, last (numbers), ids, rows ("a-b,c-d").
-|*   SelectRows(score float [b, n], protect bool [b, n], [alive], [starts])
+|*   SelectRows(score float [b, n], protect bool [b, n], [alive], [starts],
+|*              [peak float [b, n]], [columns bool [b, n]])
 |*     -> rows int64 [b, m] ascending, starts int64 [segments + 1]. String
-|*     attribute keep: millionths of a segment's rows.
+|*     attribute keep: millionths of a segment's rows. With columns instead
+|*     global, individual: in 10^-12, batch 1, without starts.
 |*   FindRows(rows int64 [b, m], count int64 [1], wanted int64)
 |*     -> index int64, of wanted's shape.
 |*
@@ -23,7 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_RANK = 8, MAX_INPUTS = 5, MAX_RANGES = 64 };
+enum { MAX_RANK = 8, MAX_INPUTS = 6, MAX_RANGES = 64 };
 
 /* One op: its schema, and what it does with the inputs it was given. */
 typedef struct row_op row_op;
@@ -40,7 +43,7 @@ struct row_op {
 /* A node's attributes. */
 typedef struct row_kernel {
   const row_op *op;
-  int64_t bos, last, keep;
+  int64_t bos, last, keep, global, individual;
   int64_t ids[MAX_RANGES][2], rows[MAX_RANGES][2];
   int64_t id_count, row_count;
 } row_kernel;
@@ -202,6 +205,11 @@ static OrtStatus *run_protect(const row_kernel *kernel,
         !pf_protect_wanted(&rows, in[4].data, in[4].count, protect, &error))
       status = refuse(op, error.text);
   }
+  if (!status && in[5].data && in[5].count != in[0].count)
+    status = refuse(op, "the input of vision rows has not one entry for every "
+                        "row");
+  for (int64_t i = 0; !status && in[5].data && i < in[0].count; ++i)
+    protect[i] |= !((const uint8_t *)in[5].data)[i];
   free(owned);
   return status;
 }
@@ -234,12 +242,28 @@ static OrtStatus *run_select(const row_kernel *kernel,
   uint8_t *owned;
   if (in[1].count != in[0].count)
     return refuse(op, "expected a score and a protection for every row");
+  if (in[5].data && in[0].rank == 2 && in[0].shape[0] != 1) {
+    char text[160];
+    snprintf(text, sizeof(text),
+             "thresholds leave another number of rows in every prompt: "
+             "expected a batch of 1, got %lld; run them one by one",
+             (long long)in[0].shape[0]);
+    return refuse(op, text);
+  }
+  if (in[5].data &&
+      (in[4].count != in[0].count || in[5].count != in[0].count || in[3].data))
+    return refuse(op, "expected a peak and a column for every row, and no "
+                      "segments");
   TRY(read_rows(op, &in[0], &in[2], &in[3], &rows, &owned));
   uint8_t *kept = malloc((size_t)in[0].count + 1);
   int64_t *counts = malloc((size_t)(rows.segments + 1) * sizeof(int64_t));
   OrtStatus *status = NULL;
   int64_t count = -1;
-  if (kept && counts)
+  if (kept && counts && in[5].data)
+    count = counts[0] =
+        pf_keep_above(&rows, in[0].data, in[4].data, in[5].data, in[1].data,
+                      kernel->global, kernel->individual, kept);
+  else if (kept && counts)
     count =
         pf_keep_rows(&rows, in[0].data, in[1].data, kernel->keep, kept, counts);
   status = count < 0 ? refuse(op, "out of memory")
@@ -310,6 +334,8 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
   kernel->bos = read_number(api, info, "bos");
   kernel->last = read_number(api, info, "last");
   kernel->keep = read_number(api, info, "keep");
+  kernel->global = read_number(api, info, "global");
+  kernel->individual = read_number(api, info, "individual");
   kernel->id_count = read_ranges(api, info, "ids", kernel->ids);
   kernel->row_count = read_ranges(api, info, "rows", kernel->rows);
   *out = kernel;
@@ -322,18 +348,19 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
 OrtStatus *pf_add_row_ops(const OrtApi *api, OrtCustomOpDomain *domain) {
   static const row_op ops[] = {
       {.name = "ProtectRows",
-       .inputs = 5,
+       .inputs = 6,
        .required = 1,
        .outputs = 1,
-       .input_type = {ONNX_INT64, ONNX_BOOL, ONNX_INT64, ONNX_INT64,
-                      ONNX_INT64},
+       .input_type = {ONNX_INT64, ONNX_BOOL, ONNX_INT64, ONNX_INT64, ONNX_INT64,
+                      ONNX_BOOL},
        .output_type = {ONNX_BOOL},
        .run = run_protect},
       {.name = "SelectRows",
-       .inputs = 4,
+       .inputs = 6,
        .required = 2,
        .outputs = 2,
-       .input_type = {ONNX_FLOAT, ONNX_BOOL, ONNX_INT64, ONNX_INT64},
+       .input_type = {ONNX_FLOAT, ONNX_BOOL, ONNX_INT64, ONNX_INT64, ONNX_FLOAT,
+                      ONNX_BOOL},
        .output_type = {ONNX_INT64, ONNX_INT64},
        .run = run_select},
       {.name = "FindRows",

@@ -1,7 +1,9 @@
 /*===- rows.c - Which rows stay, and where they went --------------*- C -*-===*\
 |*
-|* See rows.h. LazyLLM's rule (arXiv:2407.14057) with what it leaves open: ties,
-|* padding, several prompts, and rows that must not go.
+|* See rows.h. LazyLLM's rule (arXiv:2407.14057) and MustDrop's
+(arXiv:2411.10803)
+|* with what they leave open: ties, padding, several prompts, and rows that must
+|* not go.
 |*
 \*===----------------------------------------------------------------------===*/
 #include "rows.h"
@@ -193,6 +195,24 @@ done:
   free(memory.chosen);
   free(memory.value);
   return most;
+}
+
+int64_t pf_keep_above(const pf_row_set *rows, const float *score,
+                      const float *peak, const uint8_t *columns,
+                      const uint8_t *protect, int64_t share, int64_t most,
+                      uint8_t *kept) {
+  double total = 0;
+  for (int64_t i = 0; i < rows->n; ++i)
+    if (columns[i])
+      total += (double)score[i];
+  const double low = (double)share / 1e12 * total;
+  const double least = (double)most / 1e12;
+  int64_t count = 0;
+  for (int64_t i = 0; i < rows->n; ++i) {
+    const bool goes = (double)score[i] < low && (double)peak[i] < least;
+    count += kept[i] = protect[i] || !goes;
+  }
+  return count;
 }
 
 bool pf_find_rows(const int64_t *rows, int64_t b, int64_t n, int64_t count,

@@ -62,6 +62,16 @@ int64_t pf_keep_rows(const pf_row_set *rows, const float *score,
                      const uint8_t *protect, int64_t keep_ppm, uint8_t *kept,
                      int64_t *segment_count);
 
+/* Keeps the protected rows, and of the others those that are not both: of a
+ * score below share / 10^12 times the sum of the scores of `columns`, and of a
+ * peak below most / 10^12 (MustDrop, arXiv:2411.10803). A score or peak that is
+ * no number keeps its row. kept and the result as above; one batch entry only.
+ */
+int64_t pf_keep_above(const pf_row_set *rows, const float *score,
+                      const float *peak, const uint8_t *columns,
+                      const uint8_t *protect, int64_t share, int64_t most,
+                      uint8_t *kept);
+
 /* index[i] = the place of row wanted[i] (negative: from the end of `count`
  * rows) among rows[b][n], ascending. False: it is not there, or not at the same
  * place in every entry. */

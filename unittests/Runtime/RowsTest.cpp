@@ -8,6 +8,7 @@
 #include "Reference.h"
 #include "gtest/gtest.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -122,6 +123,83 @@ TEST(Rows, FoundWhereTheyAre) {
         pf_find_rows(rows.data(), 2, 4, 10, &bad, 1, index.data(), &error));
     EXPECT_NE(error.text[0], '\0');
   }
+}
+
+TEST(Rows, ThresholdsDropWhatIsBelowBoth) {
+  const float nan = std::nanf("");
+  const float score[] = {5, .1F, .1F, .1F, nan, .1F, 1};
+  const float peak[] = {.1F, .1F, .5F, .1F, .1F, .1F, .1F};
+  const uint8_t columns[] = {1, 1, 1, 1, 0, 1, 0};
+  const uint8_t protect[] = {0, 1, 0, 0, 0, 0, 1};
+  const pf_row_set rows{1, 7, nullptr, nullptr, 1};
+  uint8_t kept[7];
+  auto keep = [&](double share, double most) {
+    EXPECT_EQ(pf_keep_above(&rows, score, peak, columns, protect,
+                            std::llround(share * 1e12),
+                            std::llround(most * 1e12), kept),
+              std::count(kept, kept + 7, 1));
+    std::string text;
+    for (uint8_t k : kept)
+      text += k ? '1' : '0';
+    return text;
+  };
+  // 0 has a great score, 2 a great peak, 4 no number, 1 and 6 are protected.
+  EXPECT_EQ(keep(.1, .3), "1110101");
+  EXPECT_EQ(keep(.1, .9), "1100101");
+  EXPECT_EQ(keep(1, .9), "0100101");
+  EXPECT_EQ(keep(0, 1), "1111111");
+  EXPECT_EQ(keep(1, 0), "1111111");
+}
+
+TEST(Rows, MarkedRowsScoreByTheirSumAndTheirGreatest) {
+  Problem<8, 8, 16, 16, float, PREFILL_TILE_CAUSAL> p;
+  p.b = 2;
+  p.s = p.t = 150;
+  p.build();
+  p.out[PREFILL_OUT_TOKEN_SCORE].make({p.b, p.t}, kDLFloat, 32);
+  p.out[PREFILL_OUT_TOKEN_PEAK].make({p.b, p.t}, kDLFloat, 32);
+  p.in[PREFILL_IN_SCORE_ROWS].make({p.b, p.s}, kDLUInt, 8);
+  for (int64_t b = 0; b < p.b; ++b)
+    for (int64_t i = 0; i < p.s; ++i)
+      p.in[PREFILL_IN_SCORE_ROWS].template at<uint8_t>({b, i}) =
+          b == 1 && i >= 40 && i % 3 != 0;
+  ASSERT_EQ(p.run(), PREFILL_OK) << p.context.message;
+  std::vector<double> sum(p.t), peak(p.t);
+  for (int64_t i = 40; i < p.s; ++i) {
+    std::vector<double> mean(p.t);
+    for (int64_t h = 0; h < p.hq; ++h) {
+      std::vector<double> weight(p.t);
+      double total = 0;
+      for (int64_t j = 0; j <= i; ++j) {
+        for (int64_t c = 0; c < 8; ++c)
+          weight[j] += static_cast<double>(p.q(1, h, i, c)) *
+                       p.k(1, h / (p.hq / p.hk), j, c);
+        total += weight[j] = std::exp(weight[j] / std::sqrt(8.0));
+      }
+      for (int64_t j = 0; j < p.t; ++j)
+        mean[j] += weight[j] / total / static_cast<double>(p.hq);
+    }
+    for (int64_t j = 0; i % 3 != 0 && j < p.t; ++j) {
+      sum[j] += mean[j];
+      peak[j] = std::max(peak[j], mean[j]);
+    }
+  }
+  for (int64_t j = 0; j < p.t; ++j) {
+    EXPECT_EQ((p.out[PREFILL_OUT_TOKEN_SCORE].template at<float>({0, j})), 0);
+    EXPECT_EQ((p.out[PREFILL_OUT_TOKEN_PEAK].template at<float>({0, j})), 0);
+    EXPECT_NEAR((p.out[PREFILL_OUT_TOKEN_SCORE].template at<float>({1, j})),
+                sum[j], 1e-5)
+        << j;
+    EXPECT_NEAR((p.out[PREFILL_OUT_TOKEN_PEAK].template at<float>({1, j})),
+                peak[j], 1e-6)
+        << j;
+  }
+  // Neither alone.
+  p.out[PREFILL_OUT_TOKEN_PEAK].absent = true;
+  EXPECT_EQ(p.run(), PREFILL_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(p.context.message).find("SCORE_ROWS: expected exactly"),
+            std::string::npos)
+      << p.context.message;
 }
 
 TEST(Rows, TokenScoreIsTheLastRowsAttention) {

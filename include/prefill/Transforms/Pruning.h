@@ -17,13 +17,32 @@
 
 namespace prefill {
 
-/// -prune=lazyllm:layers=9+19+28,keep=0.7 (LazyLLM, arXiv:2407.14057).
+/// -prune=lazyllm:layers=9+19+28,keep=0.7 (LazyLLM, arXiv:2407.14057), or
+/// -prune=mustdrop:layers=2+6+10+14,global=0.001,individual=0.001 (MustDrop,
+/// arXiv:2411.10803).
 struct PruneSpec {
-  /// Layers after which rows go, from 1, ascending; empty: after 9/32, 19/32
-  /// and 28/32 of the layers, as the paper's figures draw it.
+  enum class Method { LazyLLM, MustDrop } method = Method::LazyLLM;
+
+  /// Layers after which rows go, from 1, ascending. Empty: LazyLLM's after
+  /// 9/32, 19/32 and 28/32 of the layers, as the paper's figures draw it;
+  /// MustDrop's after 2, 6, 10 and 14.
   std::vector<int64_t> layers;
+
+  // LazyLLM.
   /// Share of the rows still there that stays at each of them, in (0, 1].
   double keep = 0.7;
+
+  // MustDrop: a vision row goes if it gets less than `global` of what the text
+  // after the image gives to all vision rows, and from none of that text's rows
+  // as much as `individual`. In [0, 1].
+  double global = 0.001;
+  double individual = 0.001;
+
+  bool isMustDrop() const { return method == Method::MustDrop; }
+  /// Whether nothing ever goes, whatever the prompt is.
+  bool keepsAll() const {
+    return isMustDrop() ? global == 0 || individual == 0 : keep == 1;
+  }
 };
 
 /// -protect=bos:4,system,last:1,ids:A-B,rows:A-B: rows that never go.

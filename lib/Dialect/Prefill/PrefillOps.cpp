@@ -123,6 +123,13 @@ static LogicalResult verifyAttention(OpTy op) {
         type && (type.getRank() != 2 || !type.getElementType().isF32()))
       return op.emitOpError("token_score must be [b,t] of f32");
   }
+  if (static_cast<bool>(op.getScoreRows()) !=
+          static_cast<bool>(op.getTokenPeak()) ||
+      (op.getTokenPeak() && !op.getTokenScore()))
+    return op.emitOpError(
+        "has score_rows exactly with token_score and token_peak");
+  if (op.getScoreRows() && op.getSegmentStarts())
+    return op.emitOpError("has score_rows only without segment_starts");
   // The getters of I64Attr are unsigned.
   auto negative = [](std::optional<uint64_t> value) {
     return value && static_cast<int64_t>(*value) < 0;
@@ -367,8 +374,22 @@ LogicalResult SelectRowsOp::verify() {
   }
   if (!from.getDefiningOp<ProtectRowsOp>())
     return emitOpError("protect must come from prefill.protect_rows");
-  double keep = getKeep().convertToDouble();
-  if (!(keep > 0) || keep > 1)
-    return emitOpError("keep must be in (0, 1]");
+  if (getKeep().has_value() == getGlobal().has_value() ||
+      getGlobal().has_value() != getIndividual().has_value())
+    return emitOpError("needs one rule: keep, or global and individual");
+  auto share = [](const APFloat &value) { return value.convertToDouble(); };
+  if (getKeep()) {
+    if (!(share(*getKeep()) > 0) || share(*getKeep()) > 1)
+      return emitOpError("keep must be in (0, 1]");
+    if (getPeak() || getColumns())
+      return emitOpError("has peak and columns only with global");
+    return success();
+  }
+  for (double value : {share(*getGlobal()), share(*getIndividual())})
+    if (!(value >= 0) || value > 1)
+      return emitOpError("global and individual must be in [0, 1]");
+  if (!getPeak() || !getColumns() || getSegmentStarts() || getStarts())
+    return emitOpError("needs peak and columns with global, and no "
+                       "segment_starts");
   return success();
 }

@@ -72,12 +72,12 @@ enum {
  * NULL pointer; trailing ones may be left out. Shapes: b batch, hq query heads,
  * hk KV heads, s query rows, t keys, d head dim, e value head dim. */
 typedef enum prefill_attention_input {
-  PREFILL_IN_Q = 0,        /* [b,hq,s,d] or [b,s,hq,d] or [b,s,hq*d] */
-  PREFILL_IN_K = 1,        /* [b,hk,t,d] or [b,t,hk,d] or [b,t,hk*d] */
-  PREFILL_IN_V = 2,        /* the same with e */
-  PREFILL_IN_BIAS = 3,     /* bool (true: visible) or the type of q (added):
-                              [b|1, hq|1, s|1, t] or lower rank, broadcast */
-  PREFILL_IN_KEY_MASK = 4, /* [b,t] bool, int32 or int64; nonzero: visible */
+  PREFILL_IN_Q = 0,          /* [b,hq,s,d] or [b,s,hq,d] or [b,s,hq*d] */
+  PREFILL_IN_K = 1,          /* [b,hk,t,d] or [b,t,hk,d] or [b,t,hk*d] */
+  PREFILL_IN_V = 2,          /* the same with e */
+  PREFILL_IN_BIAS = 3,       /* bool (true: visible) or the type of q (added):
+                                [b|1, hq|1, s|1, t] or lower rank, broadcast */
+  PREFILL_IN_KEY_MASK = 4,   /* [b,t] bool, int32 or int64; nonzero: visible */
   PREFILL_IN_KV_LENGTHS = 5, /* [b] or [] int32 or int64: keys at or past it are
                                 invisible */
   PREFILL_IN_SINKS = 6,      /* [hq], type of q: an extra logit without value */
@@ -92,19 +92,21 @@ typedef enum prefill_attention_input {
   PREFILL_IN_Q_POSITIONS = 12, /* [s] or [b|1, s] int64: key position of every
                                   query row, in any order, instead of Q_OFFSET
                                   and the alignment */
-  PREFILL_IN_SEGMENT_STARTS = 13, /* [n+1] int64, ascending from 0 to t: keys
-                                     [starts[i], starts[i+1]) are a prompt of
-                                     their own, which only its query rows see;
-                                     without Q_POSITIONS s = t and row i is at
-                                     position i. Positions count through the
-                                     pack (a table's rows too). Batch 1; not
-                                     with BIAS, KEY_MASK, KV_LENGTHS, Q_SEGMENT */
+  PREFILL_IN_SEGMENT_STARTS =
+      13,                   /* [n+1] int64, ascending from 0 to t: keys
+                               [starts[i], starts[i+1]) are a prompt of
+                               their own, which only its query rows see;
+                               without Q_POSITIONS s = t and row i is at
+                               position i. Positions count through the
+                               pack (a table's rows too). Batch 1; not
+                               with BIAS, KEY_MASK, KV_LENGTHS, Q_SEGMENT */
   PREFILL_IN_MODALITY = 14, /* [t] or [b|1, t] integers or bool: what kind of
                                token each key is, for q-boundary and
                                2d-boundary; [s] or [b|1, s] too, then these run
                                dense where there are keys before the rows, as
                                they do with the two inputs above */
-  PREFILL_IN_PAST_K = 15, /* with SEGMENT_STARTS, a KV cache: [1,hk,rows,d] and */
+  PREFILL_IN_PAST_K =
+      15, /* with SEGMENT_STARTS, a KV cache: [1,hk,rows,d] and */
   PREFILL_IN_PAST_V = 16, /* [1,hk,rows,e]. K (rotated) and V are appended to it
                              and keys read from it; see PRESENT_K */
   PREFILL_IN_CACHE_SLOTS = 17, /* [n,2] int64: first cache row of each segment's
@@ -112,7 +114,9 @@ typedef enum prefill_attention_input {
                                   the call. Its new rows follow these; segments
                                   do not overlap. Without it the three are
                                   absent */
-  PREFILL_IN_COUNT = 18
+  PREFILL_IN_SCORE_ROWS = 18, /* [b,s] bool: the query rows that TOKEN_SCORE and
+                                 TOKEN_PEAK are of; not with SEGMENT_STARTS */
+  PREFILL_IN_COUNT = 19
 } prefill_attention_input;
 
 typedef enum prefill_attention_output {
@@ -132,8 +136,11 @@ typedef enum prefill_attention_output {
                                   (of each segment) gives to key j; NaN where a
                                   score of that row is no number. Causal kernels
                                   only, not with BIAS, SINKS, Q_SEGMENT,
-                                  Q_POSITIONS, PAST_K */
-  PREFILL_OUT_COUNT = 8
+                                  Q_POSITIONS, PAST_K. With SCORE_ROWS the sum
+                                  of these means over the rows that it marks */
+  PREFILL_OUT_TOKEN_PEAK = 8, /* [b,t] float32, with SCORE_ROWS: the greatest of
+                                 these means; 0 where no row is marked */
+  PREFILL_OUT_COUNT = 9
 } prefill_attention_output;
 
 /* Tensors on an NVIDIA GPU (kDLCUDA): Q, K, V, O and LSE all on the same one,
@@ -141,8 +148,8 @@ typedef enum prefill_attention_output {
  * SIN too; KV_LENGTHS and Q_OFFSET on the CPU, where they are read before the
  * call returns, or as int32 and int64 on the GPU. Rows are aligned to 16 bytes
  * (O: 4). The first call in a CUDA context loads the kernel's code; later ones
- * only launch, with workspace in the order of the stream, and never wait, so that
- * CUDA graphs can capture them. */
+ * only launch, with workspace in the order of the stream, and never wait, so
+ * that CUDA graphs can capture them. */
 
 /* The library's kernels, in order of compilation. */
 PREFILL_API size_t prefill_kernel_count(void);
@@ -150,12 +157,9 @@ PREFILL_API const char *prefill_kernel_name(size_t index);
 
 /* Runs one kernel by name. Every kernel is also exported under its own name
  * with the arguments after `name` (see the generated header). */
-PREFILL_API prefill_status prefill_run(prefill_context *context,
-                                       const char *name,
-                                       const DLTensor *const *inputs,
-                                       size_t input_count,
-                                       DLTensor *const *outputs,
-                                       size_t output_count);
+PREFILL_API prefill_status prefill_run(
+    prefill_context *context, const char *name, const DLTensor *const *inputs,
+    size_t input_count, DLTensor *const *outputs, size_t output_count);
 
 /* A small thread pool for hosts that have none: point parallel_for at
  * prefill_pool_parallel_for and host at the pool. threads counts the caller. */

@@ -377,3 +377,66 @@ func.func @token_score(%q: tensor<1x2x?x64xf32>) {
     : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> token_score : tensor<?x?xf32>
   return
 }
+
+// -----
+
+func.func @no_rule(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{needs one rule: keep, or global and individual}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>)  : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @two_rules(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{needs one rule: keep, or global and individual}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) keep 0.5 global 0.5 individual 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @half_a_rule(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{needs one rule: keep, or global and individual}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) global 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @no_columns(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{needs peak and columns with global}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) global 0.5 individual 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @columns_for_nothing(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{has peak and columns only with global}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) keep 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @thresholds(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{global and individual must be in [0, 1]}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) global 0.5 individual 1.5 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @peak(%q: tensor<1x2x?x64xf32>) {
+  // expected-error @+1 {{has score_rows exactly with token_score and token_peak}}
+  %o, %s, %p = prefill.attention %q, %q, %q {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> token_score : tensor<?x?xf32> token_peak : tensor<?x?xf32>
+  return
+}

@@ -129,3 +129,15 @@ func.func @rows(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %given: tensor<
   %r, %s = prefill.select_rows %score protect(%p : tensor<?x?xi1>) segment_starts(%starts : tensor<?xi64>) keep 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>, tensor<?xi64>
   return
 }
+
+// CHECK-LABEL: @vision_rows
+func.func @vision_rows(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %vision: tensor<?x?xi1>, %text: tensor<?x?xi1>) {
+  // CHECK: prefill.attention {{.*}} score_rows(%{{.*}} : tensor<?x?xi1>) {{.*}} token_score : tensor<?x?xf32> token_peak : tensor<?x?xf32>
+  %o, %score, %peak = prefill.attention %q, %q, %q score_rows(%text : tensor<?x?xi1>) {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> token_score : tensor<?x?xf32> token_peak : tensor<?x?xf32>
+  // CHECK: prefill.protect_rows %{{.*}} only(%{{.*}} : tensor<?x?xi1>) bos 4 last 1
+  %p = prefill.protect_rows %ids only(%vision : tensor<?x?xi1>) bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // CHECK: prefill.select_rows %{{.*}} protect(%{{.*}} : tensor<?x?xi1>) peak(%{{.*}} : tensor<?x?xf32>) columns(%{{.*}} : tensor<?x?xi1>) global 1.000000e-03 individual 2.000000e-03 : tensor<?x?xf32> -> tensor<?x?xi64>
+  %r = prefill.select_rows %score protect(%p : tensor<?x?xi1>) peak(%peak : tensor<?x?xf32>) columns(%vision : tensor<?x?xi1>) global 0.001 individual 0.002 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}

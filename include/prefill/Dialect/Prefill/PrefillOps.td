@@ -22,7 +22,7 @@ defvar attentionOperands = (ins
   Optional<AnyType>:$q_offset, Optional<AnyType>:$cos, Optional<AnyType>:$sin,
   Optional<AnyType>:$q_positions, Optional<AnyType>:$segment_starts,
   Optional<AnyType>:$past_k, Optional<AnyType>:$past_v,
-  Optional<AnyType>:$cache_slots);
+  Optional<AnyType>:$cache_slots, Optional<AnyType>:$score_rows);
 defvar attentionAttrs = (ins
   ConfinedAttr<I64Attr, [IntPositive]>:$q_heads,
   ConfinedAttr<I64Attr, [IntPositive]>:$kv_heads,
@@ -82,6 +82,9 @@ defvar attentionDescription = [{
     k after `rotary`, `[b,hk,t,d]`: what a KV cache holds. token_score is `[b,t]`
     fp32: the mean over the query heads of the probability that the last visible
     row (of each segment) gives to each key; a sparse index does not change it.
+    With `score_rows` (`[b,s]` bool) it is the sum of these means over the rows
+    that are marked, and token_peak, `[b,t]`, their maximum; both 0 where none is.
+    A mean is taken before the maximum.
   }];
 
 def Prefill_AttentionOp : Prefill_Op<"attention",
@@ -91,7 +94,8 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
   let arguments = !con(attentionOperands, attentionAttrs);
   let results = (outs AnyType:$o, Optional<AnyType>:$lse,
                  Optional<AnyType>:$rotated_k, Optional<AnyType>:$present_k,
-                 Optional<AnyType>:$present_v, Optional<AnyType>:$token_score);
+                 Optional<AnyType>:$present_v, Optional<AnyType>:$token_score,
+                 Optional<AnyType>:$token_peak);
   let assemblyFormat = [{
     $q `,` $k `,` $v (`bias` `(` $bias^ `:` type($bias) `)`)?
     (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
@@ -103,10 +107,12 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
     (`q_positions` `(` $q_positions^ `:` type($q_positions) `)`)?
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     (`cache` `(` $past_k^ `,` $past_v `,` $cache_slots `:` type($past_k) `,` type($past_v) `,` type($cache_slots) `)`)?
+    (`score_rows` `(` $score_rows^ `:` type($score_rows) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
     (`present` `:` type($present_k)^ `,` type($present_v))?
     (`token_score` `:` type($token_score)^)?
+    (`token_peak` `:` type($token_peak)^)?
   }];
   let hasVerifier = 1;
 }
@@ -122,7 +128,8 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
                        attentionAttrs);
   let results = (outs AnyType:$o, Optional<AnyType>:$lse,
                  Optional<AnyType>:$rotated_k, Optional<AnyType>:$present_k,
-                 Optional<AnyType>:$present_v, Optional<AnyType>:$token_score);
+                 Optional<AnyType>:$present_v, Optional<AnyType>:$token_score,
+                 Optional<AnyType>:$token_peak);
   let assemblyFormat = [{
     $q `,` $k `,` $v `,` $index (`bias` `(` $bias^ `:` type($bias) `)`)?
     (`key_mask` `(` $key_mask^ `:` type($key_mask) `)`)?
@@ -134,10 +141,12 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
     (`q_positions` `(` $q_positions^ `:` type($q_positions) `)`)?
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     (`cache` `(` $past_k^ `,` $past_v `,` $cache_slots `:` type($past_k) `,` type($past_v) `,` type($cache_slots) `)`)?
+    (`score_rows` `(` $score_rows^ `:` type($score_rows) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
     (`present` `:` type($present_k)^ `,` type($present_v))?
     (`token_score` `:` type($token_score)^)?
+    (`token_peak` `:` type($token_peak)^)?
   }];
   let hasVerifier = 1;
 }
@@ -483,6 +492,7 @@ def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
       low, high);
     * rows whose number in their segment lies in one of `row_ranges`;
     * rows where `given` `[b,s]` bool is true (a system prompt, say);
+    * rows where `only` `[b,s]` bool is false (those that are no vision tokens);
     * rows that are `wanted` `[m]`: their logits are asked for.
 
     `alive` `[b,s]` integer: 0 for padding, which is no row of any segment;
@@ -490,7 +500,7 @@ def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
   }];
   let arguments = (ins AnyType:$ids, Optional<AnyType>:$given,
                    Optional<AnyType>:$alive, Optional<AnyType>:$segment_starts,
-                   Optional<AnyType>:$wanted,
+                   Optional<AnyType>:$wanted, Optional<AnyType>:$only,
                    ConfinedAttr<I64Attr, [IntNonNegative]>:$bos,
                    ConfinedAttr<I64Attr, [IntPositive]>:$last,
                    DefaultValuedAttr<DenseI64ArrayAttr, "{}">:$id_ranges,
@@ -501,6 +511,7 @@ def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
     (`alive` `(` $alive^ `:` type($alive) `)`)?
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     (`wanted` `(` $wanted^ `:` type($wanted) `)`)?
+    (`only` `(` $only^ `:` type($only) `)`)?
     `bos` $bos `last` $last attr-dict `:` type($ids) `->` type($protect)
   }];
   let hasVerifier = 1;
@@ -510,11 +521,19 @@ def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
     [Pure, AttrSizedOperandSegments]> {
   let summary = "The rows that stay, by a score";
   let description = [{
-    Of every segment all rows that `protect` names, then those of the greatest
-    `score` `[b,s]` (of equal ones the first; NaN is the greatest) until
-    ceil(`keep` of its rows) stay. LazyLLM (arXiv:2407.14057). rows `[b,m]` i64,
-    ascending; starts `[n+1]`: where each segment begins among them. m depends on
-    the data only where more rows than that are protected, or with padding.
+    All rows that `protect` names, and more by one of these rules:
+
+    * `keep`: of every segment those of the greatest `score` `[b,s]` (of equal ones
+      the first; NaN is the greatest) until ceil(`keep` of its rows) stay. LazyLLM
+      (arXiv:2407.14057). How many depends on the data only where more rows than
+      that are protected, or with padding.
+    * `global`, `individual`: all but those whose score is below `global` times the
+      sum of the scores of the rows in `columns` `[b,s]` bool, and whose `peak`
+      `[b,s]` is below `individual`. MustDrop (arXiv:2411.10803), batches of 1. How
+      many stay depends on the data.
+
+    rows `[b,m]` i64, ascending; starts `[n+1]`: where each segment begins among
+    them.
 
     `protect` may not be left out: it is what keeps a prompt from having the
     rules that it stands under dropped, so it must be made by
@@ -522,13 +541,18 @@ def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
   }];
   let arguments = (ins AnyType:$score, Optional<AnyType>:$protect,
                    Optional<AnyType>:$alive, Optional<AnyType>:$segment_starts,
-                   F64Attr:$keep);
+                   Optional<AnyType>:$peak, Optional<AnyType>:$columns,
+                   OptionalAttr<F64Attr>:$keep, OptionalAttr<F64Attr>:$global,
+                   OptionalAttr<F64Attr>:$individual);
   let results = (outs AnyType:$rows, Optional<AnyType>:$starts);
   let assemblyFormat = [{
     $score (`protect` `(` $protect^ `:` type($protect) `)`)?
     (`alive` `(` $alive^ `:` type($alive) `)`)?
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
-    `keep` $keep attr-dict `:` type($score) `->` type($rows) (`,` type($starts)^)?
+    (`peak` `(` $peak^ `:` type($peak) `)`)?
+    (`columns` `(` $columns^ `:` type($columns) `)`)?
+    (`keep` $keep^)? (`global` $global^)? (`individual` $individual^)?
+    attr-dict `:` type($score) `->` type($rows) (`,` type($starts)^)?
   }];
   let hasVerifier = 1;
 }

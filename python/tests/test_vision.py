@@ -1,0 +1,311 @@
+"""Pruning of vision tokens (MustDrop): NumPy float64 written from the paper's formulas, and the limits."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import prefill_opt
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+HIDDEN, HEADS, KV_HEADS, LAYERS, VOCABULARY = 32, 4, 2, 4, 61
+DIM = HIDDEN // HEADS
+
+
+def run(folder, feeds, **options) -> dict[str, np.ndarray]:
+    session = prefill_opt.session(folder, log_severity_level=4, **options)
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def export(module, example, path: Path, names: list[str], outputs: list[str], axes: dict) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            example,
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes=axes,
+        )
+
+
+class Language(torch.nn.Module):
+    """inputs_embeds -> logits of all rows, then the KV cache."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs_embeds):
+        result = self.model(inputs_embeds=inputs_embeds, use_cache=True)
+        cache = [x for layer in result.past_key_values.layers for x in (layer.keys, layer.values)]
+        return (result.logits, *cache)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """(path, weights as float64) of a tiny Llama that takes embeddings."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        attn_implementation="eager",
+    )
+    model = transformers.LlamaForCausalLM(config)
+    path = tmp_path_factory.mktemp("language") / "llm.onnx"
+    outputs = ["logits", *(f"present.{i}.{n}" for i in range(LAYERS) for n in ("key", "value"))]
+    axes = {n: {0: "b", 2 if n.startswith("present") else 1: "s"} for n in ["inputs_embeds", *outputs]}
+    export(Language(model), (torch.randn(2, 12, HIDDEN),), path, ["inputs_embeds"], outputs, axes)
+    return path, {n: p.double().numpy() for n, p in model.state_dict().items()}
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def norm(x, weight):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weight
+
+
+def rotated(x, rows):
+    """RoPE, halves; x [heads, n, DIM] at positions `rows`."""
+    angle = np.outer(rows, 10000.0 ** (-np.arange(0, DIM, 2) / DIM))
+    cos, sin = np.cos(angle), np.sin(angle)
+    a, b = x[..., : DIM // 2], x[..., DIM // 2 :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def mustdrop(weights, embeds, vision, layers, share, most, protected=()):
+    """A prompt [n, HIDDEN]: (rows, K, V) of every layer, the last row's logits, the tightest decision.
+
+    After each of `layers` (from 1) vision row j goes iff its attention, mean over the heads, summed
+    over the text after the image is below share times that of all vision rows, and no row of that
+    text gives it `most`.
+    """
+    x, rows, caches, tight = embeds.astype(np.float64), np.arange(len(embeds)), [], np.inf
+    for number in range(1, LAYERS + 1):
+        w = {n.split(".", 3)[3]: p for n, p in weights.items() if n.startswith(f"model.layers.{number - 1}.")}
+        n = len(rows)
+        y = norm(x, w["input_layernorm.weight"])
+
+        def heads(name, count):
+            return (y @ w[f"self_attn.{name}_proj.weight"].T).reshape(n, count, DIM).transpose(1, 0, 2)
+
+        q, k, v = rotated(heads("q", HEADS), rows), rotated(heads("k", KV_HEADS), rows), heads("v", KV_HEADS)
+        caches.append((rows, k, v))
+        group = HEADS // KV_HEADS
+        s = np.einsum("hic,hjc->hij", q, k.repeat(group, 0)) / np.sqrt(DIM)
+        p = softmax(np.where(np.tri(n, dtype=bool), s, -np.inf))
+        x = x + (p @ v.repeat(group, 0)).transpose(1, 0, 2).reshape(n, -1) @ w["self_attn.o_proj.weight"].T
+        y = norm(x, w["post_attention_layernorm.weight"])
+        gate = y @ w["mlp.gate_proj.weight"].T
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["mlp.up_proj.weight"].T)) @ w["mlp.down_proj.weight"].T
+        seen = vision[rows]
+        if number not in layers or not seen.any():
+            continue
+        a = p.mean(0)[np.flatnonzero(seen)[-1] + 1 :]
+        if len(a) == 0:
+            continue
+        total, peak = a.sum(0), a.max(0)
+        low = share * total[seen].sum()
+        free = seen & ~np.isin(rows, protected)
+        tight = min(tight, *(abs(total[free] / low - 1)), *(abs(peak[free] / most - 1)))
+        stay = ~(free & (total < low) & (peak < most))
+        x, rows = x[stay], rows[stay]
+    logits = norm(x[-1], weights["model.norm.weight"]) @ weights["lm_head.weight"].T
+    return caches, logits, tight
+
+
+def prompt(seed, *parts):
+    """Embeddings [n, HIDDEN] and which rows are vision: parts are numbers of rows, text first."""
+    rng = np.random.default_rng(seed)
+    vision = np.concatenate([np.full(part, i % 2 == 1) for i, part in enumerate(parts)])
+    return rng.standard_normal((len(vision), HIDDEN)).astype(np.float32), vision
+
+
+def feeds_of(embeds, vision):
+    return {"inputs_embeds": embeds[None], "vision_rows": vision[None]}
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, atol=2e-5 * max(1.0, np.abs(expected).max()), rtol=0)
+
+
+SETTING = "mustdrop:layers={},global={},individual={}"
+
+
+@pytest.mark.parametrize("sparsify", ["dense", "a-shape:init=4,local=64,dense-below=999"])
+@pytest.mark.parametrize(
+    "layers, share, most, parts",
+    [
+        ((1, 3), 0.03, 0.25, (7, 36, 9)),
+        ((1, 2, 3), 0.02, 0.1, (5, 100, 70)),
+        ((2,), 1.0, 0.15, (6, 40, 1)),
+        ((1, 2), 0.05, 0.3, (5, 20, 11, 30, 8)),
+    ],
+)
+def test_language_model_is_what_numpy_gives(language, compiled, sparsify, layers, share, most, parts):
+    """Also with two images: the text after the last one asks, that between them stays."""
+    path, weights = language
+    prune = SETTING.format("+".join(map(str, layers)), share, most)
+    folder = compiled(path, logits="last", prune=prune, sparsify=sparsify)
+    embeds, vision = prompt(len(parts) + sum(parts), *parts)
+    n = len(vision)
+    caches, logits, tight = mustdrop(weights, embeds, vision, layers, share, most, (0, 1, 2, 3, n - 1))
+    assert tight > 1e-4, "the prompt decides nothing clearly"
+    assert parts[0] < len(caches[-1][0]) < n
+    found = run(folder, feeds_of(embeds, vision))
+    for layer in layers:
+        np.testing.assert_array_equal(found[f"prefill.rows.{layer}"][0], caches[layer][0])
+    for number, (_, k, v) in enumerate(caches):
+        close(found[f"present.{number}.key"][0], k)
+        close(found[f"present.{number}.value"][0], v)
+    close(found["logits"][0, 0], logits)
+    entry = json.loads((folder / "manifest.json").read_text())
+    assert entry["exact"] is False
+    assert {k: entry["prune"][k] for k in ("method", "exact", "layers", "global", "individual", "positions")} == {
+        "method": "mustdrop",
+        "exact": False,
+        "layers": list(layers),
+        "global": share,
+        "individual": most,
+        "positions": "preserve",
+    }
+
+
+@pytest.mark.parametrize("share, most", [(0, 0.5), (0.5, 0), (0, 0)])
+def test_a_threshold_of_nothing_is_the_model_itself(language, compiled, share, most):
+    path, _ = language
+    kept = compiled(path, logits="last", prune=SETTING.format("1+3", share, most))
+    plain = compiled(path, logits="last")
+    assert (kept / "model.onnx").read_bytes() == (plain / "model.onnx").read_bytes()
+    assert json.loads((kept / "manifest.json").read_text())["exact"] is True
+
+
+@pytest.mark.parametrize("parts", [(40,), (9, 30), (0, 25)], ids=["text only", "no text after", "nothing but an image"])
+def test_nothing_to_ask_about_or_nobody_who_asks(language, compiled, parts):
+    """All rows stay, and the result is the dense one to the bit."""
+    path, _ = language
+    pruned = compiled(path, logits="last", prune=SETTING.format("1+3", 1, 1))
+    embeds, vision = prompt(3, *parts)
+    dense = run(compiled(path, logits="last"), {"inputs_embeds": embeds[None]})
+    found = run(pruned, feeds_of(embeds, vision))
+    for name, value in dense.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    np.testing.assert_array_equal(found["prefill.rows.3"][0], np.arange(len(vision)))
+
+
+def test_everything_goes_but_what_is_protected(language, compiled):
+    """Thresholds of 1 drop every vision row: text, -protect and the input protected_rows stay."""
+    path, _ = language
+    folder = compiled(path, logits="last", prune=SETTING.format(1, 1, 1), protect="system,rows:10-12")
+    embeds, vision = prompt(5, 6, 30, 8)
+    fixed = np.zeros(len(vision), bool)
+    fixed[[20, 21]] = True
+    found = run(folder, {**feeds_of(embeds, vision), "protected_rows": fixed[None]})
+    expected = np.flatnonzero(~vision | fixed | np.isin(np.arange(len(vision)), (10, 11, 12)))
+    np.testing.assert_array_equal(found["prefill.rows.1"][0], expected)
+
+
+def test_threads_do_not_matter(language, compiled):
+    path, _ = language
+    folder = compiled(path, logits="last", prune=SETTING.format("1+2+3", 0.02, 0.1))
+    embeds, vision = prompt(8, 5, 200, 130)
+    one, two = (run(folder, feeds_of(embeds, vision), intra_op_num_threads=n) for n in (1, 3))
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_attack_on_the_system_prompt(language, compiled):
+    """A suffix searched for to draw attention away from protected image rows never drops one.
+
+    Without the protection the same suffixes do: the test can fail.
+    """
+    path, _ = language
+    prune = SETTING.format(1, 0.03, 0.2)
+    safe = prefill_opt.session(
+        compiled(path, logits="last", prune=prune, protect="system,last:1"), log_severity_level=4
+    )
+    bare = prefill_opt.session(compiled(path, logits="last", prune=prune, protect="last:1"), log_severity_level=4)
+    prefix, vision = prompt(1, 6, 30, 12)
+    fixed = np.zeros(len(vision), bool)
+    fixed[10:20] = True
+    rng = np.random.default_rng(2)
+    best, fewest = prefix[36:], len(vision)
+    for _ in range(300):
+        trial = best + rng.standard_normal(best.shape).astype(np.float32) * 0.5
+        feeds = feeds_of(np.concatenate([prefix[:36], trial]), vision)
+        (rows,) = safe.run(["prefill.rows.1"], {**feeds, "protected_rows": fixed[None]})
+        assert set(np.flatnonzero(fixed | ~vision)) <= set(rows[0].tolist())
+        (free,) = bare.run(["prefill.rows.1"], feeds)
+        left = len(set(np.flatnonzero(fixed)) & set(free[0].tolist()))
+        if left < fewest:
+            best, fewest = trial, left
+    assert fewest < 10, "the attack found nothing to drop even without protection"
+
+
+@pytest.mark.parametrize(
+    "feeds, message",
+    [
+        (lambda x, v: {"inputs_embeds": np.stack([x, x]), "vision_rows": np.stack([v, v])}, "expected a batch of 1, got 2"),
+        (lambda x, v: {"inputs_embeds": x[None], "vision_rows": v[None, 1:]}, "vision rows has not one entry"),
+    ],
+    ids=["batch", "length"],
+)
+def test_what_the_compiled_model_refuses(language, compiled, feeds, message):
+    folder = compiled(language[0], logits="last", prune=SETTING.format(1, 1, 1))
+    with pytest.raises(Exception, match=message):
+        run(folder, feeds(*prompt(0, 5, 20, 6)))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"prune": "mustdrop:layers=1,global=nan"}, "global=nan: expected 0"),
+        ({"prune": "mustdrop:layers=1,individual=-0.1"}, "individual=-0.1: expected 0"),
+        ({"prune": "mustdrop:layers=1,global=2"}, "global=2: expected 0"),
+        ({"prune": "mustdrop:layers=1,individual=1e-15"}, "from 1e-12 to 1"),
+        ({"prune": "mustdrop:layers=9"}, "layer 9 is not there: the model has 4 layers"),
+        ({"prune": "mustdrop:layers=4"}, "layer 4 is the last one"),
+        ({"prune": "mustdrop"}, "layer 14 is not there: the model has 4 layers; name some with layers="),
+        ({"prune": "mustdrop:layers=1,keep=0.5"}, "unknown option 'keep'"),
+        ({"prune": "mustdrop:layers=1,positions=compact"}, "expected preserve"),
+        ({"prune": "mustdrop:layers=1,vit-merge=3x3@0.8"}, "vit-merge is not there"),
+        ({"prune": "mustdrop:layers=1", "protect": "ids:3"}, "has no input 'input_ids'"),
+        ({"prune": "mustdrop:layers=1", "accuracy": "exact"}, "-accuracy=exact refuses -prune"),
+        ({"prune": "mustdrop:layers=1", "pack": "ffd"}, "-prune with -pack"),
+        ({"prune": "mustdrop:layers=1", "chunk": "64"}, "-prune with -chunk"),
+        ({"prune": "mustdrop:layers=1", "target": "sm_80"}, "-prune with -target=sm_80"),
+        ({"prune": "mustdrop:layers=1", "logits": "all"}, "ask for -logits=last or -logits=rows"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(language, compiler, tmp_path, options, message):
+    with pytest.raises(prefill_opt.CompileError) as error:
+        prefill_opt.compile(language[0], tmp_path / "out", **{"logits": "last", **options})
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_of_that_name_is_refused(language, tmp_path):
+    model = onnx.load(language[0])
+    model.graph.input.append(onnx.helper.make_tensor_value_info("vision_rows", onnx.TensorProto.BOOL, ["b", "s"]))
+    onnx.save(model, tmp_path / "named.onnx")
+    with pytest.raises(prefill_opt.CompileError, match="an input 'vision_rows' already"):
+        prefill_opt.compile(tmp_path / "named.onnx", tmp_path / "out", logits="last", prune="mustdrop:layers=1")
