@@ -36,7 +36,8 @@ using namespace mlir;
 using namespace prefill;
 
 /// Replaces `op` by the same attention with its token_score, and with
-/// token_peak if asked for: score_rows is to be given then.
+/// token_peak if asked for. Its score_rows are to be set then; so that operands
+/// stay where they are, another value holds their place.
 static void addScore(AttentionOp op, bool withPeak) {
   OpBuilder builder(op);
   auto typeOf = [](Value result) { return result ? result.getType() : Type(); };
@@ -49,14 +50,14 @@ static void addScore(AttentionOp op, bool withPeak) {
       op.getK(), op.getV(), op.getBias(), op.getKeyMask(), op.getKvLengths(),
       op.getSinks(), op.getQSegment(), op.getKSegment(), op.getQOffset(),
       op.getCos(), op.getSin(), op.getQPositions(), op.getSegmentStarts(),
-      op.getPastK(), op.getPastV(), op.getCacheSlots(), op.getScoreRows(),
-      op.getQHeadsAttr(), op.getKvHeadsAttr(), op.getHeadDimAttr(),
-      op.getVHeadDimAttr(), op.getScaleAttr(), op.getCausalAttr(),
-      op.getWindowLeftAttr(), op.getWindowRightAttr(), op.getSoftcapAttr(),
-      op.getAlignmentAttr(), op.getMaskedRowAttr(), op.getQLayoutAttr(),
-      op.getKLayoutAttr(), op.getVLayoutAttr(), op.getOLayoutAttr(),
-      op.getRotaryAttr(), op.getRotaryDimAttr(), op.getLayerAttr(),
-      op.getFormAttr());
+      op.getPastK(), op.getPastV(), op.getCacheSlots(),
+      withPeak ? op.getQ() : Value(), op.getQHeadsAttr(), op.getKvHeadsAttr(),
+      op.getHeadDimAttr(), op.getVHeadDimAttr(), op.getScaleAttr(),
+      op.getCausalAttr(), op.getWindowLeftAttr(), op.getWindowRightAttr(),
+      op.getSoftcapAttr(), op.getAlignmentAttr(), op.getMaskedRowAttr(),
+      op.getQLayoutAttr(), op.getKLayoutAttr(), op.getVLayoutAttr(),
+      op.getOLayoutAttr(), op.getRotaryAttr(), op.getRotaryDimAttr(),
+      op.getLayerAttr(), op.getFormAttr());
   op->replaceAllUsesWith(scored->getResults().take_front(op->getNumResults()));
   op->erase();
 }
@@ -177,8 +178,8 @@ struct Rewriter {
   /// or after them, less padding.
   Value getAsking(Value vision, Value alive) {
     Value one = asInt64(vision);
-    Value along = node("Squeeze", ints({1}));
-    Value zero = node("Squeeze", ints({0}));
+    Value along = onnx::createInts(builder, loc, {1}, true);
+    Value zero = onnx::createInts(builder, loc, {0}, true);
     Value before = node("CumSum", {one, along});
     Value after =
         node("CumSum", {one, along}, {onnx::intAttr(builder, "reverse", 1)});

@@ -311,7 +311,7 @@ std::string prefill::selectLogits(onnx::GraphOp graph, StringRef which) {
     return "the output 'logits' is not known to be [batch, rows, vocabulary]";
   bool all = llvm::any_of(body.getArguments(), [&](Value input) {
     ArrayRef<ExprRef> shape(analysis.facts(input).shape);
-    return shape.size() == 2 &&
+    return (shape.size() == 2 || shape.size() == 3) && // embeddings
            analysis.expressions().proveEqual(shape[1], f.shape[1]);
   });
   if (!all)

@@ -293,8 +293,9 @@ struct Planner {
       if (attention && result != attention.getO() &&
           result != attention.getLse()) {
         // A score is of the rows that it was asked of.
-        need.everything |= attention.getScoreRows() && !result.use_empty();
-        everything |= need.everything;
+        everything |= attention.getScoreRows() && !result.use_empty() &&
+                      (result == attention.getTokenScore() ||
+                       result == attention.getTokenPeak());
         need.rows.reset();
         continue;
       }

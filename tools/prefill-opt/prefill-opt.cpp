@@ -139,7 +139,7 @@ static cl::opt<std::string>
                     "last one, or those of a new input logits_rows"));
 static cl::opt<std::string>
     prune("prune", cl::cat(category),
-          cl::value_desc("lazyllm[:layers=9+19+28,keep=0.7]"),
+          cl::value_desc("lazyllm|mustdrop[:option=value,...]"),
           cl::desc("Leave rows out of later layers; lossy"));
 static cl::opt<std::string>
     protect("protect", cl::cat(category),

@@ -116,7 +116,7 @@ def ChunkPrompt : Pass<"chunk-prompt", "::mlir::ModuleOp"> {
 }
 
 def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
-  let summary = "Leave rows out of later layers, by the last row's attention";
+  let summary = "Leave rows out of later layers, by the attention they get";
   let description = [{
     LazyLLM (arXiv:2407.14057), lossy. After each of the layers that `prune` names,
     rows that the last row attends to least leave the residual stream: later layers
@@ -127,11 +127,15 @@ def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
 
     Fails with the reason where the model cannot be pruned: an attention with a
     bias, a window or a KV cache, an operator that mixes rows, logits of all rows.
+
+    MustDrop (arXiv:2411.10803), `mustdrop:layers=2,global=0.001,individual=0.001`:
+    rows of an image, which a new input `vision_rows` (bool [batch, tokens]) marks, go
+    where the text after it gives them too little, in sum and at most.
     `logits` as of eliminate-dead-rows, done first.
   }];
   let options = [
     Option<"prune", "prune", "std::string", /*default=*/"\"lazyllm\"",
-           "lazyllm[:layers=9+19+28,keep=0.7]">,
+           "lazyllm[:layers=9+19+28,keep=0.7] or mustdrop[:layers=2,global=0.001,individual=0.001]">,
     Option<"protect", "protect", "std::string", /*default=*/"\"\"",
            "bos:N,last:N,system,ids:A-B,rows:A-B">,
     Option<"logits", "logits", "std::string", /*default=*/"\"all\"",
