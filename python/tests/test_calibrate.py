@@ -134,6 +134,54 @@ def test_interrupted_goes_on(tiny, ids, tmp_path, monkeypatch, capsys):
     assert done == [0, 1], "a layer was measured twice or not at all"
 
 
+@pytest.fixture
+def texts(tmp_path) -> list[Path]:
+    """Three texts of two files; the model knows nothing about any of them."""
+    rng = np.random.default_rng(1)
+    two, one = tmp_path / "two.npy", tmp_path / "one.json"
+    np.save(two, rng.integers(3, VOCABULARY, (2, 512)))
+    one.write_text(json.dumps(rng.integers(3, 20, 600).tolist()))
+    return [two, one]
+
+
+def test_several_texts(tiny, texts, tmp_path, capsys):
+    more = (f"--data={texts[1]}", "--max-loss=10%", f"--report={tmp_path / 'report'}")
+    given = arguments(tiny, texts[0], *more)
+    assert main(given) == 0
+    assert "on a text left out (" in capsys.readouterr().out
+    first = (tmp_path / "plan.json").read_text()
+    found = json.loads(first)["calibration"]
+    assert [text["name"] for text in found["texts"]] == ["two.npy, document 1", "two.npy, document 2", "one.json"]
+    losses = [text["loss"] for text in found["texts"]]
+    assert np.log1p(found["loss"]) == pytest.approx(np.log1p(losses).mean(), abs=3e-5)
+    # The budget holds for every text, and for each without its own say in the choice.
+    assert max(losses) <= found["held"] <= 0.1
+    assert max(text["left_out"] for text in found["texts"]) <= found["held"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "512 tokens of 3 texts each" in page and all(page.count(f"<td>{t['name']}") == 1 for t in found["texts"])
+    assert main(given) == 0
+    assert (tmp_path / "plan.json").read_text() == first
+
+
+def test_another_text_costs_only_its_own_measurements(tiny, texts, tmp_path, monkeypatch):
+    given = arguments(tiny, texts[0])
+    assert main(given) == 0
+    measured = []
+    real = search.measure_layer
+
+    def counting(operands, heads, dense, sparse, repeats):
+        measured.append((operands.layer, repeats))
+        return real(operands, heads, dense, sparse, repeats)
+
+    monkeypatch.setattr(search, "measure_layer", counting)
+    assert main([*given, f"--data={texts[1]}"]) == 0
+    assert measured == [(0, 0), (1, 0)], "only the new text, and no times"
+    # Where it comes first its kernels are timed: the order is not part of what is known.
+    measured.clear()
+    assert main(arguments(tiny, texts[1], f"--data={texts[0]}")) == 0
+    assert measured == [(0, 1), (1, 1)]
+
+
 def test_budget_is_kept(tiny, ids, tmp_path):
     shares = []
     for loss in ("0%", "3%", "1000%"):
@@ -259,18 +307,69 @@ def test_candidates_get_factors():
     plans = [weights.random_half(heads, 2, seed) + 1 for seed in range(20)]
     losses = np.array([reach[np.arange(heads), plan].sum() for plan in plans])
     groups = np.bincount(of_head, weights=reach[:, 1])
-    weight, factor = weights.fit_both(error, (groups, of_head, 1), (losses, plans), reach.sum(0))
+    found = weights.fit_both(error[None], (groups, of_head, 1), (losses, plans), reach.sum(0)[None])
+    weight, factor = found
     assert abs(factor[2] / factor[1] - 0.5) < 0.05
     assert np.allclose(weight[:, None] * error * factor, reach, rtol=0.2)
 
 
+def test_weights_of_runs_on_several_texts():
+    """Heads whose errors differ between texts, and runs on one text each: the same weights."""
+    rng = np.random.default_rng(7)
+    texts, heads, of_head = 3, 24, np.arange(6).repeat(4)
+    truth = rng.uniform(0.2, 5, 6).repeat(4)
+    error = rng.uniform(0.1, 4, (texts, heads, 3)) * (0, 1, 1)
+    reach = truth[:, None] * error * (1, 1, 0.5)
+    plans = [weights.random_half(heads, 2, seed) + 1 for seed in range(30)]
+    losses = np.array([reach[run % texts, np.arange(heads), plan].sum() for run, plan in enumerate(plans)])
+    groups = np.array([reach[g % texts, of_head == g, 1].sum() for g in range(6)])
+    weight, factor = weights.fit_both(error, (groups, of_head, 1), (losses, plans), reach.sum(1))
+    assert abs(factor[2] / factor[1] - 0.5) < 0.05
+    assert np.allclose((weight[:, None] * error * factor)[:, :, 1:], reach[:, :, 1:], rtol=0.2)
+
+
 def test_reads_every_form_of_data(tmp_path):
     expected = list(range(3, 103))
-    np.save(tmp_path / "a.npy", np.array([expected], np.int32))
+    np.save(tmp_path / "a.npy", np.array(expected, np.int32))
     (tmp_path / "b.json").write_text(json.dumps([expected]))
     (tmp_path / "c.txt").write_text("\n".join(map(str, expected)))
     for name in ("a.npy", "b.json", "c.txt"):
-        assert data.read_ids(tmp_path / name, 80).tolist() == [expected[:80]], name
+        (found,) = data.read_documents(tmp_path / name, 80)
+        assert found.ids.tolist() == [expected[:80]] and found.name == name
+    # Several documents: rows, or lists, which need not be of one length in the file.
+    other = [id + 1 for id in expected]
+    np.save(tmp_path / "d.npy", np.array([expected, other]))
+    (tmp_path / "e.json").write_text(json.dumps([expected, [*other, 5]]))
+    for name in ("d.npy", "e.json"):
+        found = data.read_texts([tmp_path / name], 80)
+        assert [document.ids.tolist() for document in found] == [[expected[:80]], [other[:80]]]
+        assert [document.name for document in found] == [f"{name}, document 1", f"{name}, document 2"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "expected"),
+    [
+        ([range(100), range(1, 65)], 100, r"b\.json, document 2 has 64 tokens; calibration needs more"),
+        ([range(100), range(1, 100)], 100, r"b\.json, document 2 has 99 tokens, \S*a\.npy 100: .*--tokens=99"),
+        ([range(100), []], 100, r"b\.json, document 2 is empty"),
+        ([range(100), range(1, 99), [*range(80), 5]], 80, r"a\.npy and \S*b\.json, document 3 begin with the same 80"),
+        ([range(100), [[1, 2], [3, 4]]], 100, "no list of whole numbers"),
+    ],
+)
+def test_texts_that_do_not_go_together(rows, tokens, expected, tmp_path):
+    """The document is named; `a.npy` has the numbers 0 to 99, `b.json` the rows."""
+    np.save(tmp_path / "a.npy", np.arange(100))
+    first = list(range(200, 300))
+    (tmp_path / "b.json").write_text(json.dumps([first, *map(list, rows[1:])]))
+    with pytest.raises(CalibrationError, match=expected):
+        data.read_texts([tmp_path / "a.npy", tmp_path / "b.json"], tokens)
+
+
+def test_what_is_held():
+    """The worst text and the standard error of the mean; of one text its loss and error."""
+    runs = [{"loss": 0.01, "error": 0.003}, {"loss": -0.02, "error": 0.004}]
+    assert choose.held(runs[:1]) == pytest.approx(0.013)
+    assert choose.held(runs) == pytest.approx(0.01 + 0.005 / 2)
 
 
 def test_reads_text_with_a_tokenizer(tmp_path):
@@ -280,8 +379,8 @@ def test_reads_text_with_a_tokenizer(tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "text").write_text(" ".join(words))
-    got = data.read_ids(tmp_path / "text", 4096, str(tmp_path / "tokenizer.json"))
-    assert got.tolist() == [list(range(100))]
+    (got,) = data.read_documents(tmp_path / "text", 4096, str(tmp_path / "tokenizer.json"))
+    assert got.ids.tolist() == [list(range(100))]
 
 
 def test_minference_both_ways(tiny, ids, tmp_path, compiled):

@@ -29,17 +29,22 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="prefill-opt calibrate",
-        description="Chooses a sparse pattern for every attention head, measured on a text of yours.",
+        description="Chooses a sparse pattern for every attention head, measured on texts of yours.",
     )
     parser.add_argument("model", type=Path, help="the ONNX model")
     parser.add_argument(
-        "--data", type=Path, required=True, help="token ids (text, JSON, .npy), or text with --tokenizer"
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="token ids (text, JSON, .npy), or text with --tokenizer; once for every file",
     )
     parser.add_argument(
         "-o", "--output", type=Path, help="the configuration file to write (MODEL.prefill.json beside it)"
     )
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, for --data that is text")
-    parser.add_argument("--tokens", type=int, default=4096, help="length of the prompt (4096)")
+    parser.add_argument("--tokens", type=int, default=4096, help="length of the prompts (4096)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--max-loss", type=share, default=None, help="allowed growth of perplexity (1%%)")
     budget.add_argument("--max-time", type=share, default=None, help="allowed attention time, of dense's")
@@ -50,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", choices=("cpu",), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cost", choices=("time", "blocks"), default="time", help="what is minimised")
-    parser.add_argument("--rows", type=int, default=1024, help="rows that give the loss")
+    parser.add_argument("--rows", type=int, default=1024, help="rows of each text that give the loss")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions of timings")
     parser.add_argument("--groups", type=int, default=15, help="runs with a group of layers sparse")
     parser.add_argument("--random-runs", type=int, default=15, help="runs with random heads sparse")
@@ -117,9 +122,11 @@ def run(options) -> int:
         raise CalibrationError(f"no such folder: {options.output.resolve().parent}")
     if options.tokens <= data.BLOCK:
         raise CalibrationError(f"--tokens={options.tokens}: it takes more than a block of {data.BLOCK}")
-    ids = data.read_ids(options.data, options.tokens, options.tokenizer)
-    if ids.shape[1] < options.tokens and not options.quiet:
-        print(f"prefill-opt calibrate: {options.data} has {ids.shape[1]} tokens only", file=sys.stderr)
+    documents = data.read_texts(options.data, options.tokens, options.tokenizer)
+    tokens = documents[0].ids.shape[1]
+    if tokens < options.tokens and not options.quiet:
+        has = f"{documents[0].place} has" if len(documents) == 1 else "the texts have"
+        print(f"prefill-opt calibrate: {has} {tokens} tokens only", file=sys.stderr)
     max_loss = 0.01 if options.max_loss is None else options.max_loss
     settings = search.Options(
         max_loss=max_loss if options.max_time is None else None,
@@ -134,16 +141,20 @@ def run(options) -> int:
     )
     found = _candidates(options, options.model)
     result = search.calibrate(
-        options.model, ids, found, settings, options.state, not options.quiet, options.report
+        options.model, documents, found, settings, options.state, not options.quiet, options.report
     )
     text = search.plan_text(result, options.model.name, options.format, options.target)
     write_atomically(options.output, text)
     chosen = result.chosen
     what = "blocks" if options.cost == "blocks" else "dense attention time"
+    worst = ""
+    if len(documents) > 1:
+        text = max(chosen["texts"], key=lambda text: text["left_out"])
+        worst = f"at most {text['left_out']:+.2%} on a text left out ({text['name']}), "
     print(
         f"{options.output}: perplexity {chosen['loss']:+.2%} +- {chosen['error']:.2%}, "
-        f"divergence {chosen['divergence']:.4f}, "
-        f"{chosen['density']:.1%} of the blocks, {chosen['cost']:.1%} of {what} at {ids.shape[1]} tokens; "
+        f"{worst}divergence {chosen['divergence']:.4f}, "
+        f"{chosen['density']:.1%} of the blocks, {chosen['cost']:.1%} of {what} at {tokens} tokens; "
         f"dense below {result.dense_below}"
     )
     return 0

@@ -65,6 +65,25 @@ def cost_of(plan: np.ndarray, cost: np.ndarray) -> float:
     return float(cost[np.arange(len(plan)), plan].mean())
 
 
+def over_texts(weighted: np.ndarray) -> np.ndarray:
+    """What heads are chosen by, [heads, candidates], of errors [texts, heads, candidates]: the mean."""
+    return weighted.mean(0)
+
+
+def dearest_within(sequence: Sequence[np.ndarray], cost: np.ndarray, limit: float) -> np.ndarray:
+    """The dearest plan of a sequence that costs no more than `limit`, or else the cheapest."""
+    for plan in sequence:
+        if cost_of(plan, cost) <= limit:
+            return plan
+    return sequence[-1]
+
+
+def held(runs: Sequence[dict]) -> float:
+    """The loss that is compared with a budget, of a plan's runs on each text."""
+    worst = max(run["loss"] for run in runs)
+    return worst + float(np.sqrt(sum(run["error"] ** 2 for run in runs)) / len(runs))
+
+
 def cheapest_within(
     sequence: Sequence[np.ndarray],
     loss: Callable[[np.ndarray], float],

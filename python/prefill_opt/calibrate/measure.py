@@ -30,7 +30,7 @@ class Measured:
         error: mean over rows of the squared 2-norm of the output's difference from dense.
         relative: square root of `error` relative to the dense output's.
         density: visited share of the causal blocks.
-        seconds: the layer's kernel, minimum of the repeats.
+        seconds: the layer's kernel, minimum of the repeats; None without repeats.
         dense_seconds: the dense kernel on the same operands, likewise.
     """
 
@@ -40,8 +40,8 @@ class Measured:
     error: list[float]
     relative: list[float]
     density: list[float]
-    seconds: float
-    dense_seconds: float
+    seconds: float | None
+    dense_seconds: float | None
 
     def json(self) -> dict:
         """As written into the state folder."""
@@ -131,13 +131,22 @@ def measure_layer(
     quality = {
         name: compare(exact, kernels.run(operands, heads), heads) for name, kernels in candidates.items()
     }
-    dense_seconds = float("inf")
-    seconds = dict.fromkeys(candidates, float("inf"))
-    for _ in range(repeats):
-        dense_seconds = min(dense_seconds, dense.time(operands, heads))
-        for name, kernels in candidates.items():
-            seconds[name] = min(seconds[name], kernels.time(operands, heads))
+    every = {None: dense, **candidates}
+    rounds = [{name: each.time(operands, heads) for name, each in every.items()} for _ in range(repeats)]
+    seconds = {name: min((each[name] for each in rounds), default=None) for name in every}
     return {
-        name: Measured(**quality[name], seconds=seconds[name], dense_seconds=dense_seconds).json()
+        name: Measured(**quality[name], seconds=seconds[name], dense_seconds=seconds[None]).json()
         for name in candidates
     }
+
+
+def average(texts: list[list[dict]]) -> list[dict]:
+    """Fields of `Measured` by layer, means over texts ([texts][layers]); times are the first's."""
+    means = []
+    for layer in zip(*texts, strict=True):
+        mean = dict(layer[0])
+        for name, value in mean.items():
+            if isinstance(value, list):
+                mean[name] = np.mean([each[name] for each in layer], axis=0).tolist()
+        means.append(mean)
+    return means

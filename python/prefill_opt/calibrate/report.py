@@ -198,6 +198,14 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
         + [f"{s['seconds'] / s['dense_seconds']:.2f}"]
         for s in result.short
     ]
+    texts = chosen.get("texts", [])
+    text_rows = [
+        [text["name"], f"{text['density']:.1%}", f"{text['loss']:+.2%} ± {text['error']:.2%}"]
+        + [f"{text['left_out']:+.2%}", f"{text['divergence']:.4f}"]
+        for text in texts
+        if "left_out" in text
+    ]
+    where = f"{tokens} tokens" if len(texts) < 2 else f"{tokens} tokens of {len(texts)} texts each"
     shorter = f"Prompts below {result.dense_below} tokens run dense." if result.dense_below else ""
     loss_by_time = [(n, r["cost"], r["loss"]) for n, r in runs]
     loss_by_blocks = [(n, r["density"], r["loss"]) for n, r in runs]
@@ -206,7 +214,7 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
             '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
             f"<title>Calibration of {html.escape(model)}</title><style>{_STYLE}</style>",
             f"<h1>Calibration of {html.escape(model)}</h1>",
-            f"<p>At {tokens} tokens the choice visits <b>{chosen['density']:.1%}</b> of the causal blocks "
+            f"<p>At {where} the choice visits <b>{chosen['density']:.1%}</b> of the causal blocks "
             f"in <b>{chosen['cost']:.1%}</b> of dense attention time; perplexity {chosen['loss']:+.2%} ± "
             f"{chosen['error']:.2%} of dense's {dense['perplexity']:.3f}, divergence of the logits "
             f"{chosen['divergence']:.4f}. "
@@ -219,6 +227,17 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
             ),
             _frontier(loss_by_blocks, "Loss of perplexity over visited blocks", "share of causal blocks"),
             _table(["heads", "time", "blocks", "perplexity", "divergence", "model, s"], run_rows),
+            *(
+                [
+                    "<h2>Texts</h2>",
+                    _table(["text", "blocks", "perplexity", "left out", "divergence"], text_rows),
+                    '<p class="note">Left out: the loss on the text of what the others choose at the same '
+                    f"cost. The budget was held with {chosen['held']:+.2%}: the worst text and the standard "
+                    "error of the mean. Blocks and losses elsewhere on this page are means over the texts.</p>",
+                ]
+                if text_rows
+                else []
+            ),
             "<h2>Heads</h2>",
             _head_map(density, "Density: visited share of the causal blocks, layer by query head", 0, 1),
             _head_map(recall, "Recall: share of the attention mass that is visited", 0.5, 1),

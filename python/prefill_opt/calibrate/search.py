@@ -1,4 +1,4 @@
-"""The calibration from model and text to a plan; `calibrate` does all of it."""
+"""The calibration from model and texts to a plan; `calibrate` does all of it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import numpy as np
 from ..compiler import find_compiler
 from . import choose, weights
 from .candidates import DENSE, Candidate, configuration, to_minference
-from .data import check_range
+from .data import Document, check_range
 from .errors import CalibrationError
-from .measure import Kernels, measure_layer
-from .model import Model, Run
+from .measure import Kernels, average, measure_layer
+from .model import Model
 from .state import Progress, State, default_folder, digest, model_files
+from .text import Text, pooled
 
 #: Lengths below the calibrated one that are tried for ``dense_below``.
 SHORT_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 #: Weights of steps in runs of the model, for the time left.
-_RUN, _LAYER = 1.3, 0.1
+_RUN, _LAYER, _UNTIMED = 1.3, 0.1, 0.03
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Options:
         max_time: allowed attention time as a share of dense's; None: as `max_loss` says.
         threads: intra-op threads.
         repeats: repetitions of each timing.
-        rows: how many rows of the text give perplexity and divergence.
+        rows: how many rows of each text give perplexity and divergence.
         groups: runs with one group of layers sparse.
         random_runs: runs with random heads sparse.
         checks: whole-model checks of the bisection.
@@ -68,13 +69,16 @@ class Result:
         dense_below: shorter prompts run dense.
         plan: int [layers x heads], index into `names`.
         names: candidates, "dense" first.
-        measured: {candidate: [layer: fields of `measure.Measured`]}.
+        measured: {candidate: [layer: fields of `measure.Measured`]}, means over the texts.
         weight: [layers x heads], reach of a head's error to the logits.
         cost: [heads, candidates] in dense attention times.
-        runs: whole-model checks {name: {loss, error, divergence, density, cost, seconds}};
-            error: standard error of the loss, from the spread over rows.
-        chosen: the same of the plan.
-        dense: {perplexity, seconds} of the exact model.
+        runs: whole-model checks {name: {loss, error, held, divergence, density, cost, seconds}};
+            error: standard error of the loss, from the spread over rows; held: the loss that
+            is compared with the budget.
+        chosen: the same of the plan, and ``texts``: [{name, loss, error, divergence, density,
+            seconds}]; with several, each has ``left_out``, the loss on it of what the others
+            choose at the same cost.
+        dense: {perplexity, seconds} of the exact model, over all texts.
         short: checks of shorter prompts.
     """
 
@@ -91,75 +95,19 @@ class Result:
     short: list[dict] = field(default_factory=list)
 
 
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Log-softmax over the last axis, float32, in place to spare memory."""
-    for row in logits:
-        row -= row.max()
-        row -= np.log(np.exp(row.astype(np.float64)).sum())
-    return logits
-
-
-def divergence(exact: np.ndarray, mine: np.ndarray) -> float:
-    """Mean over rows of KL(exact || mine) of two log-probability arrays [rows, vocabulary]."""
-    total = 0.0
-    for p, q in zip(exact, mine, strict=True):
-        total += float((np.exp(p.astype(np.float64)) * (p.astype(np.float64) - q)).sum())
-    return max(0.0, total / len(exact))
-
-
-def rows_of(tokens: int, count: int) -> np.ndarray:
-    """`count` rows of a text (or as many as there are), spread over all but its first quarter,
-    which only gives context: a choice must be good behind short contexts too."""
-    first, end = tokens // 4, tokens - 1
-    return np.unique(np.linspace(first, end - 1, min(count, end - first)).round().astype(np.int64))
-
-
 class Calibration:
-    """The steps; each keeps its result in the state."""
+    """The steps; each keeps its result in the state of the text that it ran on."""
 
     def __init__(
-        self,
-        model: Model,
-        ids: np.ndarray,
-        candidates: list[Candidate],
-        options: Options,
-        state: State,
-        bar: Progress,
+        self, model: Model, texts: list[Text], candidates: list[Candidate], options: Options, bar: Progress
     ):
-        self.model, self.ids, self.options, self.state, self.bar = model, ids, options, state, bar
+        self.model, self.texts, self.options, self.bar = model, texts, options, bar
         self.candidates = candidates
         self.names = ["dense", *(c.name for c in candidates)]
-        self.tokens = ids.shape[1]
-        self.rows = rows_of(self.tokens, options.rows)
+        self.tokens = texts[0].tokens
         self.width = max(model.heads)
-        self._exact: np.ndarray | None = None
 
     # -- whole-model runs ---------------------------------------------------------------
-
-    @staticmethod
-    def _nll(logs: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Of every row, in nats."""
-        return -logs[np.arange(len(rows)), ids[0, rows + 1]].astype(np.float64)
-
-    def _compare(self, exact: np.ndarray, mine: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> dict:
-        """Loss, its standard error, and divergence, of log-probabilities."""
-        more = self._nll(mine, ids, rows) - self._nll(exact, ids, rows)
-        return {
-            "loss": float(np.expm1(more.mean())),
-            "error": float(more.std() / np.sqrt(len(more))),
-            "divergence": divergence(exact, mine),
-        }
-
-    def exact(self) -> np.ndarray:
-        """The dense model's log-probabilities, computed once a session."""
-        if self._exact is None:
-            self.bar.begin("dense model")
-            run = self.model.run(self.model.dense, self.ids, self.rows)
-            self._exact = log_probabilities(run.logits)
-            nll = float(self._nll(self._exact, self.ids, self.rows).mean())
-            self.dense_run = {"nll": nll, "seconds": run.seconds}
-            self.bar.done(1)
-        return self._exact
 
     def heads_of(self, plan: np.ndarray) -> list[list[dict]]:
         """Configurations of a plan [layers x width] of indices into `names` (0: dense)."""
@@ -172,41 +120,38 @@ class Calibration:
             for layer in range(self.model.layers)
         ]
 
-    def evaluate(self, plan: np.ndarray, what: str) -> dict:
-        """Loss, divergence, density and seconds of the whole model under a plan."""
+    def evaluate(self, plan: np.ndarray, what: str, texts: list[int] | None = None) -> list[dict]:
+        """Loss, divergence, density and seconds of the whole model under a plan, on each of the
+        texts with these numbers (None: on all)."""
         heads = self.heads_of(plan)
         key = f"run-{digest(heads)}"
-        found = self.state.get(key)
-        if found is None:
-            exact = self.exact()
+        wanted = self.texts if texts is None else [self.texts[number] for number in texts]
+        missing = [text for text in wanted if text.state.get(key) is None]
+        if missing:
+            for text in missing:
+                text.exact()
             self.bar.begin(what)
             folder = self.model.compile(heads)
-            run: Run = self.model.run(folder, self.ids, self.rows)
-            logs = log_probabilities(run.logits)
-            found = {
-                **self._compare(exact, logs, self.ids, self.rows),
-                "density": float(
-                    np.mean([run.density[i, :count].mean() for i, count in enumerate(self.model.heads)])
-                ),
-                "seconds": run.seconds,
-            }
-            self.state.put(key, found)
-            self.bar.done(_RUN)
-        else:
+            ready = self.model.open(folder)
+            for text in missing:
+                text.state.put(key, text.run(folder, ready))
+                self.bar.done(_RUN)
+        for _ in range(len(wanted) - len(missing)):
             self.bar.done(_RUN, cached=True)
-        return found
+        return [text.state.get(key) for text in wanted]
 
     # -- heads --------------------------------------------------------------------------
 
-    def measure(self) -> dict[str, list[dict]]:
-        """Every candidate on every layer's operands: {name: [layer: fields of Measured]}."""
-        missing = [layer for layer in range(self.model.layers) if self.state.get(f"layer-{layer}") is None]
-        if missing:
-            self._measure_layers(set(missing))
-        layers = [self.state.get(f"layer-{layer}") for layer in range(self.model.layers)]
-        return {name: [layer[name] for layer in layers] for name in self.names[1:]}
+    def measure(self) -> list[dict[str, list[dict]]]:
+        """Every candidate on every layer's operands, by text: {name: [layer: fields of Measured]}."""
+        every = range(self.model.layers)
+        missing = [{layer for layer in every if text.layer(layer) is None} for text in self.texts]
+        if any(missing):
+            self._measure_layers(missing)
+        layers = [[text.layer(layer) for layer in every] for text in self.texts]
+        return [{name: [layer[name] for layer in mine] for name in self.names[1:]} for mine in layers]
 
-    def _measure_layers(self, missing: set[int]) -> None:
+    def _measure_layers(self, missing: list[set[int]]) -> None:
         model = self.model
         dense = Kernels(model.dense, self.options.threads)
         sparse = {}
@@ -215,51 +160,45 @@ class Calibration:
             sparse[candidate.name] = Kernels(
                 model.compile(self.heads_of(plan), f"candidate-{index}"), self.options.threads
             )
-        for chunk in model.chunks(self.tokens):
-            wanted = [layer for layer in chunk if layer in missing]
-            if not wanted:
-                continue
-            self.bar.begin(f"operands of layers {chunk.start}-{chunk.stop - 1}")
-            for operands in model.capture(self.ids, range(wanted[0], wanted[-1] + 1)):
-                layer = operands.layer
-                if layer not in missing:
-                    continue
-                self.bar.begin(f"kernels of layer {layer}")
-                heads = model.heads[layer]
-                self.state.put(
-                    f"layer-{layer}", measure_layer(operands, heads, dense, sparse, self.options.repeats)
-                )
-                self.bar.done(_LAYER * len(sparse))
+        for text, layers in zip(self.texts, missing, strict=True):
+            repeats = self.options.repeats if text.timed else 0
+            for operands in text.operands(layers):
+                self.bar.begin(f"kernels of layer {operands.layer}")
+                heads = model.heads[operands.layer]
+                text.put_layer(operands.layer, measure_layer(operands, heads, dense, sparse, repeats))
+                self.bar.done((_LAYER if text.timed else _UNTIMED) * len(sparse))
         for kernels in (dense, *sparse.values()):
             kernels.close()
 
-    def arrays(self, measured: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(error, density, cost), each [layers x width, candidates], dense first.
+    def arrays(self, measured: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+        """(error [texts, layers x width, candidates], cost [layers x width, candidates]), dense first.
 
-        Cost is in dense attention times of a head. Layers with fewer heads than the widest
-        are filled with heads that cost and lose nothing.
+        Cost is in dense attention times of a head, as the timed text says, at the mean density
+        of all texts. Layers with fewer heads than the widest are filled with heads that cost
+        and lose nothing.
         """
         count = self.model.layers * self.width
-        error, density = np.zeros((count, len(self.names))), np.ones((count, len(self.names)))
+        error = np.zeros((len(self.texts), count, len(self.names)))
+        density = np.ones((len(self.texts), count, len(self.names)))
         cost = np.ones((count, len(self.names)))
         for index, name in enumerate(self.names[1:], 1):
-            rows = measured[name]
-            for layer, row in enumerate(rows):
-                heads = slice(layer * self.width, layer * self.width + self.model.heads[layer])
-                error[heads, index] = row["error"]
-                density[heads, index] = row["density"]
-            sparse = [i for i, causal in enumerate(self.model.causal) if causal]
+            for text, rows in enumerate(measured):
+                for layer, row in enumerate(rows[name]):
+                    heads = slice(layer * self.width, layer * self.width + self.model.heads[layer])
+                    error[text, heads, index] = row["error"]
+                    density[text, heads, index] = row["density"]
+            timed = [measured[0][name][i] for i, causal in enumerate(self.model.causal) if causal]
             a, b = choose.fit_costs(
-                np.array([rows[i]["seconds"] for i in sparse]),
-                np.array([rows[i]["dense_seconds"] for i in sparse]),
-                np.array([np.mean(rows[i]["density"]) for i in sparse]),
+                np.array([row["seconds"] for row in timed]),
+                np.array([row["dense_seconds"] for row in timed]),
+                np.array([np.mean(row["density"]) for row in timed]),
             )
-            blocks = self.options.cost == "blocks"
-            cost[:, index] = density[:, index] if blocks else a + b * density[:, index]
+            mean = density[:, :, index].mean(0)
+            cost[:, index] = mean if self.options.cost == "blocks" else a + b * mean
         for layer, causal in enumerate(self.model.causal):
             if not causal:  # Sparse patterns are not for it: never worth choosing.
                 cost[layer * self.width : (layer + 1) * self.width, 1:] = 2
-        return error, density, cost
+        return error, cost
 
     # -- weights ------------------------------------------------------------------------
 
@@ -270,17 +209,18 @@ class Calibration:
         """
         everything = range(1, len(self.names))
         useful = [i for i in everything if cost[:, i].mean() < 1] or list(everything)
-        useful.sort(key=lambda i: error[:, i].mean())
+        useful.sort(key=lambda i: error[..., i].mean())
         return useful[len(useful) // 2]
 
     def weigh(
-        self, error: np.ndarray, cost: np.ndarray, uniform: list[float]
+        self, error: np.ndarray, cost: np.ndarray, uniform: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Weights of heads [layers x width] and factors of candidates, see weights.py.
 
-        `uniform` has the divergence of each candidate used everywhere, dense first.
+        `uniform` [texts, candidates] has the divergence of each candidate used everywhere, dense
+        first. Every run is on one text, and they take turns.
         """
-        layers, options = self.model.layers, self.options
+        layers, options, texts = self.model.layers, self.options, len(self.texts)
         probe = self.probe_candidate(error, cost)
         losses = []
         of_head = np.zeros((layers, self.width), int)
@@ -288,126 +228,139 @@ class Calibration:
             plan = np.zeros((layers, self.width), int)
             plan[group] = probe
             of_head[group] = number
-            losses.append(self.evaluate(plan, f"reach of layers {group[0]}-{group[-1]}")["divergence"])
+            run = self.evaluate(plan, f"reach of layers {group[0]}-{group[-1]}", [number % texts])[0]
+            losses.append(run["divergence"])
         randoms, plans = [], []
         for seed in range(options.random_runs):
             plan = weights.random_half(layers * self.width, len(self.candidates), seed) + 1
             plans.append(plan)
-            run = self.evaluate(plan, f"random heads {seed + 1}/{options.random_runs}")
+            run = self.evaluate(plan, f"random heads {seed + 1}/{options.random_runs}", [seed % texts])[0]
             randoms.append(run["divergence"])
         return weights.fit_both(
             error,
             (np.array(losses), of_head.reshape(-1), probe),
             (np.array(randoms), plans),
-            np.array(uniform),
+            uniform,
         )
 
     # -- choice -------------------------------------------------------------------------
 
-    def loss_of(self, run: dict) -> float:
-        """The loss that is held: growth of perplexity and its standard error. On a finite text,
-        perplexity falls by chance as easily as it rises."""
-        return run["loss"] + run["error"]
+    def choose(self, weighted: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The plan [layers x width] that keeps to the budget, and for every text the plan that
+        the others choose at its cost.
 
-    def choose(self, weighted: np.ndarray, cost: np.ndarray) -> np.ndarray:
-        """The plan [layers x width] that keeps to the budget."""
-        sequence = choose.plans(weighted, cost)
+        `weighted` [texts, heads, candidates] is what the heads' errors do to the logits.
+        """
+        combined = choose.over_texts(weighted)
+        sequence = choose.plans(combined, cost)
+        without = [np.delete(weighted, text, 0) for text in range(len(weighted)) if len(weighted) > 1]
+        left_out = [choose.plans(choose.over_texts(rest), cost) for rest in without]
+
+        def others(plan: np.ndarray) -> list[np.ndarray]:
+            limit = choose.cost_of(plan, cost)
+            # One text has no others: what it chose is judged by itself.
+            return [choose.dearest_within(each, cost, limit) for each in left_out] or [plan]
+
         if self.options.max_time is not None:
             for plan in sequence:
                 if choose.cost_of(plan, cost) <= self.options.max_time:
-                    return plan
+                    return plan, others(plan)
             raise CalibrationError(
                 f"--max-time={self.options.max_time:.0%}: the cheapest plan takes "
                 f"{choose.cost_of(sequence[-1], cost):.0%} of dense attention time"
             )
         limit = self.options.max_loss
-        predicted = [weighted[np.arange(len(p)), p].sum() for p in sequence]
-        first = int(np.searchsorted(predicted, np.log1p(limit)))
-        best = choose.cheapest_within(
-            sequence,
-            lambda plan: self.loss_of(self.evaluate(plan, "checking a plan")),
-            limit,
-            self.options.checks,
-            min(first, len(sequence) - 1),
-        )
-        return sequence[best]
+
+        def held(plan: np.ndarray) -> float:
+            loss = choose.held(self.left_out_runs(others(plan)))
+            if loss > limit or len(self.texts) == 1:
+                return loss
+            return max(loss, choose.held(self.evaluate(plan, "checking a plan")))
+
+        predicted = [combined[np.arange(len(p)), p].sum() for p in sequence]
+        first = min(int(np.searchsorted(predicted, np.log1p(limit))), len(sequence) - 1)
+        best = choose.cheapest_within(sequence, held, limit, self.options.checks, first)
+        return sequence[best], others(sequence[best])
+
+    def left_out_runs(self, plans: list[np.ndarray]) -> list[dict]:
+        """The run on each text of the plan that was chosen without it."""
+        return [self.evaluate(plan, "checking a plan", [text])[0] for text, plan in enumerate(plans)]
+
+    def judged(self, runs: list[dict], plan: np.ndarray, cost: np.ndarray) -> dict:
+        """Runs of a plan on all texts as one entry of `Result.runs`."""
+        return {**pooled(runs), "held": choose.held(runs), "cost": choose.cost_of(plan, cost)}
 
     def short_prompts(self, plan: np.ndarray) -> tuple[int, list[dict]]:
         """``dense_below`` and the checks behind it.
 
-        A length is good if on the text's first tokens the plan loses no more than allowed
+        A length is good if on the texts' first tokens the plan loses no more than allowed
         (with a max_loss) and the model is not slower than the dense one.
         """
         checks = []
         limit = self.options.max_loss
+        heads = self.heads_of(plan)
         folder = None
         below = self.tokens if not plan.any() else 0
         lengths = [n for n in SHORT_LENGTHS if n < self.tokens] if plan.any() else []
         for tokens in reversed(lengths):
-            key = f"short-{tokens}-{digest(self.heads_of(plan))}"
-            found = self.state.get(key)
-            if found is None:
-                self.bar.begin(f"prompts of {tokens} tokens")
-                folder = folder or self.model.compile(self.heads_of(plan), "chosen")
-                found = self._short(folder, tokens)
-                self.state.put(key, found)
-            checks.append(found)
-            slower = self.options.cost == "time" and found["seconds"] > 1.02 * found["dense_seconds"]
-            if slower or (limit is not None and self.loss_of(found) > limit):
+            runs = []
+            for text in self.texts:
+                key = text.short_key(tokens, digest(heads))
+                if text.state.get(key) is None:
+                    self.bar.begin(f"prompts of {tokens} tokens")
+                    folder = folder or self.model.compile(heads, "chosen")
+                    text.state.put(key, text.short(folder, tokens, self.options.rows))
+                runs.append(text.state.get(key))
+            times = {name: runs[0][name] for name in ("tokens", "seconds", "dense_seconds")}
+            checks.append({**pooled(runs), "held": choose.held(runs), **times})
+            slower = self.options.cost == "time" and times["seconds"] > 1.02 * times["dense_seconds"]
+            if slower or (limit is not None and checks[-1]["held"] > limit):
                 below = max(below, 2 * tokens)
                 break
         return min(below, self.tokens), checks
 
-    def _short(self, folder: Path, tokens: int) -> dict:
-        ids = self.ids[:, :tokens]
-        rows = rows_of(tokens, self.options.rows)
-        seconds, dense_seconds = [], []
-        ready = [self.model.open(each) for each in (self.model.dense, folder)]
-        for _ in range(3):
-            exact = self.model.run(self.model.dense, ids, rows, ready[0])
-            mine = self.model.run(folder, ids, rows, ready[1])
-            dense_seconds.append(exact.seconds)
-            seconds.append(mine.seconds)
-        p, q = log_probabilities(exact.logits), log_probabilities(mine.logits)
-        return {
-            "tokens": tokens,
-            **self._compare(p, q, ids, rows),
-            "density": float(mine.density.mean()),
-            "seconds": min(seconds),
-            "dense_seconds": min(dense_seconds),
-        }
-
     def run(self) -> Result:
         """All steps."""
-        layers, options, bar = self.model.layers, self.options, self.bar
-        bar.expect(1 + _LAYER * layers * len(self.candidates))
-        bar.expect(_RUN * (min(layers, options.groups) + options.random_runs + len(self.candidates) + 3))
-        bar.expect(_RUN * (options.checks if options.max_time is None else 1))
+        layers, options, bar, texts = self.model.layers, self.options, self.bar, len(self.texts)
+        bar.expect(texts + (_LAYER + (texts - 1) * _UNTIMED) * layers * len(self.candidates))
+        bar.expect(_RUN * (min(layers, options.groups) + options.random_runs + texts * len(self.candidates)))
+        # About half of the checks pass, and are made once more with the plan itself.
+        checks = options.checks * (1.5 if texts > 1 else 1) if options.max_time is None else 1
+        bar.expect(_RUN * texts * (checks + 3))
         measured = self.measure()
-        error, density, cost = self.arrays(measured)
-        runs = {}
+        error, cost = self.arrays(measured)
+        runs, uniform = {}, np.zeros((texts, len(self.names)))
         for index, candidate in enumerate(self.candidates, 1):
             plan = np.full(layers * self.width, index)
-            found = dict(self.evaluate(plan, f"everywhere {candidate.name}"))
-            runs[candidate.name] = {**found, "cost": choose.cost_of(plan, cost)}
-        uniform = [0.0, *(runs[name]["divergence"] for name in self.names[1:])]
+            found = self.evaluate(plan, f"everywhere {candidate.name}")
+            runs[candidate.name] = self.judged(found, plan, cost)
+            uniform[:, index] = [run["divergence"] for run in found]
         weight, factor = self.weigh(error, cost, uniform)
-        weighted = weight[:, None] * error * factor
-        plan = self.choose(weighted, cost)
-        chosen = {**self.evaluate(plan, "the choice"), "cost": choose.cost_of(plan, cost)}
+        plan, others = self.choose(weight[:, None] * error * factor, cost)
         # No head by head choice is kept that one candidate for all heads beats.
         if options.max_time is None:
+            best = choose.cost_of(plan, cost)
             for index, name in enumerate(self.names[1:], 1):
-                run = runs[name]
-                if self.loss_of(run) <= options.max_loss and run["cost"] < chosen["cost"]:
-                    plan, chosen = np.full(layers * self.width, index), run
+                if runs[name]["held"] <= options.max_loss and runs[name]["cost"] < best:
+                    plan, best = np.full(layers * self.width, index), runs[name]["cost"]
+                    others = [plan] * texts  # Nothing in it was chosen by a text.
+        found = self.evaluate(plan, "the choice")
+        chosen = self.judged(found, plan, cost)
+        left_out = self.left_out_runs(others)
+        chosen["held"] = max(chosen["held"], choose.held(left_out))
+        chosen["texts"] = [{"name": text.name, **run} for text, run in zip(self.texts, found, strict=True)]
+        if texts > 1:
+            for entry, run in zip(chosen["texts"], left_out, strict=True):
+                entry["left_out"] = run["loss"]
         below, short = self.short_prompts(plan)
-        self.exact()
-        heads = self._described(plan, measured, cost)
-        dense = {"perplexity": float(np.exp(self.dense_run["nll"])), "seconds": self.dense_run["seconds"]}
-        return Result(
-            heads, below, plan, self.names, measured, weight, cost, runs, chosen, dense, short
-        )
+        exact = [text.dense() for text in self.texts]
+        dense = {
+            "perplexity": float(np.exp(np.mean([run["nll"] for run in exact]))),
+            "seconds": float(np.mean([run["seconds"] for run in exact])),
+        }
+        means = {name: average([each[name] for each in measured]) for name in self.names[1:]}
+        heads = self._described(plan, means, cost)
+        return Result(heads, below, plan, self.names, means, weight, cost, runs, chosen, dense, short)
 
     def _described(self, plan: np.ndarray, measured: dict, cost: np.ndarray) -> list[list[dict]]:
         """The plan's configurations with recall, measured density and time of each head."""
@@ -430,24 +383,25 @@ class Calibration:
 
 
 def state_key(model: Path, ids: np.ndarray, candidates: list[Candidate], options: Options) -> str:
-    """What a state is filed under: contents of model, compiler and text, candidates, options."""
+    """What a text's state is filed under: contents of model, compiler and text, candidates, options."""
     described = [[c.name, c.head, sorted((str(k), v) for k, v in c.heads.items())] for c in candidates]
     return digest(*model_files(model), find_compiler(), ids, described, options.measuring())
 
 
 def calibrate(
     path: Path,
-    ids: np.ndarray,
+    documents: list[Document],
     candidates: list[Candidate],
     options: Options,
     state: Path | None = None,
     progress: bool = True,
     report: Path | None = None,
 ) -> Result:
-    """Calibrates a model on token ids int64 [1, tokens].
+    """Calibrates a model on texts of one length.
 
     Args:
         path: the ONNX model.
+        documents: the texts; kernels are timed on the first.
         candidates: what heads may be given besides dense.
         state: where to keep what is measured; None: the user's cache folder.
         report: folder for a page with pictures.
@@ -456,29 +410,42 @@ def calibrate(
     """
     from . import report as pages  # It needs Result.
 
-    state = (state or default_folder()) / state_key(path, ids, candidates, options)
+    base = state or default_folder()
+    states = [State(base / state_key(path, each.ids, candidates, options)) for each in documents]
     bar = Progress(progress)
     # Weight files are hard-linked into compiled folders, which needs the model's file system.
-    state.mkdir(parents=True, exist_ok=True)
-    near = len(model_files(path)) == 1 or state.stat().st_dev == path.stat().st_dev
+    folder = states[0].folder
+    near = len(model_files(path)) == 1 or folder.stat().st_dev == path.stat().st_dev
     try:
-        work = tempfile.TemporaryDirectory(prefix=".work-", dir=state if near else path.resolve().parent)
+        work = tempfile.TemporaryDirectory(prefix=".work-", dir=folder if near else path.resolve().parent)
     except OSError:
-        work = tempfile.TemporaryDirectory(prefix="work-", dir=state)
-    with work as folder:
+        work = tempfile.TemporaryDirectory(prefix="work-", dir=folder)
+    with work as name:
         # All rows of the last layer, too: it is measured as the others are.
-        model = Model(path, Path(folder), options.threads, {"row_liveness": "off"})
-        check_range(ids, model.find_vocabulary())
+        model = Model(path, Path(name), options.threads, {"row_liveness": "off"})
+        vocabulary = model.find_vocabulary()
+        for document in documents:
+            check_range(document, vocabulary)
+        texts = [
+            Text(model, document, options.rows, kept, bar, timed=number == 0)
+            for number, (document, kept) in enumerate(zip(documents, states, strict=True))
+        ]
         try:
-            calibration = Calibration(model, ids, candidates, options, State(state), bar)
+            calibration = Calibration(model, texts, candidates, options, bar)
             result = calibration.run()
             if report:
                 bar.begin("report")
-                maps = model.block_maps(calibration.heads_of(result.plan), ids, pages.picks(result))
-                pages.write(report, result, path.name, ids.shape[1], maps)
+                shown = pages.picks(result)
+                maps = model.block_maps(calibration.heads_of(result.plan), texts[0].ids, shown)
+                pages.write(report, result, path.name, texts[0].tokens, maps)
             return result
         finally:
             bar.close()
+
+
+def rounded(run: dict) -> dict:
+    """A run for a plan's file: no times, no digits that say nothing."""
+    return {k: round(v, 5) if isinstance(v, float) else v for k, v in run.items() if k != "seconds"}
 
 
 def plan_text(result: Result, model: str, kind: str = "extended", target: str = "cpu") -> str:
@@ -490,9 +457,11 @@ def plan_text(result: Result, model: str, kind: str = "extended", target: str = 
         ]
         return json.dumps(rows, indent=2) + "\n"
     body = configuration(result.heads, model, result.dense_below, target)
+    texts = [rounded(text) for text in result.chosen["texts"]]
     body["calibration"] = {
         "dense_perplexity": round(result.dense["perplexity"], 4),
-        **{key: round(value, 5) for key, value in result.chosen.items() if key != "seconds"},
+        **rounded({key: value for key, value in result.chosen.items() if key != "texts"}),
+        "texts": texts,
     }
     # One head a line keeps the file readable and its differences small.
     layers = body.pop("layers")

@@ -77,23 +77,24 @@ def fit_both(
     how much.
 
     Args:
-        error: [heads, candidates], dense first.
-        groups: (divergence [groups], group of each head, the candidate of these runs).
+        error: [texts, heads, candidates], dense first.
+        groups: (divergence [groups], group of each head, the candidate of these runs); run n was
+            on text n modulo texts, here and with random heads.
         randoms: (divergence [runs], plans int [runs, heads]).
-        uniform: [candidates], divergence with the candidate everywhere; 0 for dense.
+        uniform: [texts, candidates], divergence with the candidate everywhere; 0 for dense.
 
     Returns (weights [heads], factors [candidates]).
     """
     group_loss, of_head, probe = groups
     run_loss, plans = randoms
-    heads = np.arange(len(error))
-    factor = np.ones(error.shape[1])
+    texts, heads = len(error), np.arange(error.shape[1])
+    factor = np.ones(error.shape[2])
     for _ in range(rounds):
         scaled = error * factor
-        sums = np.bincount(of_head, weights=scaled[:, probe], minlength=len(group_loss))
-        rows = np.array([scaled[heads, plan] for plan in plans]).reshape(len(plans), len(heads))
-        weight = fit(group_loss, sums, of_head, run_loss, rows)
-        predicted = weight @ error
-        known = (predicted > 0) & (uniform > 0)
-        factor[known] = np.clip(uniform[known] / predicted[known], 0.05, 20)
+        sums = np.bincount(of_head, scaled[of_head % texts, heads, probe], len(group_loss))
+        rows = np.array([scaled[run % texts, heads, plan] for run, plan in enumerate(plans)])
+        weight = fit(group_loss, sums, of_head, run_loss, rows.reshape(len(plans), len(heads)))
+        predicted, found = np.einsum("h,thc->c", weight, error), uniform.sum(0)
+        known = (predicted > 0) & (found > 0)
+        factor[known] = np.clip(found[known] / predicted[known], 0.05, 20)
     return weight, factor
