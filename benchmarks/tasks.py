@@ -36,6 +36,25 @@ def docstrings(tokenizer, tokens: int) -> np.ndarray:
     raise ValueError(f"the docstrings have only {len(ids)} tokens")
 
 
+def calibration_texts(tokenizer, tokens: int) -> np.ndarray:
+    """Texts to calibrate on, none of them with a token that frontier.py looks at: int64 [4, tokens].
+
+    Two later parts of Python's language reference, one of its docstrings, and its source code.
+    """
+    skip = 40_000
+    code: list[int] = []
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    for name in ("argparse.py", "ast.py", "bdb.py", "calendar.py"):
+        code += tokenizer.encode((folder / name).read_text(encoding="utf-8"), add_special_tokens=False).ids
+    parts = [
+        texts.real_text(tokenizer, tokens, skip=skip)[0],
+        texts.real_text(tokenizer, tokens, skip=2 * skip)[0],
+        docstrings(tokenizer, skip + tokens)[0, skip:],
+        np.array(code[:tokens], np.int64),
+    ]
+    return np.stack(parts)
+
+
 def _prompt(tokenizer, tokens: int, needles: list[str], depths, question: str, lead: str, key: str):
     """A chat prompt of `tokens` tokens with needles hidden at `depths` of the filler."""
 
