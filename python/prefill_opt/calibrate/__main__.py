@@ -147,13 +147,14 @@ def run(options) -> int:
     write_atomically(options.output, text)
     chosen = result.chosen
     what = "blocks" if options.cost == "blocks" else "dense attention time"
-    worst = ""
+    margin = ""
     if len(documents) > 1:
-        text = max(chosen["texts"], key=lambda text: text["left_out"])
-        worst = f"at most {text['left_out']:+.2%} on a text left out ({text['name']}), "
+        worst = max(chosen["texts"], key=lambda text: text["left_out"])
+        margin = f"{chosen['held']:+.2%} with a margin for other texts, "
+        margin += f"{worst['left_out']:+.2%} on the worst if it is left out ({worst['name']}), "
     print(
         f"{options.output}: perplexity {chosen['loss']:+.2%} +- {chosen['error']:.2%}, "
-        f"{worst}divergence {chosen['divergence']:.4f}, "
+        f"{margin}divergence {chosen['divergence']:.4f}, "
         f"{chosen['density']:.1%} of the blocks, {chosen['cost']:.1%} of {what} at {tokens} tokens; "
         f"dense below {result.dense_below}"
     )

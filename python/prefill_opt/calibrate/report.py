@@ -232,8 +232,8 @@ def page(result: Result, model: str, tokens: int, maps: dict[tuple[int, int], np
                     "<h2>Texts</h2>",
                     _table(["text", "blocks", "perplexity", "left out", "divergence"], text_rows),
                     '<p class="note">Left out: the loss on the text of what the others choose at the same '
-                    f"cost. The budget was held with {chosen['held']:+.2%}: the worst text and the standard "
-                    "error of the mean. Blocks and losses elsewhere on this page are means over the texts.</p>",
+                    f"cost. {chosen['held']:+.2%} was compared with the budget: the mean and a margin for "
+                    "other texts. Blocks and losses elsewhere on this page are means over the texts.</p>",
                 ]
                 if text_rows
                 else []
