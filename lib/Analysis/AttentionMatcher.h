@@ -59,6 +59,13 @@ struct RowGuard {
   llvm::SmallVector<ExprRef, 5> shape; ///< of the Where's result
 };
 
+/// A factor of the scores that is the same for all keys, so one of the queries.
+struct RowFactor {
+  onnx::NodeOp node; ///< Mul or Div
+  mlir::Value tensor;
+  Indices indices; ///< of the tensor, at (b, h, i, any key)
+};
+
 /// The matcher of one softmax.
 struct Matcher {
   SymbolicAnalysis &analysis;
@@ -93,6 +100,8 @@ struct Matcher {
   llvm::SmallVector<RowGuard, 1> guards;
   double scale = 1;
   std::optional<double> softcap;
+  llvm::SmallVector<RowFactor, 1> rowFactors;
+  unsigned trials = 0; ///< how deep this is in trials of operands of Adds
 
   Matcher(const SoftmaxForm &form, SymbolicAnalysis &analysis,
           AttentionSite &site)
@@ -121,6 +130,9 @@ private:
   mlir::LogicalResult walkScores(mlir::Value value, Indices indices,
                                  Product &product, ExprRef &headDim);
   bool multiplyByMask(mlir::Value other, ExprRef element, double pending);
+  std::optional<unsigned> queryKeySide(onnx::NodeOp add,
+                                       llvm::ArrayRef<ExprRef> indices);
+  PlannedValue scaleRows(PlannedValue q, mlir::RankedTensorType type);
   mlir::LogicalResult walkProbabilities(mlir::Value value, Indices indices);
   llvm::SmallVector<Rows> layouts(mlir::Value value,
                                   llvm::ArrayRef<ExprRef> indices, ExprRef row,

@@ -106,6 +106,27 @@ SmallVector<Rows> Matcher::layouts(Value value, ArrayRef<ExprRef> indices,
   return found;
 }
 
+/// q `[batch, heads, rows, d]` times all factors of rows; nothing if one of
+/// them lies in another way, or has another type.
+PlannedValue Matcher::scaleRows(PlannedValue q, RankedTensorType type) {
+  // fp16 queries may overflow where their scores do not.
+  if (type.getElementType().isF16())
+    return {};
+  for (RowFactor &factor : rowFactors) {
+    const TensorFacts &f = analysis.facts(factor.tensor);
+    ExprRef places[] = {space.b, space.h, space.i, nullptr};
+    if (f.elementType != type.getElementType() || f.shape.size() > 4)
+      return {};
+    for (auto [size, at, place] :
+         llvm::zip(llvm::reverse(f.shape), llvm::reverse(factor.indices),
+                   llvm::reverse(places)))
+      if (!size->isInt(1) && (!place || !ctx.proveEqual(at, place)))
+        return {};
+    q = site.plan(factor.node.getOpType(), {q, factor.tensor}, type);
+  }
+  return q;
+}
+
 /// Chooses q, k and v for an attention of `type`.
 LogicalResult Matcher::matchOperands(const Product &qk, const Product &product,
                                      ExprRef d, ExprRef e, Type type) {
@@ -116,6 +137,11 @@ LogicalResult Matcher::matchOperands(const Product &qk, const Product &product,
   SmallVector<Rows> v = layouts(product.rhs, product.rhsIndices, space.j,
                                 space.dims.keys, e, site.vHeadDim, false);
   llvm::erase_if(q, [&](const Rows &r) { return r.heads != heads; });
+  if (!rowFactors.empty())
+    llvm::erase_if(q, [&](const Rows &r) {
+      return r.layout != TensorLayout::BHSD ||
+             analysis.facts(r.value).shape.size() != 4;
+    });
   if (q.empty())
     return refuse(qk.node,
                   "the queries do not lie as [batch, heads, rows, d] "
@@ -190,6 +216,21 @@ LogicalResult Matcher::matchOperands(const Product &qk, const Product &product,
                      {onnx::intAttr(builder, "to", to)});
   };
   site.q = operand(bestQ);
+  if (!rowFactors.empty()) {
+    SmallVector<int64_t> shape;
+    for (ExprRef size : {space.dims.batch, space.dims.heads, space.dims.rows,
+                         ctx.getInt(site.headDim)})
+      shape.push_back(
+          ctx.resolve(size)->asInt().value_or(ShapedType::kDynamic));
+    PlannedValue scaled = scaleRows(site.q, RankedTensorType::get(shape, type));
+    if (!scaled)
+      return refuse(rowFactors[0].node,
+                    "the factor of the scores does not lie as they do, or has "
+                    "not the queries' type float32 or bfloat16",
+                    rowFactors[0].tensor);
+    site.q = scaled;
+    traits.push_back("scaled rows");
+  }
   site.k = operand(*bestK);
   site.v = operand(*bestV);
   site.qLayout = bestQ.layout;

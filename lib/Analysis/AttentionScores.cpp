@@ -130,6 +130,49 @@ bool Matcher::multiplyByMask(Value other, ExprRef element, double pending) {
   return true;
 }
 
+/// Which of two added products, 0 or 1, is that of queries and keys; nothing
+/// if none is, or both. The other one is a bias, as that of relative positions,
+/// which is computed of queries or keys, too: what it multiplies with them lies
+/// at no row or key, but at their distance.
+std::optional<unsigned> Matcher::queryKeySide(onnx::NodeOp add,
+                                              ArrayRef<ExprRef> indices) {
+  if (trials > 3)
+    return std::nullopt;
+  auto only = [&](ArrayRef<ExprRef> at, ExprRef x, ExprRef y) {
+    auto moves = [&](ExprRef v) {
+      return v->is(Kind::Index) &&
+             llvm::any_of(at, [&](ExprRef e) { return ctx.dependsOn(e, v); });
+    };
+    return moves(x) && !moves(y);
+  };
+  std::optional<unsigned> found;
+  for (unsigned side : {0u, 1u}) {
+    Value value = add.getInput(side);
+    const TensorFacts &f = analysis.facts(value);
+    auto at =
+        f.ranked ? analysis.broadcastIndices(
+                       f.shape, indices, analysis.facts(add.getResult(0)).shape)
+                 : std::nullopt;
+    if (!at)
+      continue;
+    AttentionSite before = site; // `site` is a reference: the same site
+    Matcher trial = *this;
+    ++trial.trials;
+    Product product;
+    ExprRef headDim = nullptr;
+    bool fits = succeeded(trial.walkScores(value, *at, product, headDim));
+    site = before;
+    ArrayRef<ExprRef> l = product.lhsIndices, r = product.rhsIndices;
+    if (!fits || !((only(l, space.i, space.j) && only(r, space.j, space.i)) ||
+                   (only(l, space.j, space.i) && only(r, space.i, space.j))))
+      continue;
+    if (found)
+      return std::nullopt;
+    found = side;
+  }
+  return found;
+}
+
 LogicalResult Matcher::walkScores(Value value, Indices indices,
                                   Product &product, ExprRef &headDim) {
   double pending = 1; // multiplies everything further in
@@ -195,7 +238,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
       return refuse(node, "the shape of its operands is not known well enough",
                     value);
     };
-    bool untouched = pending == 1 && !capped;
+    bool untouched = pending == 1 && !capped && rowFactors.empty();
     // Only what is added at (b, h, i, j) can be an operand as it is.
     auto placeTensor = [&](MaskTerm &term, Value tensor) {
       Indices plain = {space.b, space.h, space.i, space.j};
@@ -212,7 +255,7 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
         term.tensor = tensor;
     };
     // A factor over a mask scales the mask; a negative one would turn it over.
-    bool scalable = pending > 0 && !capped;
+    bool scalable = pending > 0 && !capped && rowFactors.empty();
     if (node.is("Cast")) {
       if (!isFloat(out.elementType) ||
           !isFloat(analysis.facts(a).elementType) || !moveTo(a))
@@ -237,14 +280,27 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
           return lost();
         continue;
       }
+      auto at = number ? std::nullopt
+                       : analysis.broadcastIndices(analysis.facts(other).shape,
+                                                   indices, out.shape);
+      if (at && llvm::none_of(*at, [&](ExprRef e) {
+            return ctx.dependsOn(e, space.j);
+          })) {
+        rowFactors.push_back({node, other, *at});
+        if (!moveTo(left ? a : b))
+          return lost();
+        continue;
+      }
       if (!number || *number == 0 || !std::isfinite(*number))
-        return refuse(node, "scores are not multiplied by a number",
-                      left ? b : a);
+        return refuse(node,
+                      "scores are multiplied neither by a number nor by a "
+                      "factor that is the same for all keys",
+                      other);
       pending = node.is("Mul") ? pending * *number : pending / *number;
       if (!moveTo(left ? a : b))
         return lost();
     } else if (node.is("Tanh")) {
-      if (capped || !(pending > 0))
+      if (capped || !(pending > 0) || !rowFactors.empty())
         return refuse(node, "scores go through Tanh in no known way", value);
       capped = true;
       softcap = pending;
@@ -253,12 +309,17 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
         return lost();
     } else if (node.is("Add") || node.is("Sub")) {
       bool left = leadsToProduct(a), right = leadsToProduct(b);
+      if (left && right && node.is("Add")) {
+        auto side = queryKeySide(node, indices);
+        left = side == 0u;
+        right = side == 1u;
+      }
       if (left == right || (right && node.is("Sub")))
         return refuse(node, "both operands come from products, or none", value);
       if (!scalable)
         return refuse(node,
-                      "scores are capped or negated after a mask or bias "
-                      "is added",
+                      "scores are capped, negated or scaled row by row after a "
+                      "mask or bias is added",
                       value);
       Value other = left ? b : a;
       if (!noteTerm(out.elementType))
@@ -281,7 +342,10 @@ LogicalResult Matcher::walkScores(Value value, Indices indices,
         return refuse(node, "both choices come from products, or none", value);
       if (!scalable)
         return refuse(
-            node, "scores are capped or negated after they are masked", value);
+            node,
+            "scores are capped, negated or scaled row by row after they are "
+            "masked",
+            value);
       auto number = analysis.uniformNumber(first ? other : b);
       if (!number || !MaskBuilder::hides(*number, out.elementType, false))
         return refuse(node,

@@ -65,6 +65,9 @@ splitParts(SymbolicAnalysis &analysis, onnx::NodeOp node);
 std::optional<std::string> plainEquation(SymbolicAnalysis &analysis,
                                          onnx::NodeOp node);
 
+/// The type of ONNX's TensorProto.DataType `dataType`, or null.
+mlir::Type elementTypeOf(mlir::MLIRContext *context, int64_t dataType);
+
 /// Shapes of a node's results from those of its inputs.
 struct ShapeRules {
   SymbolicAnalysis &analysis;
@@ -88,6 +91,7 @@ private:
   bool elementwise();
   bool defaultDomain();
   bool contribDomain();
+  bool quantized();
   void reshape();
   void expand();
   void matmul(mlir::Value a, mlir::Value b, bool transA, bool transB);

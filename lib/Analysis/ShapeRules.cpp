@@ -15,8 +15,7 @@ using namespace mlir;
 using namespace prefill;
 using Kind = Expr::Kind;
 
-// ONNX TensorProto.DataType.
-static Type elementTypeOf(MLIRContext *context, int64_t dataType) {
+Type prefill::elementTypeOf(MLIRContext *context, int64_t dataType) {
   switch (dataType) {
   case 1:
     return Float32Type::get(context);
@@ -740,7 +739,7 @@ bool ShapeRules::defaultDomain() {
       set(0, i64, {ctx.getInt(in(0).shape.size()), ctx.freshSymbol("?")});
   } else if (op == "Attention") {
     attention();
-  } else {
+  } else if (!quantized()) {
     // Their shapes are no matter here, their type is.
     static const llvm::StringSet<> typeOfFirst = {
         "Resize",          "Upsample",      "MaxPool",

@@ -41,6 +41,47 @@ void ShapeRules::attention() {
   headsFromQuery(heads, node.getInt("kv_num_heads", heads));
 }
 
+/// Integers that stand for numbers. Of these only shapes and types are known:
+/// what rounding does to an element is nobody's business here.
+bool ShapeRules::quantized() {
+  StringRef op = node.getOpType();
+  MLIRContext *context = node->getContext();
+  auto byte = IntegerType::get(context, 8, IntegerType::Unsigned);
+  auto typeOf = [&](unsigned input, Type otherwise) {
+    Type type = node.getInput(input) ? in(input).elementType : Type();
+    return type ? type : otherwise;
+  };
+  if (op == "DynamicQuantizeLinear") {
+    // Scale and zero point are those of the whole tensor.
+    if (in(0).ranked)
+      set(0, byte, in(0).shape);
+    if (results.size() > 1)
+      set(1, Float32Type::get(context), {});
+    if (results.size() > 2)
+      set(2, byte, {});
+  } else if (op == "QuantizeLinear" || op == "DequantizeLinear") {
+    bool back = op == "DequantizeLinear";
+    Type type = back ? typeOf(1, Type()) : typeOf(2, byte);
+    if (int64_t declared = node.getInt("output_dtype", 0))
+      type = elementTypeOf(context, declared);
+    results[0].elementType = type;
+    if (in(0).ranked)
+      set(0, type, in(0).shape);
+  } else if (op == "MatMulInteger") {
+    matmul(node.getInput(0), node.getInput(1), false, false);
+    results[0].elementType = IntegerType::get(context, 32);
+  } else if (op == "QLinearMatMul") {
+    matmul(node.getInput(0), node.getInput(3), false, false);
+    results[0].elementType = typeOf(7, Type());
+  } else if (op == "MatMulIntegerToFloat" || op == "DynamicQuantizeMatMul") {
+    matmul(node.getInput(0), node.getInput(1), false, false);
+    results[0].elementType = typeOf(2, Type());
+  } else {
+    return false;
+  }
+  return true;
+}
+
 bool ShapeRules::contribDomain() {
   StringRef op = node.getOpType();
   static const llvm::StringSet<> sameAsFirst = {
@@ -106,5 +147,5 @@ bool ShapeRules::contribDomain() {
     headsFromQuery(heads, node.getInt("kv_num_heads", heads));
     return true;
   }
-  return false;
+  return quantized();
 }

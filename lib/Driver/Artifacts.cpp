@@ -3,6 +3,7 @@
 #include "Artifacts.h"
 #include "prefill/Codegen/CUDA/CUDA.h"
 #include "prefill/Codegen/CUDA/Images.h"
+#include "prefill/Codegen/Interrupt.h"
 #include "prefill/Codegen/Library.h"
 #include "prefill/Codegen/Link.h"
 #include "llvm/Support/FileSystem.h"
@@ -97,12 +98,15 @@ public:
       error = output.str() + ": cannot create the folder: " + ec.message();
       return false;
     }
+    if (created)
+      outputWatch.watch(output, /*ifEmpty=*/true);
     if (std::error_code ec = fs::createUniqueDirectory(
             joinPath(output, ".prefill-opt"), folder)) {
       // createUniqueDirectory puts relative models into the temporary folder.
       error = output.str() + ": cannot write there: " + ec.message();
       return false;
     }
+    watch.watch(folder);
     return true;
   }
   ~Staging() {
@@ -117,6 +121,7 @@ private:
   std::string output;
   llvm::SmallString<256> folder;
   bool created = false;
+  FolderWatch outputWatch, watch;
 };
 } // namespace
 

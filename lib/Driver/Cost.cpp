@@ -137,6 +137,7 @@ public:
     std::vector<SiteReport> sites;
     if (!measure("as exported"))
       return false;
+    sizes.original = false;
     if (!raise(context, module, options, sites))
       return false;
     size_t raised = llvm::count_if(

@@ -38,6 +38,7 @@ struct CostSizes {
   int64_t past = 0;     ///< of a chunk: rows that the cache holds before it
   int64_t capacity = 0; ///< of a chunk: rows that the cache has room for
   llvm::StringMap<int64_t> given; ///< of dimensions, by -dim
+  bool original = true; ///< the graph has all inputs that it came with
 };
 
 /// One attention of a graph.

@@ -3,6 +3,9 @@
 #include "CostSizes.h"
 #include "prefill/Dialect/Prefill/Prefill.h"
 
+#include "llvm/ADT/SetVector.h"
+#include "llvm/ADT/StringExtras.h"
+
 using namespace mlir;
 using namespace prefill;
 
@@ -129,7 +132,25 @@ struct Binder {
     return false;
   }
 
+  /// Every -dim names a dimension of an input.
+  bool checkNames() {
+    llvm::SmallSetVector<StringRef, 8> names;
+    for (Value input : graph.getBody().front().getArguments())
+      for (ExprRef dim : analysis.facts(input).shape)
+        if (isFresh(dim) && !dim->name.starts_with("?"))
+          names.insert(dim->name);
+    for (const auto &entry : sizes.given)
+      if (!names.contains(entry.getKey()))
+        return fail("-dim=" + entry.getKey() +
+                    ": no input has a dimension of this name" +
+                    (names.empty() ? "" : "; there are ") +
+                    llvm::join(names, ", "));
+    return true;
+  }
+
   bool run() {
+    if (sizes.original && !checkNames())
+      return false;
     for (const auto &entry : sizes.given)
       known.symbols[analysis.expressions().getSymbol(entry.getKey())] =
           entry.getValue();

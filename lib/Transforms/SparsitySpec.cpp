@@ -149,6 +149,8 @@ std::optional<SparsityConfig> prefill::parseSparsity(StringRef spec,
   std::string why;
   SparsityConfig config;
   if (name == "config") {
+    if (text.empty())
+      return fail("needs a file, as in config:model.prefill.json");
     auto buffer = readFile(text, why);
     if (!buffer)
       return fail(why);

@@ -181,9 +181,50 @@ VARIANTS = {
     "mask added twice": variant(masked="m0 = Add(capped, bias)\n masked = Add(m0, bias)"),
     "where zero": variant(bias="", masked="masked = Where(see, capped, zero)"),
     # Scale and softmax.
-    "scale a head": variant("any", "float[4,1,1] factor", scale="scaled = Mul(raw, factor)"),
-    "scale a row": variant("any", "float[S,1] factor", scale="scaled = Mul(raw, factor)"),
-    "scale at run time": variant("any", "float[1] factor", scale="scaled = Mul(raw, factor)"),
+    "scale a head": variant("raised", "float[4,1,1] factor", scale="scaled = Mul(raw, factor)"),
+    "scale a row": variant("raised", "float[S,1] factor", scale="scaled = Mul(raw, factor)"),
+    "scale at run time": variant("raised", "float[1] factor", scale="scaled = Mul(raw, factor)"),
+    "scale a key": variant("kept", "float[T] factor", scale="scaled = Mul(raw, factor)"),
+    "divide a row of a head": variant(
+        "raised",
+        "float[B,4,S,1] factor",
+        scale="one0 = Constant<value_float=1.0>()\n f0 = Abs(factor)\n f1 = Add(f0, one0)\n"
+        " scaled = Div(raw, f1)",
+    ),
+    "scale a head, then the cap": variant(
+        "raised",
+        "float[4,1,1] slope",
+        cap="f0 = Mul(scaled, slope)\n c = Constant<value_float=2.0>()\n t0 = Div(f0, c)\n t1 = Tanh(t0)\n"
+        " capped = Mul(t1, c)",
+    ),
+    "scale a head after the cap": variant(
+        "kept",
+        "float[4,1,1] slope",
+        cap="c = Constant<value_float=2.0>()\n t0 = Div(scaled, c)\n t1 = Tanh(t0)\n capped = Mul(t1, slope)",
+    ),
+    "scale a head after the mask": variant(
+        "kept", "float[4,1,1] slope", masked="m0 = Add(capped, bias)\n masked = Mul(m0, slope)"
+    ),
+    **{
+        f"relative positions {where}": variant(
+            "raised",
+            "float[S,T,16] table",
+            dot=f"kt = Transpose<perm=[0,1,3,2]>(k)\n raw0 = MatMul(q, kt)\n"
+            f' rel = Einsum<equation="bhid,ijd->bhij">(q, table)\n raw = Add({added})',
+            transpose="",
+        )
+        for where, added in (("first", "rel, raw0"), ("second", "raw0, rel"))
+    },
+    "positions of keys": variant(
+        "any",
+        "float[4,T,16] table",
+        dot='raw0 = MatMul(q, kt)\n rel = Einsum<equation="bhid,hjd->bhij">(q, table)\n raw = Add(raw0, rel)',
+    ),
+    "two products": variant(
+        "kept",
+        "float[B,4,S,16] q2",
+        dot="raw0 = MatMul(q, kt)\n raw1 = MatMul(q2, kt)\n raw = Add(raw0, raw1)",
+    ),
     "scale by shape": variant(
         scale="hs = Shape<start=2, end=3>(k)\n hf = Cast<to=1>(hs)\n hq = Sqrt(hf)\n scaled = Div(raw, hq)"
     ),

@@ -219,6 +219,51 @@ def listed(text: str, tmp_path) -> list[dict]:
     return attention_sites(prefill_opt.inspect(path, timeout=60))
 
 
+@pytest.mark.parametrize("spelling", ("dynamic", "weights and back", "fused"))
+def test_quantised_projections(spelling, compiler, tmp_path):
+    """Projections in 8 bits, as quantizers write them, around an attention of floats."""
+    rng = np.random.default_rng(3)
+    width = HEADS * DIM
+    steps = "shape = Constant<value_ints=[0, 0, 4, 16]>()\n"
+    if spelling == "dynamic":
+        steps += "x8, xs, xz = DynamicQuantizeLinear(x)\n"
+    for name in "qkv":
+        if spelling == "dynamic":
+            steps += f"{name}i = MatMulInteger(x8, w{name}, xz, wz)\n{name}f = Cast<to=1>({name}i)\n"
+            steps += f"{name}m = Mul(xs, ws)\n{name}p = Mul({name}f, {name}m)\n"
+        elif spelling == "fused":
+            steps += f"{name}p = com.microsoft.DynamicQuantizeMatMul(x, w{name}, ws, wz)\n"
+        else:
+            steps += f"{name}w = DequantizeLinear(w{name}, ws, wz)\n{name}p = MatMul(x, {name}w)\n"
+        steps += f"{name}r = Reshape({name}p, shape)\n{name}t = Transpose<perm=[0,2,1,3]>({name}r)\n"
+    text = f"""<ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]>
+    attention (float[B,S,{width}] x) => (float[B,{HEADS},S,{DIM}] o) {{
+      {steps} kt = Transpose<perm=[0,1,3,2]>(kt0)
+      f = Constant<value_float=0.25>()
+      raw = MatMul(qt, kt)
+      scaled = Mul(raw, f)
+      p = Softmax<axis=-1>(scaled)
+      o = MatMul(p, vt)
+    }}""".replace("kt = Transpose<perm=[0,2,1,3]>(kr)", "kt0 = Transpose<perm=[0,2,1,3]>(kr)")
+    model = onnx.parser.parse_model(text)
+    for name, value in {
+        **{f"w{n}": rng.integers(-127, 128, (width, width)).astype(np.int8) for n in "qkv"},
+        "ws": np.float32(0.002),
+        "wz": np.int8(0),
+    }.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    path = save_model(model, tmp_path / "model.onnx")
+    original = plain_session(path, optimise=False)
+    folder = prefill_opt.compile(path, tmp_path / "out", timeout=60)
+    assert count_kernels(folder) == 1
+    rewritten = prefill_opt.session(folder, log_severity_level=4)
+    wrong = []
+    for batch, s in ((1, 1), (3, 65)):
+        feeds = {"x": rng.standard_normal((batch, s, width)).astype(np.float32)}
+        wrong += compare(["o"], rewritten.run(None, feeds), original.run(None, feeds), f"s={s}")
+    assert not wrong, "; ".join(wrong)
+
+
 def test_dropout(compiler, tmp_path):
     """Dropout that drops is no attention; one that does not is."""
     lines = "ratio = Constant<value_float=0.5>()\n on0 = Constant<value_int={0}>()\n on = Cast<to=9>(on0)\n"

@@ -127,7 +127,7 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 !t = tensor<1x2x3x8xf32>
 
 // The mask multiplies the scores.
-// CHECK: Mul 'm': scores are not multiplied by a number
+// CHECK: Mul 'm': scores are multiplied neither by a number nor by a factor that is the same for all keys
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
   onnx.graph @main(%q: !t, %k: !t, %v: !t) attributes {graph_name = "multiplied", inputs = ["q", "k", "v"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
@@ -150,10 +150,10 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 !u = !onnx.unknown
 !t = tensor<1x2x3x8xf32>
 
-// The scale is a tensor that the caller gives.
-// CHECK: Mul 'm': scores are not multiplied by a number (value 'f')
+// The scale is a tensor that the caller gives, of another number for each key.
+// CHECK: Mul 'm': scores are multiplied neither by a number nor by a factor that is the same for all keys (value 'f')
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
-  onnx.graph @main(%q: !t, %k: !t, %v: !t, %f: tensor<1xf32>) attributes {graph_name = "scale", inputs = ["q", "k", "v", "f"]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t, %f: tensor<3xf32>) attributes {graph_name = "scale", inputs = ["q", "k", "v", "f"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
     %low = onnx.initializer "low" : tensor<f32> = dense<-3.40282347E+38> : tensor<f32>
     %scale = onnx.initializer "scale" : tensor<f32> = dense<0.25> : tensor<f32>
@@ -161,7 +161,7 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
     %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
     %raw = onnx.node "MatMul"(%q, %kt) attributes {output_names = ["raw"]} : (!t, !u) -> !u
     %s = onnx.node "Mul"(%raw, %scale) : (!u, tensor<f32>) -> !u
-    %m = onnx.node "Mul"(%s, %f) attributes {output_names = ["m"]} : (!u, tensor<1xf32>) -> !u
+    %m = onnx.node "Mul"(%s, %f) attributes {output_names = ["m"]} : (!u, tensor<3xf32>) -> !u
     %p = onnx.node "Softmax"(%m) {axis = -1 : si64} attributes {label = "the softmax", output_names = ["p"]} : (!u) -> !u
     %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
     onnx.return %o : !u {output_names = ["o"]}
@@ -174,7 +174,7 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 !t = tensor<1x2x3x8xf32>
 
 // The mask goes through the cap.
-// CHECK: Add 'm0': scores are capped or negated after a mask or bias is added
+// CHECK: Add 'm0': scores are capped, negated or scaled row by row after a mask or bias is added
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
   onnx.graph @main(%q: !t, %k: !t, %v: !t) attributes {graph_name = "cap", inputs = ["q", "k", "v"]} {
     %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
@@ -309,6 +309,53 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
       %y = onnx.node "Neg"(%q) : (!t) -> !u
       onnx.return %y : !u {output_names = ["y"]}
     }
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<1x2x3x8xf32>
+
+// A factor of each head, but over a mask: -3.4e38 would become another number.
+// CHECK: Add 'masked': scores are capped, negated or scaled row by row after a mask or bias is added
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t, %f: tensor<2x1x1xf32>) attributes {graph_name = "head factor over a mask", inputs = ["q", "k", "v", "f"]} {
+    %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
+    %low = onnx.initializer "low" : tensor<f32> = dense<-3.40282347E+38> : tensor<f32>
+    %tril = onnx.initializer "tril" : tensor<3x3xi1> = dense<[[true, false, false], [true, true, false], [true, true, true]]> : tensor<3x3xi1>
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %raw = onnx.node "MatMul"(%q, %kt) attributes {output_names = ["raw"]} : (!t, !u) -> !u
+    %bias = onnx.node "Where"(%tril, %zero, %low) : (tensor<3x3xi1>, tensor<f32>, tensor<f32>) -> !u
+    %masked = onnx.node "Add"(%raw, %bias) attributes {output_names = ["masked"]} : (!u, !u) -> !u
+    %m = onnx.node "Mul"(%masked, %f) attributes {output_names = ["m"]} : (!u, tensor<2x1x1xf32>) -> !u
+    %p = onnx.node "Softmax"(%m) {axis = -1 : si64} attributes {label = "the softmax", output_names = ["p"]} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<1x2x3x8xf32>
+
+// Two products of queries and keys: neither is a bias.
+// CHECK: Add 'both': both operands come from products, or none
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t, %q2: !t) attributes {graph_name = "two products", inputs = ["q", "k", "v", "q2"]} {
+    %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
+    %low = onnx.initializer "low" : tensor<f32> = dense<-3.40282347E+38> : tensor<f32>
+    %tril = onnx.initializer "tril" : tensor<3x3xi1> = dense<[[true, false, false], [true, true, false], [true, true, true]]> : tensor<3x3xi1>
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %raw = onnx.node "MatMul"(%q, %kt) attributes {output_names = ["raw"]} : (!t, !u) -> !u
+    %bias = onnx.node "Where"(%tril, %zero, %low) : (tensor<3x3xi1>, tensor<f32>, tensor<f32>) -> !u
+    %raw2 = onnx.node "MatMul"(%q2, %kt) : (!t, !u) -> !u
+    %both = onnx.node "Add"(%raw, %raw2) attributes {output_names = ["both"]} : (!u, !u) -> !u
+    %m = onnx.node "Add"(%both, %bias) : (!u, !u) -> !u
+    %p = onnx.node "Softmax"(%m) {axis = -1 : si64} attributes {label = "the softmax", output_names = ["p"]} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
     onnx.return %o : !u {output_names = ["o"]}
   }
 }

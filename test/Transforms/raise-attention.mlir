@@ -179,3 +179,82 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
     onnx.return %o : !u {output_names = ["o"]}
   }
 }
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<1x2x3x8xf32>
+
+// A factor of each head, as of cosine attention, is one of the queries.
+// CHECK-LABEL: graph_name = "head factor"
+// CHECK: %[[Q:.*]] = onnx.node "Mul"(%q, %f)
+// CHECK: prefill.attention %[[Q]], %k, %v {causal{{.*}}form = {{.*}}scaled rows
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t, %f: tensor<2x1x1xf32>) attributes {graph_name = "head factor", inputs = ["q", "k", "v", "f"]} {
+    %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
+    %low = onnx.initializer "low" : tensor<f32> = dense<-3.40282347E+38> : tensor<f32>
+    %tril = onnx.initializer "tril" : tensor<3x3xi1> = dense<[[true, false, false], [true, true, false], [true, true, true]]> : tensor<3x3xi1>
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %raw = onnx.node "MatMul"(%q, %kt) attributes {output_names = ["raw"]} : (!t, !u) -> !u
+    %bias = onnx.node "Where"(%tril, %zero, %low) : (tensor<3x3xi1>, tensor<f32>, tensor<f32>) -> !u
+    %s = onnx.node "Mul"(%raw, %f) : (!u, tensor<2x1x1xf32>) -> !u
+    %m = onnx.node "Add"(%s, %bias) : (!u, !u) -> !u
+    %p = onnx.node "Softmax"(%m) {axis = -1 : si64} attributes {label = "the softmax", output_names = ["p"]} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<1x2x3x8xf32>
+
+// So is one of each row, also where it divides.
+// CHECK-LABEL: graph_name = "row factor"
+// CHECK: %[[Q:.*]] = onnx.node "Div"(%q, %f)
+// CHECK: prefill.attention %[[Q]], %k, %v {causal
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t, %f: tensor<1x1x3x1xf32>) attributes {graph_name = "row factor", inputs = ["q", "k", "v", "f"]} {
+    %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
+    %low = onnx.initializer "low" : tensor<f32> = dense<-3.40282347E+38> : tensor<f32>
+    %tril = onnx.initializer "tril" : tensor<3x3xi1> = dense<[[true, false, false], [true, true, false], [true, true, true]]> : tensor<3x3xi1>
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %raw = onnx.node "MatMul"(%q, %kt) attributes {output_names = ["raw"]} : (!t, !u) -> !u
+    %bias = onnx.node "Where"(%tril, %zero, %low) : (tensor<3x3xi1>, tensor<f32>, tensor<f32>) -> !u
+    %s = onnx.node "Div"(%raw, %f) : (!u, tensor<1x1x3x1xf32>) -> !u
+    %m = onnx.node "Add"(%s, %bias) : (!u, !u) -> !u
+    %p = onnx.node "Softmax"(%m) {axis = -1 : si64} attributes {label = "the softmax", output_names = ["p"]} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<1x2x3x8xf32>
+
+// Relative positions: what the queries are multiplied with lies at row and key,
+// so this product is a bias, whichever comes first. What it hides is not known:
+// the causal mask stays a part of it.
+// CHECK-LABEL: graph_name = "relative positions"
+// CHECK: %[[B:.*]] = onnx.node "Einsum"(%q, %r)
+// CHECK: %[[S:.*]] = onnx.node "Add"({{.*}}, %[[B]])
+// CHECK: prefill.attention %q, %k, %v bias(%[[S]] : {{.*}}) {form
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t, %r: tensor<3x3x8xf32>) attributes {graph_name = "relative positions", inputs = ["q", "k", "v", "r"]} {
+    %zero = onnx.initializer "zero" : tensor<f32> = dense<0.0> : tensor<f32>
+    %low = onnx.initializer "low" : tensor<f32> = dense<-3.40282347E+38> : tensor<f32>
+    %tril = onnx.initializer "tril" : tensor<3x3xi1> = dense<[[true, false, false], [true, true, false], [true, true, true]]> : tensor<3x3xi1>
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %raw = onnx.node "MatMul"(%q, %kt) attributes {output_names = ["raw"]} : (!t, !u) -> !u
+    %bias = onnx.node "Where"(%tril, %zero, %low) : (tensor<3x3xi1>, tensor<f32>, tensor<f32>) -> !u
+    %rel = onnx.node "Einsum"(%q, %r) {equation = "bhid,ijd->bhij"} : (!t, tensor<3x3x8xf32>) -> !u
+    %s = onnx.node "Add"(%rel, %raw) : (!u, !u) -> !u
+    %m = onnx.node "Add"(%s, %bias) : (!u, !u) -> !u
+    %p = onnx.node "Softmax"(%m) {axis = -1 : si64} attributes {label = "the softmax", output_names = ["p"]} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}

@@ -217,6 +217,55 @@ static int calibrate(int argc, char **argv) {
   return 1;
 }
 
+/// Every failure is one line on stderr.
+static int complain(const llvm::Twine &what) {
+  llvm::WithColor::error(llvm::errs(), "prefill-opt") << what << "\n";
+  return 1;
+}
+
+/// What is wrong with `-option=value` if `argument` is that and `value` none of
+/// the option's; LLVM says of it neither what there is nor the project's words.
+template <typename T>
+static std::string badValue(cl::opt<T> &option, llvm::StringRef argument) {
+  auto [name, value] = argument.ltrim('-').split('=');
+  if (!argument.starts_with("-") || name != option.ArgStr || value.empty())
+    return "";
+  std::string text = ("-" + option.ArgStr + "=" + value + ": expected").str();
+  auto &parser = option.getParser();
+  for (unsigned i = 0, e = parser.getNumOptions(); i < e; ++i) {
+    if (parser.getOption(i) == value)
+      return "";
+    text += i == 0 ? " " : i + 1 < e ? ", " : " or ";
+    text += parser.getOption(i);
+  }
+  return text;
+}
+
+/// What LLVM's parser says, of which every complaint is a line or two that
+/// begin with the program's name, as one line.
+static std::string oneLine(llvm::StringRef program, llvm::StringRef said) {
+  llvm::SmallVector<llvm::StringRef> lines;
+  said.split(lines, '\n', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
+  std::string text;
+  for (llvm::StringRef line : lines) {
+    if (line.consume_front(program))
+      line.consume_front(": ");
+    llvm::StringRef argument = line;
+    if (argument.consume_front("Unknown command line argument '"))
+      text += (text.empty() ? "" : "; ") +
+              ("unknown option '" + argument.split("'").first + "'").str();
+    else if (argument.consume_front("Did you mean '"))
+      text += (": did you mean '" + argument.split("'").first + "'?").str();
+    else if (line != "Too many positional arguments specified!")
+      text += (text.empty() ? "" : "; ") + line.str();
+    else
+      text += "more than one input";
+    if (line.starts_with("Too many positional"))
+      break;
+  }
+  return text + " (prefill-opt --help lists all)";
+}
+
 /// True when a driver flag was given.
 static bool hasDriverFlag() {
   return sparsify.getNumOccurrences() || modality.getNumOccurrences() ||
@@ -252,19 +301,45 @@ int main(int argc, char **argv) {
   bool costing = argc > 1 && llvm::StringRef(argv[1]) == "cost";
   if (inspecting || costing)
     arguments.erase(arguments.begin() + 1);
-  cl::ParseCommandLineOptions(
+  for (llvm::StringRef argument : arguments)
+    for (const std::string &bad :
+         {badValue(emit, argument), badValue(externalData, argument),
+          badValue(rowLiveness, argument), badValue(padding, argument)})
+      if (!bad.empty())
+        return complain(bad);
+  std::string said;
+  llvm::raw_string_ostream errors(said);
+  bool parsed = cl::ParseCommandLineOptions(
       arguments.size(), arguments.data(),
       "fast prompt processing for transformer models\n\n"
       "  prefill-opt model.onnx -sparsify=vertical-slash -o out/\n"
       "  prefill-opt inspect model.onnx\n"
       "  prefill-opt cost model.onnx -tokens=1024,8192\n"
       "  prefill-opt calibrate model.onnx --data=FILE -o plan.json\n"
-      "  prefill-opt file.mlir -some-pass\n");
-
-  auto complain = [](const llvm::Twine &what) {
-    llvm::WithColor::error(llvm::errs(), "prefill-opt") << what << "\n";
+      "  prefill-opt file.mlir -some-pass\n",
+      &errors);
+  // A misspelt command makes the model a second input, which is no input then.
+  llvm::StringRef file = input, first = argc > 1 ? argv[1] : "-";
+  if ((first == file || !parsed) && !first.starts_with("-") && !inspecting &&
+      !costing && !first.contains('.') && !first.contains('/') &&
+      !llvm::sys::fs::exists(first))
+    return complain("'" + first +
+                    "': neither a file nor a command; there are inspect, cost "
+                    "and calibrate");
+  // Of a value that is missing or no such one LLVM has told already.
+  llvm::StringRef told = llvm::StringRef(said).trim();
+  if (!parsed && told.empty())
     return 1;
-  };
+  if (!parsed)
+    return complain(oneLine(llvm::sys::path::filename(argv[0]), told));
+  // Text of MLIR may come from stdin, but from no terminal.
+  if (file.empty() ||
+      (file == "-" && (inspecting || costing || hasDriverFlag() ||
+                       (argc == 1 && isatty(STDIN_FILENO)))))
+    return complain(llvm::Twine("no model is given: prefill-opt ") +
+                    (inspecting ? "inspect model.onnx"
+                     : costing  ? "cost model.onnx -tokens=1024"
+                                : "model.onnx -o out/, or --help"));
   if (!inputKind.empty() && inputKind != "onnx" && inputKind != "mlir")
     return complain("-x=" + inputKind + ": expected onnx or mlir");
   bool onnx = inputKind == "onnx" ||

@@ -1,6 +1,7 @@
 //===- Ptxas.cpp - NVIDIA's assembler as a process ------------------------===//
 
 #include "prefill/Codegen/CUDA/CUDA.h"
+#include "prefill/Codegen/Interrupt.h"
 #include "llvm/ADT/ScopeExit.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/FileSystem.h"
@@ -71,6 +72,8 @@ bool prefill::runPtxas(StringRef ptxas, StringRef ptx, int arch,
   SmallString<128> folder;
   if (sys::fs::createUniqueDirectory("prefill-ptxas", folder))
     return fail("no temporary folder for ptxas");
+  FolderWatch watch;
+  watch.watch(folder);
   auto cleanUp = make_scope_exit([&] { sys::fs::remove_directories(folder); });
   auto path = [&](StringRef name) {
     SmallString<128> file(folder);

@@ -3,6 +3,7 @@
 #include "prefill/Codegen/Library.h"
 #include "Cache.h"
 #include "Tables.h"
+#include "prefill/Codegen/Interrupt.h"
 #include "prefill/Codegen/KernelBuilder.h"
 #include "prefill/Codegen/Link.h"
 #include "llvm/ADT/StringExtras.h"
@@ -51,6 +52,7 @@ public:
       error = "cannot create a temporary folder: " + code.message();
       return false;
     }
+    watch.watch(path);
     return true;
   }
   bool add(StringRef name, StringRef contents, std::string &error) {
@@ -63,6 +65,7 @@ public:
 
 private:
   llvm::SmallString<256> path;
+  FolderWatch watch;
 };
 
 } // namespace
