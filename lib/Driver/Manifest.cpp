@@ -147,7 +147,7 @@ static json::Object describePruning(const CompilerOptions &options,
   for (int64_t layer : report.layers)
     layers.push_back(layer);
   json::Object object{
-      {"exact", spec.keepsAll()},
+      {"exact", !report.changed},
       {"layers", std::move(layers)},
       {"of_layers", report.attentions},
       {"positions", "preserve"},
@@ -156,7 +156,10 @@ static json::Object describePruning(const CompilerOptions &options,
                                {"system", protection.system},
                                {"ids", ranges(protection.ids)},
                                {"rows", ranges(protection.rows)}}}};
-  if (spec.isMustDrop()) {
+  if (spec.isFlowCut()) {
+    object["method"] = "flowcut";
+    object["target"] = spec.target;
+  } else if (spec.isMustDrop()) {
     object["method"] = "mustdrop";
     object["global"] = spec.global;
     object["individual"] = spec.individual;
@@ -174,11 +177,7 @@ std::string prefill::writeManifest(const CompilerOptions &options,
                                    const LivenessReport &liveness,
                                    const ChunkReport &chunk,
                                    const CudaLibrary *cuda) {
-  PruneSpec pruning;
-  std::string unread; // The option was read before.
-  bool exact =
-      options.prune.empty() ||
-      (parsePruneSpec(options.prune, pruning, unread) && pruning.keepsAll());
+  bool exact = !liveness.pruning.changed;
   json::Array kernels, attentions, left;
   for (const KernelSpec &spec : outlined.kernels) {
     exact &= spec.heads.empty();

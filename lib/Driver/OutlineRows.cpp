@@ -44,10 +44,37 @@ static std::string rangesText(ArrayRef<int64_t> ranges) {
   return text;
 }
 
+/// The plug-in's FlowScore reads float32.
+static void outlineFlow(FlowScoreOp flow) {
+  OpBuilder b(flow);
+  auto asFloat = [&](Value value) -> Value {
+    Type element = onnx::getElementType(value.getType());
+    if (element && element.isF32())
+      return value;
+    return onnx::NodeOp::create(b, flow.getLoc(), "Cast", "", {value},
+                                onnx::UnknownType::get(b.getContext()),
+                                {onnx::intAttr(b, "to", 1)})
+        .getResult(0);
+  };
+  auto number = [&](StringRef name, int64_t value) {
+    return onnx::stringAttr(b, name, std::to_string(value));
+  };
+  // The bits of the scale: text would be read by the host's locale.
+  int64_t scale = flow.getScale().bitcastToAPInt().getZExtValue();
+  replace(flow, "FlowScore",
+          {asFloat(flow.getQ()), asFloat(flow.getK()), asFloat(flow.getV()),
+           flow.getPrevious()},
+          {number("heads", flow.getHeads()), number("dim", flow.getHeadDim()),
+           number("scale", scale), number("cls", flow.getCls()),
+           number("q", flow.getQLayout() == TensorLayout::BSHD),
+           number("k", flow.getKLayout() == TensorLayout::BSHD),
+           number("v", flow.getVLayout() == TensorLayout::BSHD)});
+}
+
 void prefill::outlineRows(ModuleOp module) {
   SmallVector<Operation *> ops;
   module.walk([&](Operation *op) {
-    if (isa<ProtectRowsOp, SelectRowsOp>(op))
+    if (isa<ProtectRowsOp, SelectRowsOp, FlowScoreOp>(op))
       ops.push_back(op);
   });
   Builder b(module.getContext());
@@ -63,13 +90,22 @@ void prefill::outlineRows(ModuleOp module) {
            onnx::stringAttr(b, "rows", rangesText(protect.getRowRanges()))});
       continue;
     }
+    if (auto flow = dyn_cast<FlowScoreOp>(op)) {
+      outlineFlow(flow);
+      continue;
+    }
     auto select = cast<SelectRowsOp>(op);
     // As whole numbers: every machine rounds those alike.
     auto scaled = [&](std::optional<APFloat> value, double scale) {
       return std::to_string(std::llround(value->convertToDouble() * scale));
     };
     SmallVector<NamedAttribute> rule;
-    if (select.getKeep()) {
+    if (select.getTarget()) {
+      for (auto [name, value] : {std::pair{"target", *select.getTarget()},
+                                 std::pair{"left", *select.getLeft()},
+                                 std::pair{"skip", *select.getSkip()}})
+        rule.push_back(onnx::stringAttr(b, name, std::to_string(value)));
+    } else if (select.getKeep()) {
       rule.push_back(
           onnx::stringAttr(b, "keep", scaled(select.getKeep(), 1e6)));
     } else {
@@ -80,7 +116,8 @@ void prefill::outlineRows(ModuleOp module) {
     }
     replace(op, "SelectRows",
             {select.getScore(), select.getProtect(), select.getAlive(),
-             select.getSegmentStarts(), select.getPeak(), select.getColumns()},
+             select.getSegmentStarts(), select.getPeak(), select.getColumns(),
+             select.getShares()},
             rule);
   }
 }

@@ -30,13 +30,14 @@ static std::string nameOf(Operation *op) {
 
 namespace {
 struct Planner {
-  Planner(SymbolicAnalysis &analysis, ArrayRef<int64_t> layers, PrunePlan &plan,
-          std::string &error)
-      : analysis(analysis), layers(layers), plan(plan), error(error),
-        ctx(analysis.expressions()) {}
+  Planner(SymbolicAnalysis &analysis, ArrayRef<int64_t> layers, bool encoder,
+          PrunePlan &plan, std::string &error)
+      : analysis(analysis), layers(layers), encoder(encoder), plan(plan),
+        error(error), ctx(analysis.expressions()) {}
 
   SymbolicAnalysis &analysis;
   ArrayRef<int64_t> layers;
+  bool encoder;
   PrunePlan &plan;
   std::string &error;
   ExprContext &ctx;
@@ -75,7 +76,26 @@ struct Planner {
     return std::nullopt;
   }
 
+  /// The rows of an encoder are those of its first attention.
+  bool findPatches() {
+    auto all = analysis.getGraph().getBody().front().getOps<AttentionOp>();
+    AttentionOp first = *all.begin();
+    batch = analysis.dim(first.getQ(), 0);
+    count = analysis.dim(first.getQ(), rowAxis(first.getQLayout()));
+    if (!batch || !count)
+      return fail(first, "the number of its rows is not known");
+    // Rows are told from features by their number.
+    for (uint64_t other : {first.getQHeads(), first.getHeadDim(),
+                           first.getQHeads() * first.getHeadDim()})
+      if (count->isInt(static_cast<int64_t>(other)))
+        return fail(first, "it has as many rows as heads or features, and the "
+                           "two cannot be told apart");
+    return true;
+  }
+
   bool findInput() {
+    if (encoder)
+      return findPatches();
     onnx::GraphOp graph = analysis.getGraph();
     for (auto [argument, name] : llvm::zip_equal(
              graph.getBody().front().getArguments(), graph.getInputs())) {
@@ -148,6 +168,8 @@ struct Planner {
       cutLevel[stage.cut] = plan.stages.size() + 1;
       plan.stages.push_back(stage);
     }
+    if (encoder)
+      plan.tokens = plan.stages.front().cut;
     return true;
   }
 
@@ -228,7 +250,13 @@ struct Planner {
   /// What an attention must be, so that rows can be left out of its keys, or
   /// scored.
   bool checkAttention(AttentionOp op) {
-    if (!op.getCausal())
+    if (encoder &&
+        (op.getCausal() || op.getCos() || op.getKeyMask() || op.getSoftcap() ||
+         op.getWindowRight() || op.getQHeads() != op.getKvHeads() ||
+         op.getHeadDim() != op.getVHeadDim()))
+      return fail(op, "it is not a vision encoder's: causal, rotated, masked, "
+                      "capped, or with heads of different kinds");
+    if (!encoder && !op.getCausal())
       return fail(op, "it is not causal");
     if (op.getWindowLeft())
       return fail(op, "it has a window, which counts positions, and fewer rows "
@@ -242,9 +270,12 @@ struct Planner {
                                  std::pair{op.getK(), op.getKLayout()},
                                  std::pair{op.getV(), op.getVLayout()}})
       if (!hasRows(analysis.dim(value, rowAxis(layout))))
-        return fail(op,
-                    "its queries and keys are not proven to be those of the "
-                    "prompt alone (a KV cache is not pruned)");
+        return fail(op, encoder
+                            ? "its queries and keys are not all rows of the "
+                              "encoder (attention that pools is not pruned)"
+                            : "its queries and keys are not proven to be "
+                              "those of the prompt alone (a KV cache is not "
+                              "pruned)");
     if (Value mask = op.getKeyMask()) {
       const TensorFacts &f = analysis.facts(mask);
       if (f.shape.size() != 2 || !hasRows(f.shape[1]) ||
@@ -325,6 +356,11 @@ struct Planner {
         return fail(op, "it takes rows before the last layer that leaves some "
                         "out");
       if (selection->kind == RowSelection::Kind::Slice &&
+          dropsFirst(*selection)) {
+        plan.butFirst = selection->node;
+        return demand(op->getOperand(0), RowAxis{selection->axis, false}, op);
+      }
+      if (selection->kind == RowSelection::Kind::Slice &&
           (!selection->last || !startsFromEnd(selection->node)))
         return fail(op, "it takes rows by bounds that count all of them");
       if (levelOf(op->getOperand(1)))
@@ -347,6 +383,16 @@ struct Planner {
   }
   SmallVector<Operation *> selectionNodes;
 
+  /// A Slice of an encoder's rows but the first, which stays where it is: what
+  /// the model gives, and nothing else that may count them.
+  bool dropsFirst(const RowSelection &selection) {
+    onnx::NodeOp slice = selection.node;
+    auto start = analysis.constantInts(slice->getOperand(1));
+    Value result = slice.getResult(0);
+    return encoder && selection.last && start && start->front() == 1 &&
+           llvm::all_of(result.getUsers(), llvm::IsaPred<onnx::ReturnOp>);
+  }
+
   /// A Slice of the last rows that begins at a negative number.
   bool startsFromEnd(onnx::NodeOp slice) {
     auto start = analysis.constantInts(slice->getOperand(1));
@@ -360,9 +406,10 @@ struct Planner {
     for (AttentionOp op :
          analysis.getGraph().getBody().front().getOps<AttentionOp>()) {
       unsigned level = produced.lookup(op.getO());
-      bool scored = llvm::any_of(plan.stages, [&](const PruneStage &stage) {
-        return stage.attention == op;
-      });
+      bool scored =
+          encoder || llvm::any_of(plan.stages, [&](const auto &stage) {
+            return stage.attention == op;
+          });
       if ((level || scored) && !checkAttention(op))
         return false;
       plan.attentions.push_back({op, level});
@@ -395,8 +442,8 @@ struct Planner {
 } // namespace
 
 bool prefill::planPruning(SymbolicAnalysis &analysis, ArrayRef<int64_t> layers,
-                          PrunePlan &plan, std::string &error) {
-  Planner planner(analysis, layers, plan, error);
+                          bool encoder, PrunePlan &plan, std::string &error) {
+  Planner planner(analysis, layers, encoder, plan, error);
   return planner.findInput() && planner.findStages() && planner.findLevels() &&
          planner.findAttentions() && planner.walk();
 }

@@ -27,7 +27,8 @@ struct PruneUse {
 
 /// What changes. Level 0 has all rows, level i what stage i - 1 left.
 struct PrunePlan {
-  /// The graph's input_ids, [b, s], or inputs_embeds, [b, s, d].
+  /// The graph's input_ids, [b, s], or inputs_embeds, [b, s, d]; of a vision
+  /// encoder what the first stage's layer gives, [b, s, d].
   mlir::Value tokens;
   llvm::SmallVector<PruneStage> stages;
   /// Values with fewer rows: where these lie, and their level.
@@ -40,12 +41,16 @@ struct PrunePlan {
   llvm::SmallVector<RowSelection> selections;
   /// Shape nodes that must not read a value with fewer rows.
   llvm::SmallVector<onnx::NodeOp> shapes;
+  /// An encoder's Slice of all rows but the first, or null: right only where
+  /// the first one never goes.
+  onnx::NodeOp butFirst;
 };
 
 /// Proves that rows can go after `layers` (from 1) of the attentions of the
-/// graph and finds what that changes. False with the op and the reason.
+/// graph and finds what that changes. `encoder`: it is a vision encoder, whose
+/// attention is not causal. False with the op and the reason.
 bool planPruning(SymbolicAnalysis &analysis, llvm::ArrayRef<int64_t> layers,
-                 PrunePlan &plan, std::string &error);
+                 bool encoder, PrunePlan &plan, std::string &error);
 
 } // namespace prefill
 

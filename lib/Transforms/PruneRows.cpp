@@ -17,6 +17,13 @@
 //   %rows = prefill.select_rows %score peak(%peak) columns(%vision)
 //           protect(%protect) global 0.001 individual 0.001
 //
+// FlowCut (arXiv:2505.19536) prunes a vision encoder; each layer's score takes
+// in half of the one before:
+//
+//   %score, %shares = prefill.flow_score %q, %k, %v previous(%before)
+//   %rows = prefill.select_rows %score protect(%protect) shares(%shares)
+//           target 64 left 4 skip 1
+//
 // PrunePlan.cpp finds what shrinks, this file rewrites it.
 //
 //===----------------------------------------------------------------------===//
@@ -26,6 +33,8 @@
 #include "prefill/Transforms/Pruning.h"
 
 #include "mlir/Analysis/TopologicalSortUtils.h"
+
+#include <cmath>
 
 namespace prefill {
 #define GEN_PASS_DEF_PRUNEROWS
@@ -88,6 +97,9 @@ struct Rewriter {
     std::string name;
   };
   SmallVector<Level> levels;
+  bool cls = false; ///< FlowCut: row 0 is the class token
+  /// FlowCut's scores, and the attentions whose operands they read.
+  SmallVector<std::pair<FlowScoreOp, AttentionOp>> flows;
   DenseMap<std::pair<Value, unsigned>, Value> gathered;
 
   Rewriter(SymbolicAnalysis &analysis, const PrunePlan &plan,
@@ -148,13 +160,14 @@ struct Rewriter {
 
   /// A new input of the model, [b, s] bool: `name`.
   Value addRowsInput(StringRef name) {
-    auto tokens = cast<RankedTensorType>(plan.tokens.getType());
-    SmallVector<StringRef> names{onnx::getDimName(tokens, 0),
-                                 onnx::getDimName(tokens, 1)};
+    SmallVector<int64_t> sizes(2, ShapedType::kDynamic);
+    SmallVector<StringRef> names(2);
+    if (auto tokens = dyn_cast<RankedTensorType>(plan.tokens.getType())) {
+      sizes.assign(tokens.getShape().begin(), tokens.getShape().begin() + 2);
+      names = {onnx::getDimName(tokens, 0), onnx::getDimName(tokens, 1)};
+    }
     Value input = graph.getBody().front().addArgument(
-        onnx::getTensorType(tokens.getShape().take_front(2),
-                            builder.getI1Type(), names),
-        loc);
+        onnx::getTensorType(sizes, builder.getI1Type(), names), loc);
     SmallVector<Attribute> inputs(graph.getInputs().begin(),
                                   graph.getInputs().end());
     inputs.push_back(builder.getStringAttr(name));
@@ -164,14 +177,14 @@ struct Rewriter {
 
   /// Token ids, [b, s] i64; of a model that takes embeddings zeros.
   Value getIds() {
-    auto tokens = cast<RankedTensorType>(plan.tokens.getType());
-    if (tokens.getRank() == 3)
+    const TensorFacts &tokens = analysis.facts(plan.tokens);
+    if (tokens.shape.size() == 3)
       return asInt64(
           node("ConstantOfShape",
                node("Gather", {node("Shape", plan.tokens), ints({0, 1})},
                     {axis(0)})));
-    return tokens.getElementType().isInteger(64) ? plan.tokens
-                                                 : asInt64(plan.tokens);
+    return tokens.elementType.isInteger(64) ? plan.tokens
+                                            : asInt64(plan.tokens);
   }
 
   /// Text after the last image: rows with a vision row before them and none at
@@ -222,25 +235,73 @@ struct Rewriter {
     return node("GatherElements", {value, rows}, {axis(1)});
   }
 
-  void makeLevel(const PruneStage &stage) {
-    const Level before = levels.back();
-    Level level;
-    level.name = "rows_after_" + std::to_string(stage.layer);
-    Type i64 = builder.getI64Type();
+  /// FlowCut's score after `stage`, of all attentions up to its own.
+  FlowScoreOp getFlow(const PruneStage &stage, unsigned level) {
+    while (flows.size() < static_cast<size_t>(stage.layer)) {
+      AttentionOp op = plan.attentions[flows.size()].first;
+      Value previous;
+      if (!flows.empty()) {
+        previous = flows.back().first.getScore();
+        bool fewer = level && plan.stages[level - 1].layer ==
+                                  static_cast<int64_t>(flows.size());
+        if (fewer)
+          previous = ofRows(previous, levels[level].relative);
+      }
+      Type scores = rowsType(builder.getF32Type(), "");
+      auto flow = FlowScoreOp::create(
+          builder, loc, scores, scores, op.getQ(), op.getK(), op.getV(),
+          previous, op.getQHeadsAttr(), op.getHeadDimAttr(), op.getScaleAttr(),
+          cls ? builder.getUnitAttr() : UnitAttr(), op.getQLayoutAttr(),
+          op.getKLayoutAttr(), op.getVLayoutAttr());
+      flows.push_back({flow, op});
+    }
+    return flows.back().first;
+  }
+
+  /// FlowCut's selection after `stage`.
+  SelectRowsOp selectPatches(const PruneStage &stage, const Level &before) {
+    FlowScoreOp flow = getFlow(stage, levels.size() - 1);
+    int64_t left =
+        static_cast<int64_t>(plan.attentions.size()) - 1 - stage.layer;
+    return SelectRowsOp::create(
+        builder, loc,
+        rowsType(builder.getI64Type(),
+                 "rows_after_" + std::to_string(stage.layer)),
+        Type(), flow.getScore(), before.protect, Value(), Value(), Value(),
+        Value(), flow.getShares(), FloatAttr(), FloatAttr(), FloatAttr(),
+        builder.getI64IntegerAttr(spec.target), builder.getI64IntegerAttr(left),
+        builder.getI64IntegerAttr(cls));
+  }
+
+  /// The selection of the others, by the stage's own attention.
+  SelectRowsOp selectRows(const PruneStage &stage, const Level &before) {
     AttentionOp attention = stage.attention;
     if (before.asking)
       attention.getScoreRowsMutable().assign(before.asking);
     auto rule = [&](bool used, double value) {
       return used ? builder.getF64FloatAttr(value) : FloatAttr();
     };
-    auto select = SelectRowsOp::create(
-        builder, loc, rowsType(i64, level.name),
+    Type i64 = builder.getI64Type();
+    const bool thresholds = static_cast<bool>(before.vision);
+    return SelectRowsOp::create(
+        builder, loc,
+        rowsType(i64, "rows_after_" + std::to_string(stage.layer)),
         before.starts ? onnx::getTensorType({ShapedType::kDynamic}, i64)
                       : Type(),
         attention.getTokenScore(), before.protect, before.alive, before.starts,
-        attention.getTokenPeak(), before.vision,
-        rule(!before.vision, spec.keep), rule(!!before.vision, spec.global),
-        rule(!!before.vision, spec.individual));
+        attention.getTokenPeak(), before.vision, /*shares=*/Value(),
+        rule(!thresholds, spec.keep), rule(thresholds, spec.global),
+        rule(thresholds, spec.individual), /*target=*/IntegerAttr(),
+        /*left=*/IntegerAttr(), /*skip=*/IntegerAttr());
+  }
+
+  void makeLevel(const PruneStage &stage) {
+    const Level before = levels.back();
+    Level level;
+    level.name = "rows_after_" + std::to_string(stage.layer);
+    Type i64 = builder.getI64Type();
+    SelectRowsOp select = spec.isFlowCut() ? selectPatches(stage, before)
+                                           : selectRows(stage, before);
     level.relative = level.absolute = select.getRows();
     level.starts = select.getStarts();
     if (before.absolute)
@@ -330,6 +391,23 @@ struct Rewriter {
     ret.setOutputNamesAttr(builder.getArrayAttr(names));
   }
 
+  /// Removes Shape nodes that nothing reads any more, and what was made for
+  /// them: targets of Reshapes in it may count all rows.
+  void eraseDeadShapes() {
+    llvm::SetVector<Operation *> dead;
+    for (onnx::NodeOp shape : plan.shapes)
+      dead.insert(shape);
+    while (!dead.empty()) {
+      Operation *op = dead.pop_back_val();
+      if (!op->use_empty())
+        continue;
+      for (Value operand : op->getOperands())
+        if (auto from = operand.getDefiningOp<onnx::NodeOp>())
+          dead.insert(from);
+      op->erase();
+    }
+  }
+
   void run() {
     // Shapes are asked about before anything changes.
     for (onnx::NodeOp shape : plan.shapes)
@@ -350,6 +428,9 @@ struct Rewriter {
         attention(op, level);
     for (const RowSelection &selection : plan.selections)
       redirectSelection(selection);
+    // What an attention reads has been taken of what it read before.
+    for (auto [flow, op] : flows)
+      flow->setOperands(0, 3, {op.getQ(), op.getK(), op.getV()});
     for (auto [value, where] : plan.rows)
       if (where.second)
         value.setType(withSize(
@@ -357,6 +438,7 @@ struct Rewriter {
             where.first.merged ? StringRef()
                                : StringRef(levels[where.second].name)));
     addOutputs();
+    eraseDeadShapes();
     sortTopologically(&graph.getBody().front());
   }
 };
@@ -380,9 +462,28 @@ struct PruneRowsPass final : prefill::impl::PruneRowsBase<PruneRowsPass> {
 private:
   PruneReport *report = nullptr;
 
+  /// Whether row 0 of `rows` is a class token, or why that is not known.
+  static std::string findAnchor(const PruneSpec &spec,
+                                std::optional<int64_t> rows, bool &cls) {
+    cls = spec.anchor == PruneSpec::Anchor::Cls;
+    if (spec.anchor != PruneSpec::Anchor::Auto)
+      return "";
+    auto isSquare = [](int64_t number) {
+      auto root = static_cast<int64_t>(std::llround(std::sqrt(number)));
+      return root * root == number;
+    };
+    cls = rows && isSquare(*rows - 1);
+    if (cls || (rows && isSquare(*rows)))
+      return "";
+    return "whether the first of " + (rows ? std::to_string(*rows) : "its") +
+           " rows is a class token cannot be told; say anchor=cls or "
+           "anchor=mean";
+  }
+
   /// What the model's inputs must be, or what they are instead.
-  static std::string checkInputs(onnx::GraphOp graph, const PrunePlan &plan,
-                                 const PruneSpec &spec,
+  static std::string checkInputs(onnx::GraphOp graph,
+                                 SymbolicAnalysis &analysis,
+                                 const PrunePlan &plan, const PruneSpec &spec,
                                  const ProtectSpec &protection) {
     SmallVector<StringRef> added;
     if (protection.system)
@@ -394,7 +495,7 @@ private:
         return "-prune: the model has an input '" +
                onnx::getEntryName(name).getValue().str() + "' already";
     if (!protection.ids.empty() &&
-        cast<RankedTensorType>(plan.tokens.getType()).getRank() != 2)
+        analysis.facts(plan.tokens).shape.size() != 2)
       return "-protect=ids: the model has no input 'input_ids'; protect rows "
              "with rows:A-B or system";
     if (spec.isMustDrop() &&
@@ -433,14 +534,42 @@ private:
     SmallVector<AttentionOp> attentions(
         graph.getBody().front().getOps<AttentionOp>());
     for (int64_t layer : layers)
-      addScore(attentions[layer - 1], spec.isMustDrop());
+      if (!spec.isFlowCut())
+        addScore(attentions[layer - 1], spec.isMustDrop());
     SymbolicAnalysis analysis(graph);
     PrunePlan plan;
-    if (!planPruning(analysis, layers, plan, error))
+    if (!planPruning(analysis, layers, spec.isFlowCut(), plan, error))
       return "-prune: " + error;
-    if (error = checkInputs(graph, plan, spec, protection); !error.empty())
+    bool cls = false;
+    if (spec.isFlowCut()) {
+      auto rows = analysis.dim(plan.tokens, 1)->asInt();
+      if (error = findAnchor(spec, rows, cls); !error.empty())
+        return "-prune=" + prune + ": " + error;
+      if (plan.butFirst && !cls)
+        return "-prune: " + plan.butFirst.getOpType().str() + " '" +
+               plan.butFirst.getNodeName().str() +
+               "': it takes all rows but the first, which is no class token "
+               "and may go";
+      if (rows && *rows - cls <= spec.target) {
+        if (report)
+          report->layers.clear();
+        return "";
+      }
+      // By default nothing but the class token: patches are all alike.
+      if (protect.empty())
+        protection.bos = 0;
+      if (!StringRef(protect).contains("last:"))
+        protection.last = 0;
+      protection.bos = std::max<int64_t>(protection.bos, cls);
+    }
+    if (error = checkInputs(graph, analysis, plan, spec, protection);
+        !error.empty())
       return error;
-    Rewriter(analysis, plan, protection, spec).run();
+    Rewriter rewriter(analysis, plan, protection, spec);
+    rewriter.cls = cls;
+    rewriter.run();
+    if (report)
+      report->changed = true;
     for (auto [op, level] : plan.attentions)
       numAttentions += level > 0;
     numNodes += plan.rows.size();

@@ -66,6 +66,33 @@ static bool parseMustDrop(StringRef key, StringRef value, PruneSpec &spec,
   return false;
 }
 
+/// Reads one option of FlowCut.
+static bool parseFlowCut(StringRef key, StringRef value, PruneSpec &spec,
+                         std::string &error) {
+  if (key == "target") {
+    if (wholeNumber(value, spec.target) && spec.target > 0)
+      return true;
+    error = ("target=" + value +
+             ": expected the number of patches that stay, "
+             "from 1 on")
+                .str();
+  } else if (key == "anchor") {
+    if (value == "cls" || value == "mean") {
+      spec.anchor =
+          value == "cls" ? PruneSpec::Anchor::Cls : PruneSpec::Anchor::Mean;
+      return true;
+    }
+    error = ("anchor=" + value + ": expected cls or mean").str();
+  } else if (key == "llm-layer") {
+    error =
+        "llm-layer is not there: FlowCut prunes in the vision encoder only; "
+        "mustdrop prunes vision rows in the language model";
+  } else {
+    error = ("unknown option '" + key + "': expected target, anchor").str();
+  }
+  return false;
+}
+
 bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
                              std::string &error) {
   auto [method, options] = text.split(':');
@@ -73,20 +100,26 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
     error = what.str();
     return false;
   };
-  if (method == "flowcut")
-    return fail("flowcut is not there: it prunes inside of the vision encoder");
   if (method == "quickprefill")
     return fail("quickprefill is not there: it leaves keys out group by group, "
                 "which the attention kernels cannot do yet");
   if (method == "mustdrop")
     spec.method = PruneSpec::Method::MustDrop;
+  else if (method == "flowcut")
+    spec.method = PruneSpec::Method::FlowCut;
   else if (method != "lazyllm")
-    return fail("unknown method '" + method + "': expected lazyllm, mustdrop");
+    return fail("unknown method '" + method +
+                "': expected lazyllm, mustdrop, flowcut");
+  if (spec.isFlowCut() && options.empty())
+    return fail("expected target=, the number of patches that stay");
   while (!options.empty()) {
     auto [part, rest] = options.split(',');
     options = rest;
     auto [key, value] = part.split('=');
-    if (key == "layers") {
+    if (spec.isFlowCut()) {
+      if (!parseFlowCut(key, value, spec, error))
+        return false;
+    } else if (key == "layers") {
       if (!parseLayers(value, spec.layers, error))
         return false;
     } else if (spec.isMustDrop()) {
@@ -117,6 +150,8 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
                   "': expected layers, keep, aux, positions");
     }
   }
+  if (spec.isFlowCut() && !spec.target)
+    return fail("expected target=, the number of patches that stay");
   return true;
 }
 
@@ -183,7 +218,12 @@ bool prefill::parseProtectSpec(StringRef text, ProtectSpec &spec,
 bool prefill::resolveLayers(const PruneSpec &spec, int64_t count,
                             std::vector<int64_t> &layers, std::string &error) {
   layers = spec.layers;
-  if (layers.empty() && spec.isMustDrop())
+  // After every second layer, so that the last of them is the one before the
+  // last layer.
+  if (spec.isFlowCut())
+    for (int64_t layer = (count - 1) % 2 ? 1 : 2; layer < count; layer += 2)
+      layers.push_back(layer);
+  else if (layers.empty() && spec.isMustDrop())
     layers = {2, 6, 10, 14};
   else if (layers.empty())
     for (int64_t part : {9, 19, 28}) {

@@ -1,4 +1,4 @@
-"""Pruning of vision tokens (MustDrop): NumPy float64 written from the paper's formulas, and the limits."""
+"""Pruning of vision tokens (MustDrop, FlowCut): NumPy float64 written from the paper's formulas, and the limits."""
 
 from __future__ import annotations
 
@@ -274,17 +274,15 @@ def test_attack_on_the_system_prompt(language, compiled):
 
 
 @pytest.mark.parametrize(
-    "feeds, message",
-    [
-        (lambda x, v: {"inputs_embeds": np.stack([x, x]), "vision_rows": np.stack([v, v])}, "expected a batch of 1, got 2"),
-        (lambda x, v: {"inputs_embeds": x[None], "vision_rows": v[None, 1:]}, r"expected \[1,31\], got \[1,30\]"),
-    ],
-    ids=["batch", "length"],
+    "batch, shorter, message",
+    [(2, 0, "expected a batch of 1, got 2"), (1, 1, r"expected \[1,31\], got \[1,30\]")],
 )
-def test_what_the_compiled_model_refuses(language, compiled, feeds, message):
+def test_what_the_compiled_model_refuses(language, compiled, batch, shorter, message):
     folder = compiled(language[0], logits="last", prune=SETTING.format(1, 1, 1))
+    embeds, vision = prompt(0, 5, 20, 6)
+    feeds = feeds_of(embeds, vision[shorter:])
     with pytest.raises(Exception, match=message):
-        run(folder, feeds(*prompt(0, 5, 20, 6)))
+        run(folder, {name: value.repeat(batch, 0) for name, value in feeds.items()})
 
 
 @pytest.mark.parametrize(
@@ -321,3 +319,207 @@ def test_an_input_of_that_name_is_refused(language, tmp_path):
     onnx.save(model, tmp_path / "named.onnx")
     with pytest.raises(prefill_opt.CompileError, match="an input 'vision_rows' already"):
         prefill_opt.compile(tmp_path / "named.onnx", tmp_path / "out", logits="last", prune="mustdrop:layers=1")
+
+
+class Encoder(torch.nn.Module):
+    """pixel_values -> all rows, and with `parts` the first, and all but the first."""
+
+    def __init__(self, model, parts):
+        super().__init__()
+        self.model, self.parts = model, parts
+
+    def forward(self, pixel_values):
+        rows = self.model(pixel_values=pixel_values).last_hidden_state
+        return (rows, rows[:, 0], rows[:, 1:]) if self.parts else rows
+
+
+ENCODER_LAYERS, PATCHES = 6, 36
+
+
+def encoder_model(tmp_path_factory, kind, layers=ENCODER_LAYERS, parts=True, **options):
+    """(path, weights as float64, hasClassToken) of a tiny CLIP or SigLIP encoder of 6 x 6 patches."""
+    torch.manual_seed(1)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, image_size=36, patch_size=6)
+    config = getattr(transformers, f"{kind}VisionConfig")(num_hidden_layers=layers, **sizes, **options)
+    model = getattr(transformers, f"{kind}VisionModel")(config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.normal_(1 if "norm" in name and name.endswith("weight") else 0, 0.3)
+    path = tmp_path_factory.mktemp(kind) / "vit.onnx"
+    names = ["last_hidden_state", "first", "patches"] if parts else ["last_hidden_state"]
+    export(
+        Encoder(model, parts), (torch.randn(2, 3, 36, 36),), path, ["pixel_values"], names,
+        {n: {0: "b"} for n in ["pixel_values", *names]},
+    )  # fmt: skip
+    return path, {n: p.double().numpy() for n, p in model.state_dict().items()}, kind == "CLIP"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return encoder_model(tmp_path_factory, "CLIP")
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    return encoder_model(tmp_path_factory, "Siglip", layers=5, parts=False, vision_use_head=False)
+
+
+def layer_norm(x, weights, name, epsilon):
+    weight, bias = (
+        next(p for n, p in weights.items() if n.endswith(f"{name}.{part}")) for part in ("weight", "bias")
+    )
+    y = x - x.mean(-1, keepdims=True)
+    return y / np.sqrt((y**2).mean(-1, keepdims=True) + epsilon) * weight + bias
+
+
+def flow_drop(shares, target, left):
+    """How many of the patches with this attention go."""
+    count = len(shares)
+    if count <= target:
+        return 0
+    if left == 0:
+        return count - target
+    positive = shares[shares > 0]
+    evenness = -(positive * np.log(positive)).sum() / np.log(count)
+    return int(np.clip(np.rint((count - target) / np.sqrt(left) * (1 - evenness**2)), 0, count - target))
+
+
+def flowcut(weights, pixels, target, cls, protected=()):
+    """Images [b, 3, 36, 36]: (rows after each stage by layer, last_hidden_state, tightest choice)."""
+    weights = {n.removeprefix("vision_model."): p for n, p in weights.items()}
+    epsilon = 1e-5 if cls else 1e-6
+    b = len(pixels)
+    patches = pixels.astype(np.float64).reshape(b, 3, 6, 6, 6, 6).transpose(0, 2, 4, 1, 3, 5).reshape(b, PATCHES, -1)
+    kernel = weights["embeddings.patch_embedding.weight"].reshape(32, -1)
+    x = patches @ kernel.T + (0 if cls else weights["embeddings.patch_embedding.bias"])
+    if cls:
+        x = np.concatenate([np.tile(weights["embeddings.class_embedding"], (b, 1, 1)), x], 1)
+    x = x + weights["embeddings.position_embedding.weight"]
+    if cls:
+        x = layer_norm(x, weights, "pre_layrnorm", epsilon)
+    layers = 1 + max(int(n.split(".")[2]) for n in weights if n.startswith("encoder.layers."))
+    rows = np.tile(np.arange(x.shape[1]), (b, 1))
+    flow, stages, tight = np.zeros(rows.shape), {}, np.inf
+    for number in range(1, layers + 1):
+        w = {n.split(".", 3)[3]: p for n, p in weights.items() if n.startswith(f"encoder.layers.{number - 1}.")}
+
+        def linear(y, name):
+            return y @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+        y = layer_norm(x, w, "layer_norm1", epsilon)
+        q, k, v = (
+            linear(y, f"self_attn.{n}_proj").reshape(*rows.shape, 4, 8).transpose(0, 2, 1, 3) for n in "qkv"
+        )
+        p = softmax(q @ k.transpose(0, 1, 3, 2) / np.sqrt(8))
+        o = (p @ v).transpose(0, 2, 1, 3).reshape(*rows.shape, 32)
+        x = x + linear(o, "self_attn.out_proj")
+        y = linear(layer_norm(x, w, "layer_norm2", epsilon), "mlp.fc1")
+        if cls:
+            y = y / (1 + np.exp(-1.702 * y))
+        else:
+            y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+        x = x + linear(y, "mlp.fc2")
+
+        def anchor(z):
+            return z[:, :, :1] if cls else z.mean(2, keepdims=True)
+
+        shares = softmax(anchor(q) @ k.transpose(0, 1, 3, 2) / np.sqrt(8))[:, :, 0].mean(1)[:, int(cls) :]
+        values = softmax(anchor(v) @ v.transpose(0, 1, 3, 2))[:, :, 0].mean(1)[:, int(cls) :]
+        shares, values = (z / z.sum(1, keepdims=True) for z in (shares, values))
+        size = np.abs(v.mean(1)).sum(-1)[:, int(cls) :]
+        flow[:, int(cls) :] = flow[:, int(cls) :] / 2 + (shares + values) * size / 2
+        left = layers - 1 - number
+        if left < 0 or left % 2:
+            continue
+        drop = max(flow_drop(s, target, left) for s in shares)
+        stay = []
+        for entry in range(b):
+            fixed = [i for i, r in enumerate(rows[entry]) if r < cls or r in protected]
+            rest = [i for i in np.argsort(-flow[entry], kind="stable") if i not in fixed]
+            count = rows.shape[1] - drop - len(fixed)
+            if drop:
+                tight = min(tight, flow[entry][rest[count - 1]] / flow[entry][rest[count]] - 1)
+            stay.append(sorted(fixed + rest[:count]))
+        rows, flow = (np.take_along_axis(z, np.array(stay), 1) for z in (rows, flow))
+        x = np.take_along_axis(x, np.array(stay)[..., None], 1)
+        stages[number] = rows
+    return stages, x if cls else layer_norm(x, weights, "post_layernorm", epsilon), tight
+
+
+def images(seed, count):
+    return np.random.default_rng(seed).standard_normal((count, 3, 36, 36)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name, target, count", [("clip", 9, 1), ("clip", 1, 3), ("clip", 30, 2), ("siglip", 7, 1)])
+def test_encoder_is_what_numpy_gives(request, compiled, name, target, count):
+    path, weights, cls = request.getfixturevalue(name)
+    folder = compiled(path, prune=f"flowcut:target={target}")
+    pixels = images(target, count)
+    stages, rows, tight = flowcut(weights, pixels, target, cls)
+    assert tight > 1e-4, "the images decide nothing clearly"
+    found = run(folder, {"pixel_values": pixels})
+    assert len(stages) > 1
+    for layer, expected in stages.items():
+        np.testing.assert_array_equal(found[f"prefill.rows.{layer}"], expected)
+    assert rows.shape[1] == target + cls
+    close(found["last_hidden_state"], rows)
+    if cls:
+        close(found["first"], rows[:, 0])
+        close(found["patches"], rows[:, 1:])
+    entry = json.loads((folder / "manifest.json").read_text())
+    assert entry["exact"] is False
+    assert {k: entry["prune"][k] for k in ("method", "exact", "layers", "target")} == {
+        "method": "flowcut", "exact": False, "layers": list(stages), "target": target
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [36, 1000])
+def test_a_target_of_all_patches_is_the_model_itself(clip, compiled, target):
+    kept = compiled(clip[0], prune=f"flowcut:target={target}")
+    assert (kept / "model.onnx").read_bytes() == (compiled(clip[0]) / "model.onnx").read_bytes()
+    entry = json.loads((kept / "manifest.json").read_text())
+    assert entry["exact"] is True and entry["prune"]["layers"] == []
+
+
+def test_protected_patches_stay_whatever_the_image_is(clip, compiled):
+    """Images searched for to take attention from some patches drop others, never these."""
+    path, weights, cls = clip
+    safe = prefill_opt.session(compiled(path, prune="flowcut:target=6", protect="rows:10-13"), log_severity_level=4)
+    bare = prefill_opt.session(compiled(path, prune="flowcut:target=6"), log_severity_level=4)
+    rng, best, fewest = np.random.default_rng(5), images(5, 1), 5
+    for _ in range(60):
+        trial = best + rng.standard_normal(best.shape).astype(np.float32) * 0.3
+        (rows,) = safe.run(["prefill.rows.5"], {"pixel_values": trial})
+        assert {0, 10, 11, 12, 13} <= set(rows[0].tolist()) and rows.shape == (1, 7)
+        (free,) = bare.run(["prefill.rows.5"], {"pixel_values": trial})
+        left = len({10, 11, 12, 13} & set(free[0].tolist()))
+        if left < fewest:
+            best, fewest = trial, left
+    assert fewest < 4, "nothing was dropped even without protection"
+    stages, _, _ = flowcut(weights, best, 6, cls, (10, 11, 12, 13))
+    np.testing.assert_array_equal(safe.run(["prefill.rows.5"], {"pixel_values": best})[0], stages[5])
+
+
+@pytest.mark.parametrize(
+    "model, options, message",
+    [
+        ("clip", {"prune": "flowcut"}, "expected target="),
+        ("clip", {"prune": "flowcut:target=0"}, "target=0: expected the number of patches that stay, from 1 on"),
+        ("clip", {"prune": "flowcut:target=-3"}, "target=-3: expected"),
+        ("clip", {"prune": "flowcut:target=4,anchor=sun"}, "expected cls or mean"),
+        ("clip", {"prune": "flowcut:target=4,llm-layer=1"}, "llm-layer is not there"),
+        ("clip", {"prune": "flowcut:target=4,keep=1"}, "unknown option 'keep'"),
+        ("clip", {"prune": "flowcut:target=4", "accuracy": "exact"}, "-accuracy=exact refuses -prune"),
+        ("clip", {"prune": "flowcut:target=4", "logits": "last"}, "it is for a vision encoder"),
+        ("clip", {"prune": "flowcut:target=4", "target": "sm_80"}, "-prune with -target=sm_80"),
+        ("clip", {"prune": "flowcut:target=4,anchor=mean"}, "all rows but the first, which is no class token"),
+        ("clip", {"prune": "flowcut:target=4", "protect": "ids:3"}, "has no input 'input_ids'"),
+        ("clip", {"prune": "mustdrop:layers=1"}, "no input 'input_ids'"),
+        ("language", {"prune": "flowcut:target=4"}, "it is not a vision encoder's"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_of_encoders(request, compiler, tmp_path, model, options, message):
+    with pytest.raises(prefill_opt.CompileError) as error:
+        prefill_opt.compile(request.getfixturevalue(model)[0], tmp_path / "out", **options)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()

@@ -353,6 +353,8 @@ int64_t pf_count_visible(const pf_call *call, int64_t b, const pf_span *span);
 /* ln(x) of a positive normal number, to about 1e-15; the runtime needs no
  * math library. */
 double pf_logarithm(double x);
+/* e^x for x <= 0. */
+double pf_exponential(double x);
 
 /* Floor division for possibly negative a and positive b. */
 static inline int64_t pf_floor_div(int64_t a, int64_t b) {

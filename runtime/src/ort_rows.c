@@ -9,10 +9,16 @@
 |*     -> protect bool [b, n]: rows that are never dropped. String attributes
 |*     bos, last (numbers), ids, rows ("a-b,c-d").
 |*   SelectRows(score float [b, n], protect bool [b, n], [alive], [starts],
-|*              [peak float [b, n]], [columns bool [b, n]])
+|*              [peak float [b, n]], [columns bool [b, n]],
+|*              [shares float [b, n]])
 |*     -> rows int64 [b, m] ascending, starts int64 [segments + 1]. String
 |*     attribute keep: millionths of a segment's rows. With columns instead
-|*     global, individual: in 10^-12, batch 1, without starts.
+|*     global, individual: in 10^-12, batch 1, without starts. With shares
+|*     instead target, left, skip, without alive and starts.
+|*   FlowScore(q, k, v float [b, h, n, d] or [b, n, h, d] or [b, n, h * d],
+|*             [previous float [b, n]])
+|*     -> score float [b, n], shares float [b, n]. String attributes heads, dim,
+|*     scale (the bits of a float), cls; q, k, v: 1 if rows come before heads.
 |*   FindRows(rows int64 [b, m], count int64 [1], wanted int64)
 |*     -> index int64, of wanted's shape.
 |*
@@ -20,13 +26,14 @@
 |*
 \*===----------------------------------------------------------------------===*/
 #include "ort_rows.h"
+#include "flow.h"
 #include "ort_op.h"
 #include "rows.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_RANK = 8, MAX_INPUTS = 6, MAX_RANGES = 64 };
+enum { MAX_RANK = 8, MAX_INPUTS = 7, MAX_RANGES = 64 };
 
 /* One op: its schema, and what it does with the inputs it was given. */
 typedef struct row_op row_op;
@@ -43,7 +50,9 @@ struct row_op {
 /* A node's attributes. */
 typedef struct row_kernel {
   const row_op *op;
-  int64_t bos, last, keep, global, individual;
+  int64_t bos, last, keep, global, individual, target, left, skip;
+  int64_t heads, dim, cls, rows_first[3];
+  float scale;
   int64_t ids[MAX_RANGES][2], rows[MAX_RANGES][2];
   int64_t id_count, row_count;
 } row_kernel;
@@ -254,12 +263,19 @@ static OrtStatus *run_select(const row_kernel *kernel,
       (in[4].count != in[0].count || in[5].count != in[0].count || in[3].data))
     return refuse(op, "expected a peak and a column for every row, and no "
                       "segments");
+  if (in[6].data && (in[6].count != in[0].count || in[2].data || in[3].data ||
+                     in[0].rank != 2 || in[0].shape[1] < kernel->skip))
+    return refuse(op, "expected a share for every row, and no padding");
   TRY(read_rows(op, &in[0], &in[2], &in[3], &rows, &owned));
   uint8_t *kept = malloc((size_t)in[0].count + 1);
   int64_t *counts = malloc((size_t)(rows.segments + 1) * sizeof(int64_t));
   OrtStatus *status = NULL;
   int64_t count = -1;
-  if (kept && counts && in[5].data)
+  if (kept && counts && in[6].data)
+    count = counts[0] =
+        pf_keep_patches(&rows, in[0].data, in[6].data, in[1].data,
+                        kernel->target, kernel->left, kernel->skip, kept);
+  else if (kept && counts && in[5].data)
     count = counts[0] =
         pf_keep_above(&rows, in[0].data, in[4].data, in[5].data, in[1].data,
                       kernel->global, kernel->individual, kept);
@@ -272,6 +288,63 @@ static OrtStatus *run_select(const row_kernel *kernel,
   free(kept);
   free(owned);
   return status;
+}
+
+/* Rows of image b of input x, whose shape was checked. */
+static pf_flow_rows flow_rows(const row_kernel *kernel, const view *x,
+                              bool rows_first, int64_t n, int64_t b) {
+  const float *data = x->data;
+  const int64_t width = kernel->heads * kernel->dim;
+  return (pf_flow_rows){.data = data + b * n * width,
+                        .head = rows_first ? kernel->dim : n * kernel->dim,
+                        .row = rows_first ? width : kernel->dim};
+}
+
+static OrtStatus *run_flow(const row_kernel *kernel,
+                           OrtKernelContext *context) {
+  const row_op *op = kernel->op;
+  view in[MAX_INPUTS];
+  TRY(read_inputs(op, context, in));
+  const int64_t heads = kernel->heads, d = kernel->dim;
+  if (in[0].rank < 3)
+    return refuse(op, "expected q of rank 3 or 4");
+  const int64_t dims[2] = {in[0].shape[0],
+                           in[0].shape[kernel->rows_first[0] ? 1 : 2]};
+  const int64_t n = dims[1];
+  for (int i = 0; i < 3; ++i) {
+    const int64_t *shape = in[i].shape;
+    const bool first = kernel->rows_first[i];
+    const bool fits =
+        shape[0] == dims[0] &&
+        (in[i].rank == 3 ? first && shape[1] == n && shape[2] == heads * d
+                         : in[i].rank == 4 && shape[first ? 1 : 2] == n &&
+                               shape[first ? 2 : 1] == heads && shape[3] == d);
+    if (!fits)
+      return refuse(op, "q, k and v do not have the shapes that the model was "
+                        "compiled for");
+  }
+  if (in[3].data && in[3].count != dims[0] * n)
+    return refuse(op, "expected a score of the layer before for every row");
+  float *score, *shares;
+  TRY(make_output(op, context, 0, dims, 2, (void **)&score));
+  TRY(make_output(op, context, 1, dims, 2, (void **)&shares));
+  if (!score)
+    return refuse(op, "expected the first output");
+  for (int64_t b = 0; b < dims[0]; ++b) {
+    const pf_flow flow = {
+        .q = flow_rows(kernel, &in[0], kernel->rows_first[0], n, b),
+        .k = flow_rows(kernel, &in[1], kernel->rows_first[1], n, b),
+        .v = flow_rows(kernel, &in[2], kernel->rows_first[2], n, b),
+        .n = n,
+        .heads = heads,
+        .d = d,
+        .scale = kernel->scale,
+        .cls = kernel->cls,
+        .previous = in[3].data ? (const float *)in[3].data + b * n : NULL};
+    if (!pf_flow_score(&flow, score + b * n, shares ? shares + b * n : NULL))
+      return refuse(op, "out of memory");
+  }
+  return NULL;
 }
 
 static OrtStatus *run_find(const row_kernel *kernel,
@@ -336,6 +409,17 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
   kernel->keep = read_number(api, info, "keep");
   kernel->global = read_number(api, info, "global");
   kernel->individual = read_number(api, info, "individual");
+  kernel->target = read_number(api, info, "target");
+  kernel->left = read_number(api, info, "left");
+  kernel->skip = read_number(api, info, "skip");
+  kernel->heads = read_number(api, info, "heads");
+  kernel->dim = read_number(api, info, "dim");
+  kernel->cls = read_number(api, info, "cls");
+  kernel->rows_first[0] = read_number(api, info, "q");
+  kernel->rows_first[1] = read_number(api, info, "k");
+  kernel->rows_first[2] = read_number(api, info, "v");
+  const uint32_t scale = (uint32_t)read_number(api, info, "scale");
+  memcpy(&kernel->scale, &scale, sizeof(scale));
   kernel->id_count = read_ranges(api, info, "ids", kernel->ids);
   kernel->row_count = read_ranges(api, info, "rows", kernel->rows);
   *out = kernel;
@@ -356,13 +440,20 @@ OrtStatus *pf_add_row_ops(const OrtApi *api, OrtCustomOpDomain *domain) {
        .output_type = {ONNX_BOOL},
        .run = run_protect},
       {.name = "SelectRows",
-       .inputs = 6,
+       .inputs = 7,
        .required = 2,
        .outputs = 2,
        .input_type = {ONNX_FLOAT, ONNX_BOOL, ONNX_INT64, ONNX_INT64, ONNX_FLOAT,
-                      ONNX_BOOL},
+                      ONNX_BOOL, ONNX_FLOAT},
        .output_type = {ONNX_INT64, ONNX_INT64},
        .run = run_select},
+      {.name = "FlowScore",
+       .inputs = 4,
+       .required = 3,
+       .outputs = 2,
+       .input_type = {ONNX_FLOAT, ONNX_FLOAT, ONNX_FLOAT, ONNX_FLOAT},
+       .output_type = {ONNX_FLOAT, ONNX_FLOAT},
+       .run = run_flow},
       {.name = "FindRows",
        .inputs = 3,
        .required = 3,

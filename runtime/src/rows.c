@@ -7,6 +7,7 @@
 |*
 \*===----------------------------------------------------------------------===*/
 #include "rows.h"
+#include "flow.h"
 #include "sparse.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -213,6 +214,42 @@ int64_t pf_keep_above(const pf_row_set *rows, const float *score,
     count += kept[i] = protect[i] || !goes;
   }
   return count;
+}
+
+int64_t pf_keep_patches(const pf_row_set *rows, const float *score,
+                        const float *shares, const uint8_t *protect,
+                        int64_t target, int64_t left, int64_t skip,
+                        uint8_t *kept) {
+  const int64_t n = rows->n, patches = n - skip;
+  choice memory = {.value = malloc((size_t)(n + 1) * sizeof(float)),
+                   .chosen = malloc((size_t)(n / 64 + 1) * 8)};
+  int64_t most = -1;
+  if (!memory.value || !memory.chosen)
+    goto done;
+  int64_t drop = 0;
+  for (int64_t b = 0; b < rows->b; ++b) {
+    const int64_t goes =
+        pf_flow_drop(shares + b * n + skip, patches, target, left);
+    drop = goes > drop ? goes : drop;
+  }
+  most = n - drop;
+  for (int64_t b = 0; b < rows->b; ++b) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i)
+      count += kept[b * n + i] = i < skip || protect[b * n + i];
+    most = count > most ? count : most;
+  }
+  for (int64_t b = 0; b < rows->b; ++b) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i)
+      count += kept[b * n + i];
+    keep_best(rows, b, 0, n, score, /*padding=*/false, most - count, &memory,
+              kept);
+  }
+done:
+  free(memory.chosen);
+  free(memory.value);
+  return most;
 }
 
 bool pf_find_rows(const int64_t *rows, int64_t b, int64_t n, int64_t count,

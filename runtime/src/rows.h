@@ -72,6 +72,16 @@ int64_t pf_keep_above(const pf_row_set *rows, const float *score,
                       const uint8_t *protect, int64_t share, int64_t most,
                       uint8_t *kept);
 
+/* Of b images, whose first `skip` rows are no patches and stay, keeps the
+ * protected patches, then those of the greatest score, until N - r stay: N the
+ * patches, r the greatest pf_flow_drop of an image's shares [b][n] (FlowCut,
+ * arXiv:2505.19536; its peer too leaves as many out of every image). kept and
+ * the result as of pf_keep_rows. */
+int64_t pf_keep_patches(const pf_row_set *rows, const float *score,
+                        const float *shares, const uint8_t *protect,
+                        int64_t target, int64_t left, int64_t skip,
+                        uint8_t *kept);
+
 /* index[i] = the place of row wanted[i] (negative: from the end of `count`
  * rows) among rows[b][n], ascending. False: it is not there, or not at the same
  * place in every entry. */

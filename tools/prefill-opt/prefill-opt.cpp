@@ -139,7 +139,7 @@ static cl::opt<std::string>
                     "last one, or those of a new input logits_rows"));
 static cl::opt<std::string>
     prune("prune", cl::cat(category),
-          cl::value_desc("lazyllm|mustdrop[:option=value,...]"),
+          cl::value_desc("lazyllm|mustdrop|flowcut[:option=value,...]"),
           cl::desc("Leave rows out of later layers; lossy"));
 static cl::opt<std::string>
     protect("protect", cl::cat(category),

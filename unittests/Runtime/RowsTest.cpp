@@ -6,6 +6,7 @@
 
 #include "rows.h"
 #include "Reference.h"
+#include "flow.h"
 #include "gtest/gtest.h"
 
 #include <algorithm>
@@ -149,6 +150,51 @@ TEST(Rows, ThresholdsDropWhatIsBelowBoth) {
   EXPECT_EQ(keep(1, .9), "0100101");
   EXPECT_EQ(keep(0, 1), "1111111");
   EXPECT_EQ(keep(1, 0), "1111111");
+}
+
+TEST(Rows, PatchesGoAsTheirEntropySays) {
+  const std::vector<float> even(16, 1.0F / 16);
+  std::vector<float> one(16, 0.0F);
+  one[5] = 1; // 0 ln 0 is 0
+  for (int64_t left : {2, 4, 20}) {
+    EXPECT_EQ(pf_flow_drop(even.data(), 16, 4, left), 0);
+    EXPECT_EQ(pf_flow_drop(one.data(), 16, 4, left),
+              std::llrint(12 / std::sqrt(static_cast<double>(left))));
+  }
+  EXPECT_EQ(pf_flow_drop(even.data(), 16, 4, 0), 12);
+  EXPECT_EQ(pf_flow_drop(one.data(), 16, 16, 0), 0);
+  EXPECT_EQ(pf_flow_drop(one.data(), 16, 17, 2), 0);
+  EXPECT_EQ(pf_flow_drop(one.data(), 1, 1, 2), 0);
+  std::vector<float> halves(16, 0.0F);
+  halves[0] = halves[1] = .5F; // H = ln 2, ln 16 = 4 ln 2
+  EXPECT_EQ(pf_flow_drop(halves.data(), 16, 0, 1), 15);
+  const std::vector<float> nothing(16, std::nanf(""));
+  EXPECT_EQ(pf_flow_drop(nothing.data(), 16, 4, 2), 0);
+  EXPECT_EQ(pf_flow_drop(nothing.data(), 16, 4, 0), 12);
+}
+
+TEST(Rows, PatchesStayByScoreAndProtection) {
+  const pf_row_set rows = rowSet(2, 6);
+  const float score[] = {0, 1, 5, 2, 4, 3, 0, 5, 5, 5, 5, 9};
+  const float shares[] = {0, .2F, .2F, .2F, .2F, .2F,
+                          0, .2F, .2F, .2F, .2F, .2F};
+  const uint8_t protect[] = {1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0};
+  uint8_t kept[12];
+  auto keep = [&](int64_t target, int64_t left) {
+    std::string text;
+    EXPECT_EQ(
+        pf_keep_patches(&rows, score, shares, protect, target, left, 1, kept),
+        std::count(kept, kept + 6, 1));
+    for (uint8_t k : kept)
+      text += k ? '1' : '0';
+    return text;
+  };
+  EXPECT_EQ(keep(3, 0), "111010"
+                        "111001"); // of equal ones the first
+  EXPECT_EQ(keep(3, 2), "111111"
+                        "111111");
+  EXPECT_EQ(keep(9, 0), "111111"
+                        "111111");
 }
 
 TEST(Rows, MarkedRowsScoreByTheirSumAndTheirGreatest) {

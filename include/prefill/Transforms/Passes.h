@@ -19,6 +19,7 @@ struct SiteReport;
 struct PruneReport {
   std::vector<int64_t> layers; ///< after which rows go, from 1
   int64_t attentions = 0;      ///< of the model
+  bool changed = false;        ///< false: nothing ever goes
 };
 
 /// What row liveness and detect-kv-sharing did, for the manifest.

@@ -19,9 +19,10 @@ namespace prefill {
 
 /// -prune=lazyllm:layers=9+19+28,keep=0.7 (LazyLLM, arXiv:2407.14057), or
 /// -prune=mustdrop:layers=2+6+10+14,global=0.001,individual=0.001 (MustDrop,
-/// arXiv:2411.10803).
+/// arXiv:2411.10803), or in a vision encoder -prune=flowcut:target=64 (FlowCut,
+/// arXiv:2505.19536).
 struct PruneSpec {
-  enum class Method { LazyLLM, MustDrop } method = Method::LazyLLM;
+  enum class Method { LazyLLM, MustDrop, FlowCut } method = Method::LazyLLM;
 
   /// Layers after which rows go, from 1, ascending. Empty: LazyLLM's after
   /// 9/32, 19/32 and 28/32 of the layers, as the paper's figures draw it;
@@ -38,10 +39,18 @@ struct PruneSpec {
   double global = 0.001;
   double individual = 0.001;
 
+  // FlowCut.
+  int64_t target = 0; ///< patches that are left in the end, at least 1
+  /// The row whose attention counts: the class token, row 0, or the mean of all
+  /// rows. Auto: by the number of tokens, a square and 1 more or a square.
+  enum class Anchor { Auto, Cls, Mean } anchor = Anchor::Auto;
+
   bool isMustDrop() const { return method == Method::MustDrop; }
-  /// Whether nothing ever goes, whatever the prompt is.
+  bool isFlowCut() const { return method == Method::FlowCut; }
+  /// Whether nothing ever goes, whatever the model and the prompt are.
   bool keepsAll() const {
-    return isMustDrop() ? global == 0 || individual == 0 : keep == 1;
+    return isMustDrop() ? global == 0 || individual == 0
+                        : !isFlowCut() && keep == 1;
   }
 };
 

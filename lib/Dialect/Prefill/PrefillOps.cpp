@@ -372,12 +372,27 @@ LogicalResult SelectRowsOp::verify() {
       break;
     from = node.getInput(0);
   }
-  if (!from.getDefiningOp<ProtectRowsOp>())
+  auto protection = from.getDefiningOp<ProtectRowsOp>();
+  if (!protection)
     return emitOpError("protect must come from prefill.protect_rows");
-  if (getKeep().has_value() == getGlobal().has_value() ||
-      getGlobal().has_value() != getIndividual().has_value())
-    return emitOpError("needs one rule: keep, or global and individual");
+  if (!getTarget() && protection.getLast() == 0)
+    return emitOpError("needs the last row protected: it is the one that asks");
+  if (getKeep().has_value() + getGlobal().has_value() +
+              getTarget().has_value() !=
+          1 ||
+      getGlobal().has_value() != getIndividual().has_value() ||
+      getTarget().has_value() != getLeft().has_value() ||
+      getTarget().has_value() != getSkip().has_value())
+    return emitOpError("needs one rule: keep, or global and individual, or "
+                       "target, left and skip");
+  if (getTarget().has_value() != static_cast<bool>(getShares()))
+    return emitOpError("needs shares exactly with target");
   auto share = [](const APFloat &value) { return value.convertToDouble(); };
+  if (getTarget()) {
+    if (getPeak() || getColumns() || getSegmentStarts() || getAlive())
+      return emitOpError("with target is for images without padding");
+    return success();
+  }
   if (getKeep()) {
     if (!(share(*getKeep()) > 0) || share(*getKeep()) > 1)
       return emitOpError("keep must be in (0, 1]");

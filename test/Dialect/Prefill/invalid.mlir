@@ -365,7 +365,7 @@ func.func @ranges(%ids: tensor<?x?xi64>) {
 
 func.func @last(%ids: tensor<?x?xi64>) {
   // expected-error @+1 {{attribute 'last' failed to satisfy constraint}}
-  %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  %mask = prefill.protect_rows %ids bos 4 last -1 : tensor<?x?xi64> -> tensor<?x?xi1>
   return
 }
 
@@ -382,7 +382,7 @@ func.func @token_score(%q: tensor<1x2x?x64xf32>) {
 
 func.func @no_rule(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
   %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
-  // expected-error @+1 {{needs one rule: keep, or global and individual}}
+  // expected-error @+1 {{needs one rule: keep, or global and individual, or target, left and skip}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>)  : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
@@ -391,7 +391,7 @@ func.func @no_rule(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x
 
 func.func @two_rules(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
   %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
-  // expected-error @+1 {{needs one rule: keep, or global and individual}}
+  // expected-error @+1 {{needs one rule: keep, or global and individual, or target, left and skip}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) keep 0.5 global 0.5 individual 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
@@ -400,7 +400,7 @@ func.func @two_rules(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<
 
 func.func @half_a_rule(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
   %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
-  // expected-error @+1 {{needs one rule: keep, or global and individual}}
+  // expected-error @+1 {{needs one rule: keep, or global and individual, or target, left and skip}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) global 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
@@ -438,5 +438,41 @@ func.func @peak(%q: tensor<1x2x?x64xf32>) {
   // expected-error @+1 {{has score_rows exactly with token_score and token_peak}}
   %o, %s, %p = prefill.attention %q, %q, %q {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
     : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> token_score : tensor<?x?xf32> token_peak : tensor<?x?xf32>
+  return
+}
+
+// -----
+
+func.func @nobody_asks(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{needs the last row protected: it is the one that asks}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) keep 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @no_shares(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{needs shares exactly with target}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @no_left(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{needs one rule}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) shares(%score : tensor<?x?xf32>) target 64 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @padded(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{with target is for images without padding}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) columns(%v : tensor<?x?xi1>) shares(%score : tensor<?x?xf32>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }

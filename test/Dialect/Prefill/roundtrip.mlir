@@ -130,6 +130,18 @@ func.func @rows(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %given: tensor<
   return
 }
 
+// CHECK-LABEL: @patches
+func.func @patches(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>) {
+  // CHECK: prefill.flow_score %{{.*}}, %{{.*}}, %{{.*}} {head_dim = 64 : i64, heads = 2 : i64, scale = 1.250000e-01 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
+  %a, %b = prefill.flow_score %q, %q, %q {head_dim = 64 : i64, heads = 2 : i64, scale = 0.125 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
+  // CHECK: prefill.flow_score %{{.*}}, %{{.*}}, %{{.*}} previous(%{{.*}} : tensor<?x?xf32>) {cls,
+  %c, %d = prefill.flow_score %q, %q, %q previous(%a : tensor<?x?xf32>) {cls, head_dim = 64 : i64, heads = 2 : i64, scale = 0.125 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
+  %p = prefill.protect_rows %ids bos 1 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // CHECK: prefill.select_rows %{{.*}} protect(%{{.*}} : tensor<?x?xi1>) shares(%{{.*}} : tensor<?x?xf32>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
+  %r = prefill.select_rows %c protect(%p : tensor<?x?xi1>) shares(%d : tensor<?x?xf32>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
 // CHECK-LABEL: @vision_rows
 func.func @vision_rows(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %vision: tensor<?x?xi1>, %text: tensor<?x?xi1>) {
   // CHECK: prefill.attention {{.*}} score_rows(%{{.*}} : tensor<?x?xi1>) {{.*}} token_score : tensor<?x?xf32> token_peak : tensor<?x?xf32>

@@ -480,6 +480,34 @@ def Prefill_IndexPerHeadOp : Prefill_Op<"index.per_head", [Pure]> {
 // Rows
 //===----------------------------------------------------------------------===//
 
+def Prefill_FlowScoreOp : Prefill_Op<"flow_score", [Pure]> {
+  let summary = "What information flows through each row of a vision encoder";
+  let description = [{
+    FlowCut (arXiv:2505.19536). With r the mean over the heads of the softmax of
+    `scale * q_a . k_i` and m that of `v_a . v_i`, over all rows i of an image, both
+    made to sum up to 1 over its patches: shares = r, and score =
+    previous / 2 + (r + m) * |w_i|_1 / 2 with w the mean of v over the heads. The
+    anchor a is row 0 (`cls`), which is no patch and gets 0; without `cls` all rows
+    are patches, and q_a and v_a are the means over the rows.
+
+    q, k, v as of prefill.attention, with as many KV heads as query heads, d for
+    both and no rotation; previous `[b,s]` is the layer before's score (none: 0).
+    score and shares `[b,s]` f32.
+  }];
+  let arguments = (ins AnyType:$q, AnyType:$k, AnyType:$v,
+    Optional<AnyType>:$previous,
+    ConfinedAttr<I64Attr, [IntPositive]>:$heads,
+    ConfinedAttr<I64Attr, [IntPositive]>:$head_dim, F32Attr:$scale, UnitAttr:$cls,
+    DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$q_layout,
+    DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$k_layout,
+    DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$v_layout);
+  let results = (outs AnyType:$score, AnyType:$shares);
+  let assemblyFormat = [{
+    $q `,` $k `,` $v (`previous` `(` $previous^ `:` type($previous) `)`)?
+    attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($score) `,` type($shares)
+  }];
+}
+
 def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
     [Pure, AttrSizedOperandSegments]> {
   let summary = "The rows that no transform may drop";
@@ -487,7 +515,7 @@ def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
     protect is `[b,s]` bool; true for
 
     * the first `bos` and the last `last` rows of every segment (`last` is at
-      least 1: the last row is the query of the scores);
+      least 1 where the prompt's last rows are the queries of the scores);
     * rows whose token in `ids` `[b,s]` lies in one of `id_ranges` (pairs
       low, high);
     * rows whose number in their segment lies in one of `row_ranges`;
@@ -502,7 +530,7 @@ def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
                    Optional<AnyType>:$alive, Optional<AnyType>:$segment_starts,
                    Optional<AnyType>:$wanted, Optional<AnyType>:$only,
                    ConfinedAttr<I64Attr, [IntNonNegative]>:$bos,
-                   ConfinedAttr<I64Attr, [IntPositive]>:$last,
+                   ConfinedAttr<I64Attr, [IntNonNegative]>:$last,
                    DefaultValuedAttr<DenseI64ArrayAttr, "{}">:$id_ranges,
                    DefaultValuedAttr<DenseI64ArrayAttr, "{}">:$row_ranges);
   let results = (outs AnyType:$protect);
@@ -531,6 +559,11 @@ def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
       sum of the scores of the rows in `columns` `[b,s]` bool, and whose `peak`
       `[b,s]` is below `individual`. MustDrop (arXiv:2411.10803), batches of 1. How
       many stay depends on the data.
+    * `target`, `left`: of the patches, all rows but the first `skip`, those of the
+      greatest score. Of N > target patches round((N - target) / sqrt(left) *
+      (1 - (H / ln N)^2)) go, H being the entropy of `shares` `[b,s]` (0 ln 0 is 0),
+      or N - target where `left` is 0; so many as in the image of the batch that
+      loses most. FlowCut (arXiv:2505.19536).
 
     rows `[b,m]` i64, ascending; starts `[n+1]`: where each segment begins among
     them.
@@ -542,8 +575,12 @@ def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
   let arguments = (ins AnyType:$score, Optional<AnyType>:$protect,
                    Optional<AnyType>:$alive, Optional<AnyType>:$segment_starts,
                    Optional<AnyType>:$peak, Optional<AnyType>:$columns,
+                   Optional<AnyType>:$shares,
                    OptionalAttr<F64Attr>:$keep, OptionalAttr<F64Attr>:$global,
-                   OptionalAttr<F64Attr>:$individual);
+                   OptionalAttr<F64Attr>:$individual,
+                   OptionalAttr<ConfinedAttr<I64Attr, [IntPositive]>>:$target,
+                   OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$left,
+                   OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$skip);
   let results = (outs AnyType:$rows, Optional<AnyType>:$starts);
   let assemblyFormat = [{
     $score (`protect` `(` $protect^ `:` type($protect) `)`)?
@@ -551,7 +588,9 @@ def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     (`peak` `(` $peak^ `:` type($peak) `)`)?
     (`columns` `(` $columns^ `:` type($columns) `)`)?
+    (`shares` `(` $shares^ `:` type($shares) `)`)?
     (`keep` $keep^)? (`global` $global^)? (`individual` $individual^)?
+    (`target` $target^)? (`left` $left^)? (`skip` $skip^)?
     attr-dict `:` type($score) `->` type($rows) (`,` type($starts)^)?
   }];
   let hasVerifier = 1;
