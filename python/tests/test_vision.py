@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from test_models import PATHS
 
 import prefill_opt
 
@@ -234,6 +235,26 @@ def test_everything_goes_but_what_is_protected(language, compiled):
     found = run(folder, {**feeds_of(embeds, vision), "protected_rows": fixed[None]})
     expected = np.flatnonzero(~vision | fixed | np.isin(np.arange(len(vision)), (10, 11, 12)))
     np.testing.assert_array_equal(found["prefill.rows.1"][0], expected)
+
+
+def test_padding_asks_nothing_and_stays(compiled):
+    """A model with input_ids and attention_mask: padding on either side changes nothing."""
+    folder = compiled(PATHS["llama-dynamo18"], logits="last", prune=SETTING.format(1, 0.03, 0.3), protect="last:1")
+    ids = np.random.default_rng(7).integers(1, 100, (1, 50))
+    vision = np.zeros((1, 50), bool)
+    vision[0, 6:40] = True
+
+    def padded(left, right):
+        shape = ((0, 0), (left, right))
+        feeds = {"input_ids": np.pad(ids, shape), "vision_rows": np.pad(vision, shape)}
+        return run(folder, {**feeds, "attention_mask": np.pad(np.ones_like(ids), shape)})
+
+    alone, left, right = padded(0, 0), padded(9, 0), padded(0, 9)
+    rows = alone["prefill.rows.1"][0]
+    assert 16 < len(rows) < 50
+    np.testing.assert_array_equal(left["prefill.rows.1"][0], [*range(9), *(rows + 9)])
+    np.testing.assert_array_equal(right["prefill.rows.1"][0], [*rows, *range(50, 59)])
+    close(left["logits"], alone["logits"])
 
 
 def test_threads_do_not_matter(language, compiled):
