@@ -136,6 +136,18 @@ static bool looksLikeAttention(onnx::NodeOp node) {
          (node.is("Softmax") || comesFromProduct(node.getInput(0)));
 }
 
+/// Attention of integers, as quantizers of whole graphs write it: listed, and
+/// left as it is.
+static bool matchQuantizedSoftmax(onnx::NodeOp node, AttentionSite &site) {
+  Operation *through = nullptr;
+  if (!node.is("QLinearSoftmax", "com.microsoft") ||
+      node.getNumResults() != 1 || !reachesProduct(node.getResult(0), through))
+    return false;
+  (void)site.refuse(node, "its scores and probabilities are rounded to 8 bits",
+                    node.getResult(0));
+  return true;
+}
+
 /// Notes the types of operands that the model does not declare: kernels need to
 /// know what they read.
 static void noteTypes(AttentionSite &site, SymbolicAnalysis &analysis) {
@@ -182,7 +194,8 @@ static void findInGraph(onnx::GraphOp graph,
     site.core = node;
     site.layer = layerName(node);
     bool found = matchOpForm(node, analysis, site) ||
-                 matchSoftmaxForm(node, analysis, site);
+                 matchSoftmaxForm(node, analysis, site) ||
+                 matchQuantizedSoftmax(node, site);
     if (!found)
       continue;
     if (!site.refused()) {

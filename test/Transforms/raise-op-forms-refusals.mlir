@@ -116,3 +116,21 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 22>]} {
     onnx.return %0 : !u {output_names = ["0"]}
   }
 }
+
+// -----
+
+!u = !onnx.unknown
+!p = tensor<1x4x3x3xui8>
+!v = tensor<1x4x3x8xui8>
+
+// A graph that was quantised as a whole; the second one gives no attention.
+// CHECK: QLinearSoftmax 'bytes': its scores and probabilities are rounded to 8 bits
+// CHECK-NOT: classes
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>, #onnx.opset<"com.microsoft", 1>]} {
+  onnx.graph @main(%s: !p, %v: !v, %f: tensor<f32>, %z: tensor<ui8>) attributes {inputs = ["s", "v", "f", "z"]} {
+    %0 = onnx.node "QLinearSoftmax"(%s, %f, %z, %f, %z) {opset = 18 : si64} attributes {op_domain = "com.microsoft", label = "bytes"} : (!p, tensor<f32>, tensor<ui8>, tensor<f32>, tensor<ui8>) -> !u
+    %1 = onnx.node "QLinearMatMul"(%0, %f, %z, %v, %f, %z, %f, %z) : (!u, tensor<f32>, tensor<ui8>, !v, tensor<f32>, tensor<ui8>, tensor<f32>, tensor<ui8>) -> !u
+    %2 = onnx.node "QLinearSoftmax"(%s, %f, %z, %f, %z) {opset = 18 : si64} attributes {op_domain = "com.microsoft", label = "classes"} : (!p, tensor<f32>, tensor<ui8>, tensor<f32>, tensor<ui8>) -> !u
+    onnx.return %1, %2 : !u, !u {output_names = ["1", "2"]}
+  }
+}
