@@ -64,8 +64,9 @@
  * those that the others are compared with. */
 #define QUANTIZED_TILE 0.95
 
-/* Looking through the strides of a grid, per bk keys. */
-#define GRID_BLOCK 0.3
+/* Looking through the strides of a grid: all of them, and per bk keys. */
+#define GRID_STRIDES 35.0
+#define GRID_BLOCK 0.17
 
 /* Sparse must be cheaper by this much: the model is not exact. */
 #define MARGIN 0.95
@@ -189,7 +190,6 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
   case PREFILL_PATTERN_SAMPLED:
   case PREFILL_PATTERN_FLEXPREFILL:
   case PREFILL_PATTERN_SALE:
-  case PREFILL_PATTERN_GRID:
     /* Measured on attention of real models; it may be all. */
     per_tile = worst ? mean : TOP_P_DENSITY * mean + (double)own;
     /* FlexPrefill: so many columns' blocks and so many distances in any case.
@@ -197,6 +197,19 @@ pf_work pf_predict_work(const pf_call *call, const prefill_head_plan *plan,
     if (2.0 * (double)pf_ceil_div(plan->min_budget, call->bk) > per_tile)
       per_tile = 2.0 * (double)pf_ceil_div(plan->min_budget, call->bk);
     break;
+  case PREFILL_PATTERN_GRID: {
+    /* Each kind of line has one of `stride` keys, in whole blocks of views of
+     * keys / stride rows. What a stride is chosen for is no more than half. */
+    const double lines =
+        (plan->slash != 0) + (plan->vertical != 0) + (plan->horizontal != 0);
+    const double part =
+        plan->stride > 0
+            ? lines / (double)pf_max(1, pf_min(plan->stride, blocks))
+        : worst ? 0.5
+                : TOP_P_DENSITY;
+    per_tile = part * mean + (double)own;
+    break;
+  }
   case PREFILL_PATTERN_INFLLM_V2:
     per_tile = (double)pf_max(plan->top_k,
                               pf_ceil_div(plan->init, call->bk) +
@@ -259,10 +272,15 @@ double pf_cost_estimate(const pf_call *call, const prefill_head_plan *plan,
   case PREFILL_PATTERN_2D_BOUNDARY:
     estimate =
         (double)call->modalities * pf_cost_estimate_sums(call, last, keys);
+    if (plan->pattern == PREFILL_PATTERN_2D_BOUNDARY) /* of every pair */
+      estimate += (double)(call->modalities * (call->modalities - 1)) *
+                  SELECT_BLOCK * (double)pf_ceil_div(keys, call->bk);
     break;
   case PREFILL_PATTERN_GRID:
-    estimate = pf_cost_estimate_sums(call, last, keys) +
-               GRID_BLOCK * (double)pf_ceil_div(keys, call->bk);
+    estimate = pf_cost_estimate_sums(call, last, keys);
+    if (!plan->stride)
+      estimate +=
+          GRID_STRIDES + GRID_BLOCK * (double)pf_ceil_div(keys, call->bk);
     break;
   case PREFILL_PATTERN_INFLLM_V2:
     estimate = pf_cost_estimate_compressed(dense);

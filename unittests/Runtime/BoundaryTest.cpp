@@ -10,19 +10,6 @@ using namespace ref;
 
 namespace {
 
-prefill_head_plan boundary(bool pairs, int32_t vertical, int32_t slash,
-                           int32_t last = 8) {
-  prefill_head_plan plan{};
-  plan.pattern =
-      pairs ? PREFILL_PATTERN_2D_BOUNDARY : PREFILL_PATTERN_Q_BOUNDARY;
-  plan.vertical = vertical;
-  plan.slash = slash;
-  plan.init = 3;
-  plan.local = 5;
-  plan.last = last;
-  return plan;
-}
-
 enum Layout { One, Turns, Runs };
 
 /// Fills MODALITY [b, t], shifted from entry to entry.
@@ -100,6 +87,25 @@ TEST(Boundary, TilesTypesWindowsAndMasks) {
   check(window);
   Problem<8, 4, 16, 16, _Float16, Causal> half;
   check(half, 4e-3);
+}
+
+TEST(Boundary, RunsThatCostMoreThanTheySaveRunDense) {
+  for (Layout layout : {One, Turns}) {
+    Problem<8, 4, 16, 16, float, Causal> p;
+    p.s = p.t = 2048;
+    p.heads = {boundary(false, 10, 40), boundary(true, 10, 40),
+               boundary(false, 30, 60), boundary(true, 3, 90, 16)};
+    p.build();
+    p.plan.dense_below = -1; // as the cost function says
+    setModality(p, layout);
+    p.wantStatistics();
+    ASSERT_EQ(p.run(), PREFILL_OK) << p.context.message;
+    // Where every row is a run of its own, a block of rows makes 16 calls.
+    for (int64_t h = 0; h < 4; ++h) {
+      const float density = p.out[PREFILL_OUT_DENSITY].at<float>({0, h});
+      EXPECT_EQ(density == 1.0f, layout == Turns) << layout << " head " << h;
+    }
+  }
 }
 
 TEST(Boundary, OneKeyThatIsNoNumberKeepsEverything) {

@@ -220,6 +220,41 @@ TEST(Crossover, XAttentionsCostFollowsTheMachine) {
   EXPECT_EQ(share(8) < slow, pf_cpu_vnni());
 }
 
+TEST(Crossover, GridsAndBoundaries) {
+  Problem<8, 4, 64, 64, float, Causal> p;
+  p.s = p.t = 8192;
+  p.build();
+  Checked<decltype(p)> checked(p);
+  checked.call.modalities = 2;
+  auto pays = [&](const prefill_head_plan &plan, int64_t tiles) {
+    const pf_work dense = {tiles, tiles * (tiles + 1) / 2, 0};
+    return pf_worth_estimating(&checked.call, &plan, &dense, tiles * 64);
+  };
+  // Half of the keys in three kinds of lines are all; a known stride is cheaper
+  // to estimate than one to be found.
+  EXPECT_FALSE(pays(grid(2), 128));
+  EXPECT_TRUE(pays(grid(64), 128));
+  EXPECT_TRUE(pays(grid(0), 128));
+  EXPECT_FALSE(pays(grid(64), 4));
+  EXPECT_TRUE(pays(grid(16), 16));
+  EXPECT_FALSE(pays(grid(0), 16));
+  EXPECT_FALSE(pays(boundary(false, 1000, 1024), 64)); // as much as there is
+  EXPECT_TRUE(pays(boundary(false, 64, 128), 128));
+  EXPECT_FALSE(pays(boundary(false, 64, 128), 8));
+  // Pairs cost more than rows, and more modalities more.
+  bool bounded;
+  auto estimate = [&](bool pairs) {
+    const prefill_head_plan plan = boundary(pairs, 64, 128);
+    const pf_work dense = {64, 64 * 65 / 2, 0};
+    return pf_cost_estimate(&checked.call, &plan, &dense, 4096, &bounded);
+  };
+  const double rows = estimate(false), pairs = estimate(true);
+  EXPECT_GT(pairs, rows);
+  checked.call.modalities = 4;
+  EXPECT_EQ(estimate(false), 2 * rows);
+  EXPECT_GT(estimate(true), 2 * pairs);
+}
+
 TEST(Crossover, PredictionsAreBounded) {
   Problem<8, 4, 64, 64, float, Causal> p;
   p.s = p.t = 4096;
@@ -231,7 +266,8 @@ TEST(Crossover, PredictionsAreBounded) {
         verticalSlash(30, 100), verticalSlash(0, 0, 64, 0.1f), blockSparse(10),
         blockSparse(0, 0.1f), strided(64, 512, 8), strided(0, 0, 1),
         xAttention(8, 0.9f), sampled(8, 0.9f), flexPrefill(0.9f, 0.1f),
-        infLLM(8), blockTopP(0.9f, 0)}) {
+        infLLM(8), blockTopP(0.9f, 0), grid(0), grid(2), grid(128),
+        boundary(false, 100, 300), boundary(true, 1000, 1024)}) {
     const pf_work likely =
         pf_predict_work(&checked.call, &plan, &dense, 4096, false);
     const pf_work worst =

@@ -8,26 +8,11 @@
 //
 //===----------------------------------------------------------------------===//
 #include "Mass.h"
+#include "Plans.h"
 
 using namespace ref;
 
 namespace {
-
-constexpr unsigned Causal = PREFILL_TILE_CAUSAL;
-
-prefill_head_plan grid(int32_t stride, int32_t init = 4, int32_t last = 8,
-                       bool vertical = true, bool slash = true,
-                       bool horizontal = true) {
-  prefill_head_plan plan{};
-  plan.pattern = PREFILL_PATTERN_GRID;
-  plan.stride = stride;
-  plan.init = init;
-  plan.last = last;
-  plan.vertical = vertical;
-  plan.slash = slash;
-  plan.horizontal = horizontal;
-  return plan;
-}
 
 int64_t keysOf(const std::vector<bool> &unmasked, bool last) {
   int64_t found = last ? 0 : static_cast<int64_t>(unmasked.size());

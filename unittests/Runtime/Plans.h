@@ -87,6 +87,31 @@ inline prefill_head_plan flexPrefill(float gamma, float tau,
   plan.last = last;
   return plan;
 }
+inline prefill_head_plan grid(int32_t stride, int32_t init = 4,
+                              int32_t last = 8, bool vertical = true,
+                              bool slash = true, bool horizontal = true) {
+  prefill_head_plan plan{};
+  plan.pattern = PREFILL_PATTERN_GRID;
+  plan.stride = stride;
+  plan.init = init;
+  plan.last = last;
+  plan.vertical = vertical;
+  plan.slash = slash;
+  plan.horizontal = horizontal;
+  return plan;
+}
+inline prefill_head_plan boundary(bool pairs, int32_t vertical, int32_t slash,
+                                  int32_t last = 8) {
+  prefill_head_plan plan{};
+  plan.pattern =
+      pairs ? PREFILL_PATTERN_2D_BOUNDARY : PREFILL_PATTERN_Q_BOUNDARY;
+  plan.vertical = vertical;
+  plan.slash = slash;
+  plan.init = 3;
+  plan.local = 5;
+  plan.last = last;
+  return plan;
+}
 inline prefill_head_plan infLLM(int32_t topK, int32_t init = 8,
                                 int32_t local = 20) {
   prefill_head_plan plan{};

@@ -92,6 +92,10 @@ struct Data {
   DLTensor qt{}, kt{}, vt{}, ot{}, dt{};
   std::vector<char> q16, k16, v16, o16;
 
+  std::vector<int64_t> kinds; // runs of 576 of one kind and of another
+  int64_t kindsShape[1];
+  DLTensor mt{};
+
   Data(const Options &options, int64_t s) {
     std::mt19937 engine(1);
     std::normal_distribution<float> normal;
@@ -131,6 +135,14 @@ struct Data {
     vt = tensor(v, v16, kShape, 4, options.dtype);
     ot = tensor(o, o16, qShape, 4, options.dtype);
     dt = tensor(density, q16, densityShape, 2, 0);
+    for (int64_t j = 0; j < s; ++j)
+      kinds.push_back(j / 576 % 2);
+    kindsShape[0] = s;
+    mt.data = kinds.data();
+    mt.device = {kDLCPU, 0};
+    mt.ndim = 1;
+    mt.dtype = {kDLInt, 64, 1};
+    mt.shape = kindsShape;
   }
   static DLTensor tensor(std::vector<float> &values, std::vector<char> &narrow,
                          int64_t *shape, int rank, int dtype) {
@@ -182,10 +194,11 @@ void run(const Options &options, int64_t s,
   prefill_context context{};
   context.host = pool;
   context.parallel_for = prefill_pool_parallel_for;
-  const DLTensor *inputs[] = {&data.qt, &data.kt, &data.vt};
+  const DLTensor *inputs[PREFILL_IN_COUNT] = {&data.qt, &data.kt, &data.vt};
   DLTensor *outputs[] = {&data.ot, nullptr, &data.dt};
-  auto call = [&](const prefill_attention_desc *kernel) {
-    if (prefill_attention(kernel, &context, inputs, 3, outputs, 3)) {
+  inputs[PREFILL_IN_MODALITY] = &data.mt;
+  auto call = [&](const prefill_attention_desc *kernel, size_t count = 3) {
+    if (prefill_attention(kernel, &context, inputs, count, outputs, 3)) {
       std::fprintf(stderr, "%s\n", context.message);
       std::exit(1);
     }
@@ -199,10 +212,11 @@ void run(const Options &options, int64_t s,
     prefill_plan plan;
     prefill_attention_desc desc;
     float density;
+    size_t inputs = 3; // more: with modalities
   };
   prefill_head_plan tokens{}, share{}, little{}, columns{}, blocks{}, shape{},
       strided{}, sampled{}, sale{}, mass{}, few{}, share90{}, flex{},
-      flexAware{}, group{}, guard{};
+      flexAware{}, group{}, guard{}, grid{}, known{}, rows{}, pairs{};
   tokens.pattern = share.pattern = little.pattern =
       PREFILL_PATTERN_VERTICAL_SLASH;
   tokens.last = share.last = little.last = 64;
@@ -241,6 +255,19 @@ void run(const Options &options, int64_t s,
   group.init = 64;
   group.local = 2048;
   group.top_k = 64;
+  grid.pattern = PREFILL_PATTERN_GRID;
+  grid.init = grid.last = 64;
+  grid.top_p = 0.9f;
+  grid.vertical = grid.horizontal = grid.slash = 1;
+  known = grid;
+  known.stride = 128;
+  rows = tokens;
+  rows.pattern = PREFILL_PATTERN_Q_BOUNDARY;
+  rows.slash = 1024;
+  rows.init = 30;
+  rows.local = 100;
+  pairs = rows;
+  pairs.pattern = PREFILL_PATTERN_2D_BOUNDARY;
   std::vector<Pattern> patterns = {
       {"vs(1000,6096) auto", tokens, -1, {}, {}, {}, 0},
       {"vs 25% auto", share, -1, {}, {}, {}, 0},
@@ -258,7 +285,11 @@ void run(const Options &options, int64_t s,
       {"block-topp guard", guard, 0, {}, {}, {}, 0},
       {"flexprefill", flex, 0, {}, {}, {}, 0},
       {"flexprefill aware", flexAware, 0, {}, {}, {}, 0},
-      {"infllm-v2", group, 0, {}, {}, {}, 0}};
+      {"infllm-v2", group, 0, {}, {}, {}, 0},
+      {"grid", grid, 0, {}, {}, {}, 0}, // there is none: dense
+      {"grid of 128", known, 0, {}, {}, {}, 0},
+      {"q-boundary", rows, 0, {}, {}, {}, 0, PREFILL_IN_COUNT},
+      {"2d-boundary", pairs, 0, {}, {}, {}, 0, PREFILL_IN_COUNT}};
   for (size_t i = patterns.size(); i-- > 0;)
     if (!std::strstr(patterns[i].name, options.pattern.c_str()))
       patterns.erase(patterns.begin() + long(i));
@@ -273,14 +304,14 @@ void run(const Options &options, int64_t s,
   race.add("dense", [&] { call(&desc); });
   for (Pattern &p : patterns) {
     race.add(p.name, [&] {
-      call(&p.desc);
+      call(&p.desc, p.inputs);
       p.density = data.density[0];
     });
     race.add(std::string("estimate ") + p.name, [&] {
       pf_call c{};
       c.desc = &p.desc;
       c.context = &context;
-      if (pf_check(&c, inputs, 3, outputs, 3) || pf_build_index(&c))
+      if (pf_check(&c, inputs, p.inputs, outputs, 3) || pf_build_index(&c))
         std::exit(1);
       pf_release_all(&c);
     });
