@@ -1,9 +1,44 @@
 //===- Compositions.cpp - Options that do not go together -----------------===//
 
 #include "Compositions.h"
+#include "prefill/Transforms/ParallelEncode.h"
 #include "prefill/Transforms/Pruning.h"
 
 using namespace prefill;
+
+/// Reads -parallel-encode and refuses what does not go with it.
+static bool checkParallelEncode(const CompilerOptions &options,
+                                std::string &error) {
+  const std::string name = "-parallel-encode=" + options.parallelEncode;
+  auto fail = [&](const std::string &what) {
+    error = what;
+    return false;
+  };
+  ParallelEncodeSpec spec;
+  if (!parseParallelEncode(options.parallelEncode, spec, error))
+    return fail(name + ": " + error);
+  if (options.accuracy == "exact")
+    return fail("-accuracy=exact refuses " + name +
+                ": contexts that do not see one another change the result");
+  if (options.sparsify != "dense")
+    return fail(name + " with -sparsify=" + options.sparsify +
+                ": contexts and query are weighed by the sums of all their "
+                "scores, and keys that are left out have no part in these");
+  if (!options.prune.empty())
+    return fail(name + " with -prune: rows are scored by the query, and a "
+                       "context is encoded before there is one");
+  if (options.logits == "last")
+    return fail(name + " with -logits=last would be the last request's only: "
+                       "take -logits=rows");
+  if (options.pack != "off")
+    return fail(name + " with -pack: a pack has no cache, and contexts are "
+                       "read from one");
+  for (const std::string &target : options.targets)
+    if (target != "cpu")
+      return fail(name + " with -target=" + target +
+                  ": kernels for GPUs take no KV cache yet");
+  return true;
+}
 
 bool prefill::checkCompositions(const CompilerOptions &options,
                                 std::string &error) {
@@ -11,6 +46,8 @@ bool prefill::checkCompositions(const CompilerOptions &options,
     error = what;
     return false;
   };
+  if (!options.parallelEncode.empty() && !checkParallelEncode(options, error))
+    return false;
   const bool prunes = !options.prune.empty();
   PruneSpec prune;
   ProtectSpec protection;

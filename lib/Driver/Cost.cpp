@@ -513,6 +513,9 @@ int prefill::cost(const CompilerOptions &given) {
   options.emit = EmitKind::Sparse; // No output folder is asked for.
   takeCalibratedPlan(options);
   std::string error;
+  if (!options.parallelEncode.empty())
+    return fail("cost does not know -parallel-encode: its time depends on how "
+                "many contexts there are and which are in a store");
   std::vector<int64_t> tokens;
   CostDevice device;
   CostSizes sizes;

@@ -200,7 +200,8 @@ bool prefill::validate(const CompilerOptions &options, std::string &error) {
     error = "-emit=warp and -emit=ptx need a GPU as target, say -target=sm_80";
     return false;
   }
-  if (!parseSparsity(options.sparsify, error))
+  if (!parseSparsity(options.sparsify, error) ||
+      !checkCompositions(options, error))
     return false;
   if (options.logits != "all" && options.logits != "last" &&
       options.logits != "rows") {
@@ -230,8 +231,6 @@ bool prefill::validate(const CompilerOptions &options, std::string &error) {
     error = "-logits=" + options.logits + " needs -row-liveness=on";
     return false;
   }
-  if (!checkCompositions(options, error))
-    return false;
   bool isFile = options.emit == EmitKind::ONNX;
   bool isFolder = options.emit == EmitKind::Artifacts;
   if ((isFile || isFolder) &&
@@ -310,6 +309,9 @@ static void tellRows(const CompilerOptions &options,
 int prefill::compile(const CompilerOptions &given) {
   CompilerOptions options = given;
   takeCalibratedPlan(options);
+  // Contexts need a cache.
+  if (!options.parallelEncode.empty() && options.chunk == "off")
+    options.chunk = "512";
   std::string error;
   if (!validate(options, error))
     return fail(error);

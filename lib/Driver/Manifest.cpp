@@ -2,6 +2,7 @@
 
 #include "Manifest.h"
 #include "prefill/Codegen/CUDA/Images.h"
+#include "prefill/Transforms/ParallelEncode.h"
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/Patterns.h"
 #include "prefill/Transforms/Pruning.h"
@@ -171,6 +172,18 @@ static json::Object describePruning(const CompilerOptions &options,
   return object;
 }
 
+/// How contexts are encoded, by name and with its parameters.
+static json::Object describeParallelEncode(const CompilerOptions &options) {
+  ParallelEncodeSpec spec;
+  std::string error; // The option was read before.
+  (void)parseParallelEncode(options.parallelEncode, spec, error);
+  return json::Object{{"method", "ape"},
+                      {"exact", false},
+                      {"T", spec.temperature},
+                      {"S", spec.scale},
+                      {"input", "context_slots"}};
+}
+
 std::string prefill::writeManifest(const CompilerOptions &options,
                                    const OutlineResult &outlined,
                                    llvm::ArrayRef<DeclinedSite> declined,
@@ -215,6 +228,10 @@ std::string prefill::writeManifest(const CompilerOptions &options,
     root["padding"] = "none: attention_mask was removed, as if it were ones";
   if (!chunk.caches.empty())
     root["chunk"] = describe(chunk, options.chunk, exact);
+  if (!options.parallelEncode.empty()) {
+    root["exact"] = false;
+    root["parallel_encode"] = describeParallelEncode(options);
+  }
   if (options.shareKV) {
     json::Array shared;
     for (const LivenessReport::SharedKV &pair : liveness.shared)

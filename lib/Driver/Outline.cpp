@@ -94,6 +94,10 @@ static bool buildSpec(OpTy op, KernelSpec &spec, std::string &error) {
   spec.alignment = static_cast<Alignment>(op.getAlignment());
   spec.rotary = static_cast<Rotary>(op.getRotary());
   spec.rotaryDim = op.getRotaryDim();
+  if (op.getContextSlots()) {
+    spec.contextTemperature = op.getContextTemperature()->convertToFloat();
+    spec.contextScale = op.getContextScale()->convertToFloat();
+  }
   return true;
 }
 
@@ -109,7 +113,8 @@ static auto identity(const KernelSpec &s) {
       std::make_tuple(s.causal, s.windowLeft, s.windowRight, scale, softcap,
                       s.hasBias, s.hasKeyMask, s.hasSink, s.hasSegments,
                       s.maskedRow, s.alignment, s.rotary),
-      std::make_tuple(s.rotaryDim, s.denseBelow));
+      std::make_tuple(s.rotaryDim, s.denseBelow, s.contextTemperature,
+                      s.contextScale));
 }
 
 /// The name of the kernel for `spec`: that of an equal one, or a new one.
@@ -135,12 +140,16 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
   if constexpr (std::is_same_v<OpTy, SparseAttentionOp>)
     modality = readModality(op.getIndex());
   SmallVector<Value> inputs;
-  for (Value operand :
-       {op.getQ(), op.getK(), op.getV(), op.getBias(), op.getKeyMask(),
-        op.getKvLengths(), op.getSinks(), op.getQSegment(), op.getKSegment(),
-        op.getQOffset(), op.getCos(), op.getSin(), op.getQPositions(),
-        op.getSegmentStarts(), modality, op.getPastK(), op.getPastV(),
-        op.getCacheSlots(), op.getScoreRows()}) {
+  for (Value operand : {op.getQ(),          op.getK(),
+                        op.getV(),          op.getBias(),
+                        op.getKeyMask(),    op.getKvLengths(),
+                        op.getSinks(),      op.getQSegment(),
+                        op.getKSegment(),   op.getQOffset(),
+                        op.getCos(),        op.getSin(),
+                        op.getQPositions(), op.getSegmentStarts(),
+                        modality,           op.getPastK(),
+                        op.getPastV(),      op.getCacheSlots(),
+                        op.getScoreRows(),  op.getContextSlots()}) {
     if (!operand && !absent)
       absent = onnx::createAbsent(builder, op.getLoc());
     inputs.push_back(operand ? operand : absent);

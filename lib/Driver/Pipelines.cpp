@@ -44,6 +44,8 @@ void prefill::buildRowPipeline(OpPassManager &pm,
   ChunkPromptOptions chunks;
   if ((chunks.size = parseChunk(options.chunk, error).value_or(0)))
     pm.addPass(createChunkPrompt(chunks, chunk));
+  if (!options.parallelEncode.empty())
+    pm.addPass(createParallelEncode({options.parallelEncode}));
   if (!options.prune.empty()) {
     PruneRowsOptions prune;
     prune.prune = options.prune;

@@ -270,12 +270,14 @@ private:
         /*token_peak=*/Type(), op.getQ(), op.getK(), op.getV(), Value(),
         Value(), Value(), op.getSinks(), Value(), Value(), Value(), op.getCos(),
         op.getSin(), op.getQPositions(), starts, pastK, pastV, slots,
-        /*score_rows=*/Value(), op.getQHeadsAttr(), op.getKvHeadsAttr(),
-        op.getHeadDimAttr(), op.getVHeadDimAttr(), op.getScaleAttr(),
-        op.getCausalAttr(), op.getWindowLeftAttr(), op.getWindowRightAttr(),
-        op.getSoftcapAttr(), op.getAlignmentAttr(), op.getMaskedRowAttr(),
-        op.getQLayoutAttr(), op.getKLayoutAttr(), op.getVLayoutAttr(),
-        op.getOLayoutAttr(), op.getRotaryAttr(), op.getRotaryDimAttr(),
+        /*score_rows=*/Value(), /*context_slots=*/Value(), op.getQHeadsAttr(),
+        op.getKvHeadsAttr(), op.getHeadDimAttr(), op.getVHeadDimAttr(),
+        op.getScaleAttr(), op.getCausalAttr(), op.getWindowLeftAttr(),
+        op.getWindowRightAttr(), op.getSoftcapAttr(), op.getAlignmentAttr(),
+        op.getMaskedRowAttr(), op.getQLayoutAttr(), op.getKLayoutAttr(),
+        op.getVLayoutAttr(), op.getOLayoutAttr(), op.getRotaryAttr(),
+        op.getRotaryDimAttr(),
+        /*context_temperature=*/FloatAttr(), /*context_scale=*/FloatAttr(),
         op.getLayerAttr(), op.getFormAttr());
     op.getO().replaceAllUsesWith(cached.getO());
     if (op.getLse())

@@ -201,8 +201,8 @@ private:
         get(site.cos), get(site.sin),
         /*q_positions=*/Value(), /*segment_starts=*/Value(),
         /*past_k=*/Value(), /*past_v=*/Value(), /*cache_slots=*/Value(),
-        /*score_rows=*/Value(), i64(site.qHeads), i64(site.kvHeads),
-        i64(site.headDim), i64(site.vHeadDim),
+        /*score_rows=*/Value(), /*context_slots=*/Value(), i64(site.qHeads),
+        i64(site.kvHeads), i64(site.headDim), i64(site.vHeadDim),
         builder.getF32FloatAttr(static_cast<float>(site.scale)),
         site.causal ? builder.getUnitAttr() : UnitAttr(),
         optional(site.windowLeft), optional(site.windowRight),
@@ -216,6 +216,7 @@ private:
         TensorLayoutAttr::get(context, site.vLayout),
         TensorLayoutAttr::get(context, site.oLayout),
         RotaryKindAttr::get(context, site.rotary), i64(site.rotaryDim),
+        /*context_temperature=*/FloatAttr(), /*context_scale=*/FloatAttr(),
         text(site.layer), text(site.form));
     createNodes(/*late=*/true);
     for (auto &[value, planned] : site.replacements) {

@@ -10,6 +10,8 @@
 * `session` gives an ``onnxruntime.InferenceSession`` for a folder the compiler wrote.
 * `pack` puts several prompts into one sequence, `run_packed` runs them (models compiled with ``-pack``).
 * `run_chunked` runs a prompt chunk by chunk, `HybridBatch` several beside what they generate (``-chunk``).
+* `parallel_encode` reads contexts that were encoded independently, `ContextStore` keeps them
+  (``-parallel-encode``).
 * `Library` calls the kernels of such a folder with NumPy arrays, without ONNX Runtime.
 """
 
@@ -18,20 +20,24 @@ from .compiler import CompileError, compile, find_compiler, inspect, run_compile
 from .hosting import LoadError, attention_statistics, session
 from .library import KernelError, Library
 from .packing import pack, run_packed
+from .parallel import ContextStore, ParallelPrompt, parallel_encode
 from .schedule import Scheduler
 
 __all__ = [
     "CompileError",
+    "ContextStore",
     "HybridBatch",
     "KernelError",
     "Library",
     "LoadError",
+    "ParallelPrompt",
     "Scheduler",
     "attention_statistics",
     "compile",
     "find_compiler",
     "inspect",
     "pack",
+    "parallel_encode",
     "run_chunked",
     "run_compiler",
     "run_packed",

@@ -58,12 +58,16 @@ def _tokens(prompt: Sequence[int], what: str = "the prompt") -> np.ndarray:
 class Rows:
     """The next rows of a request: `ids` follow the `held` tokens whose keys are in the cache, from
     row `slot` of it on. `logits`: whether those of the last row are wanted, where the model selects, or
-    the numbers of the rows (in `ids`) of which they are."""
+    the numbers of the rows (in `ids`) of which they are. With ``-parallel-encode``, `contexts`: first row
+    of the cache and number of the contexts' keys, and `shift`: how many positions the rows stand behind
+    the held ones."""
 
     ids: np.ndarray
     slot: int = 0
     held: int = 0
     logits: bool | np.ndarray = True
+    contexts: tuple[int, int] = (0, 0)
+    shift: int = 0
 
     @property
     def wanted(self) -> np.ndarray:
@@ -91,9 +95,10 @@ class Cache:
         if not {"segment_starts", "cache_slots"} <= names:
             _caches(session)  # says so if there is none at all
             raise ValueError("the model has a KV cache of its own, which holds one request: use run_chunked")
-        known = {"input_ids", "segment_starts", "cache_slots", "position_ids", *_SELECTING}
+        own = {"input_ids", "segment_starts", "cache_slots", "context_slots", "position_shifts", "position_ids"}
+        known = own | set(_SELECTING)
         self._selecting = names & set(_SELECTING)
-        self._positions = "position_ids" in names
+        self._given = names & own
         self._session = session
         self.rows = rows
         self.arrays: dict[str, np.ndarray] = {}
@@ -123,9 +128,11 @@ class Cache:
             "input_ids": np.concatenate([w.ids for w in work])[None],
             "segment_starts": starts,
             "cache_slots": np.array([[w.slot, w.held] for w in work], np.int64),
+            "context_slots": np.array([w.contexts for w in work], np.int64),
+            "position_shifts": np.array([w.shift for w in work], np.int64),
+            "position_ids": np.concatenate([w.held + w.shift + np.arange(len(w.ids)) for w in work])[None],
         }
-        if self._positions:
-            feeds["position_ids"] = np.concatenate([np.arange(w.held, w.held + len(w.ids)) for w in work])[None]
+        feeds = {name: value for name, value in feeds.items() if name in self._given}
         wanted = [w.wanted for w in work]
         chosen = np.cumsum([0, *map(len, wanted)])
         for name in self._selecting:
@@ -165,6 +172,25 @@ def _joined(parts: list[dict[str, np.ndarray]], names: Sequence[str], last: set[
     return result
 
 
+def run_rows(cache: Cache, ids: np.ndarray, chunk: int, keep: str = "all", **where) -> dict[str, np.ndarray]:
+    """The outputs but the cache for rows `ids` of a request, computed chunk by chunk.
+
+    Args:
+        cache: gets their keys and values.
+        chunk: rows of a chunk.
+        keep: as of `run_chunked`.
+        where: of `Rows` for the first chunk; ``logits=False`` where no row's are wanted.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    held, logits = where.pop("held", 0), where.pop("logits", True)
+    for begin in range(0, len(ids), chunk):
+        if keep == "last":
+            parts.clear()
+        wanted = logits and begin + chunk >= len(ids)
+        parts += cache.step([Rows(ids[begin : begin + chunk], held=held + begin, logits=wanted, **where)])
+    return _joined(parts, cache._outputs, {"logits"} if cache._selecting else set())
+
+
 def run_chunked(
     session, prompt: Sequence[int], chunk: int | None = None, capacity: int | None = None, keep: str = "all"
 ) -> dict[str, np.ndarray]:
@@ -190,18 +216,10 @@ def run_chunked(
     capacity = len(ids) if capacity is None else capacity
     if len(ids) > capacity:
         raise ValueError(f"the prompt has {len(ids)} tokens, more than the capacity {capacity}")
-    begins = range(0, len(ids), chunk)
     if "cache_slots" not in {i.name for i in session.get_inputs()}:
         return _run_with_own_cache(session, ids, chunk, keep)
     cache = Cache(session, capacity)
-    parts: list[dict[str, np.ndarray]] = []
-    for begin in begins:
-        if keep == "last":
-            parts.clear()
-        rows = Rows(ids[begin : begin + chunk], held=begin, logits=begin + chunk >= len(ids))
-        parts += cache.step([rows])
-    last = {"logits"} if cache._selecting else set()
-    return _joined(parts, cache._outputs, last) | cache.view(0, len(ids))
+    return run_rows(cache, ids, chunk, keep) | cache.view(0, len(ids))
 
 
 def _run_with_own_cache(session, ids: np.ndarray, chunk: int, keep: str) -> dict[str, np.ndarray]:

@@ -46,6 +46,7 @@ INPUTS = (
     "past_v",
     "cache_slots",
     "score_rows",
+    "context_slots",
 )
 #: Names of the result slots, in order (prefill_attention_output).
 OUTPUTS = ("o", "lse", "density", "block_map")

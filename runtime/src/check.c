@@ -15,7 +15,7 @@ static const char *const input_names[PREFILL_IN_COUNT] = {
     "Q",          "K",      "V",           "BIAS",           "KEY_MASK",
     "KV_LENGTHS", "SINKS",  "Q_SEGMENT",   "K_SEGMENT",      "Q_OFFSET",
     "COS",        "SIN",    "Q_POSITIONS", "SEGMENT_STARTS", "MODALITY",
-    "PAST_K",     "PAST_V", "CACHE_SLOTS", "SCORE_ROWS"};
+    "PAST_K",     "PAST_V", "CACHE_SLOTS", "SCORE_ROWS",     "CONTEXT_SLOTS"};
 static const char *const output_names[PREFILL_OUT_COUNT] = {
     "O",         "LSE",       "DENSITY",     "BLOCK_MAP", "ROTATED_K",
     "PRESENT_K", "PRESENT_V", "TOKEN_SCORE", "TOKEN_PEAK"};
@@ -598,6 +598,40 @@ static prefill_status check_cache(pf_call *call, subject *in, subject *out) {
   return PREFILL_OK;
 }
 
+/* CONTEXT_SLOTS, and that the call is one that it is defined for; contexts.c
+ * looks at the numbers. */
+static prefill_status check_contexts(pf_call *call, subject *in,
+                                     const subject *out) {
+  subject *slots = &in[PREFILL_IN_CONTEXT_SLOTS];
+  if (!slots->tensor)
+    return PREFILL_OK;
+  const prefill_attention_desc *desc = call->desc;
+  const char *why = NULL;
+  if (!call->cache_slots)
+    why = "only together with CACHE_SLOTS";
+  else if (!(desc->context_temperature > 0) || !(desc->context_scale > 0))
+    why = "the kernel is not one for parallel encoding";
+  else if (!call->causal || call->window || desc->plan)
+    why = "the kernel is not dense and causal without a window";
+  else if (in[PREFILL_IN_SINKS].tensor)
+    why = "not together with SINKS";
+  else if (out[PREFILL_OUT_LSE].tensor)
+    why = "not together with the output LSE";
+  if (why)
+    return pf_fail(call, PREFILL_INVALID_ARGUMENT, "input CONTEXT_SLOTS: %s",
+                   why);
+  prefill_status status = check_any(slots);
+  if (status)
+    return status;
+  if (!is_type(slots->tensor->dtype, kDLInt, 64))
+    return wrong_type(slots, "int64");
+  const int64_t expected[2] = {call->segment_starts->shape[0] - 1, 2};
+  if ((status = check_shape(slots, expected, 2)))
+    return status;
+  call->context_slots = slots->tensor;
+  return PREFILL_OK;
+}
+
 /* The description comes from the code generator; a damaged one must not lead
  * anywhere. */
 static prefill_status check_desc(pf_call *call) {
@@ -782,7 +816,8 @@ prefill_status pf_check(pf_call *call, const DLTensor *const *inputs,
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "input Q_OFFSET: expected a tensor, got null");
   if ((status = check_ragged(call, in)) ||
-      (status = check_cache(call, in, out)) || call->cuda)
+      (status = check_cache(call, in, out)) ||
+      (status = check_contexts(call, in, out)) || call->cuda)
     return status;
   return pf_prepare_batches(
       call, in[PREFILL_IN_KEY_MASK].tensor, in[PREFILL_IN_KV_LENGTHS].tensor,

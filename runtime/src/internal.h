@@ -188,6 +188,7 @@ typedef struct pf_call {
 
   /* The KV cache that k and v are appended to (cache.c), or NULL. */
   const DLTensor *cache_slots;
+  const DLTensor *context_slots; /* contexts.c, or NULL */
   pf_rows past_k, past_v, present_k, present_v;
   int64_t cache_rows;
 
@@ -294,6 +295,22 @@ int64_t pf_segment_start(const pf_call *call, int64_t segment);
 prefill_status pf_run_ragged(pf_call *call,
                              prefill_status (*run)(pf_call *call));
 
+/* Consecutive query rows [row, row + rows) of one prompt, of batch entries
+ * [batch, batch + batches): a call on a part of the tensors. They are at
+ * positions from `position` on and see keys [key, key + keys); row 0 is at
+ * `offset` among these, and `table` is the row of the rotary tables for the
+ * first of them. */
+typedef struct pf_piece {
+  int64_t batch, batches, row, rows, position, key, keys, offset, table;
+  /* Where rows [0, rows) of O and LSE go, instead of to the call's; or NULL. */
+  const pf_rows *o, *lse;
+  float scale; /* of scores; 0: the call's */
+} pf_piece;
+typedef prefill_status (*pf_run_fn)(pf_call *call);
+/* Runs `run` on a piece; sums: what DENSITY is made of, or NULL. */
+prefill_status pf_run_piece(const pf_call *call, const pf_piece *p,
+                            pf_run_fn run, int64_t *sums);
+
 /*===-- cache.c ----------------------------------------------------------===*/
 
 /* Rows [row, row + held + added) of the cache are a segment's; the last are
@@ -305,6 +322,24 @@ pf_slot pf_slot_of(const pf_call *call, int64_t segment);
 /* Checks the slots, appends k (rotated) and v to the cache and makes them the
  * whole of it. */
 prefill_status pf_append_to_cache(pf_call *call);
+
+/*===-- contexts.c -------------------------------------------------------===*/
+
+/* Every entry of CONTEXT_SLOTS, before anything is computed. */
+prefill_status pf_check_contexts(pf_call *call);
+/* Runs a piece on the keys of its own segment and on those of the segment's
+ * contexts, and merges the two. */
+prefill_status pf_run_with_contexts(const pf_call *call, const pf_piece *own,
+                                    int64_t segment, pf_run_fn run,
+                                    int64_t *sums);
+/* Merges two attentions of n rows in place of the first: row i becomes
+ * w o + (1 - w) other, (w, 1 - w) = softmax(lse[i], factor * other_lse[i]). An
+ * lse of -inf has weight 0 whatever its row is; two of them leave the row. lse
+ * and other_lse are overwritten; scratch: 2 * (n + width) floats. */
+void pf_merge_lse(const pf_hot *hot, const pf_rows *o, float *lse,
+                  const pf_rows *other, float *other_lse, float factor,
+                  int64_t n, int64_t width, int dtype, float *scratch);
+
 /*===-- token_score.c ----------------------------------------------------===*/
 
 /* Writes TOKEN_SCORE of a call (or of a piece of one) whose keys are rotated.

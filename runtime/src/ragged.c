@@ -17,14 +17,6 @@ that
 #include "internal.h"
 #include <string.h>
 
-/* Rows [row, row + rows) of batch entries [batch, batch + batches), at
- * positions from `position` on, see keys [key, key + keys); row 0 is at
- * `offset` among these, and `table` is the row of the rotary tables for the
- * first of them. */
-typedef struct piece {
-  int64_t batch, batches, row, rows, position, key, keys, offset, table;
-} piece;
-
 static int64_t element_at(const DLTensor *tensor, int64_t index) {
   const char *data = (const char *)tensor->data + tensor->byte_offset;
   return ((const int64_t *)(const void *)data)[index];
@@ -116,14 +108,14 @@ static prefill_status check_positions(pf_call *call) {
 }
 
 /* The longest piece of batch entry b that begins at `row`. */
-static piece piece_at(const pf_call *call, int64_t b, int64_t row) {
-  piece p = {.batch = b,
-             .batches = 1,
-             .row = row,
-             .rows = 1,
-             .position = position_of(call, b, row),
-             .keys = call->t,
-             .offset = position_of(call, b, row)};
+static pf_piece piece_at(const pf_call *call, int64_t b, int64_t row) {
+  pf_piece p = {.batch = b,
+                .batches = 1,
+                .row = row,
+                .rows = 1,
+                .position = position_of(call, b, row),
+                .keys = call->t,
+                .offset = position_of(call, b, row)};
   int64_t rest = call->s - row;
   if (call->segment_starts) {
     const int64_t segment = segment_of(call, p.position);
@@ -163,7 +155,8 @@ static void add_visited(const pf_call *part, int64_t *sums) {
 
 /* Adds the BLOCK_MAP of a piece to the call's, whose tiles of rows and blocks
  * of keys lie elsewhere: an entry is what any of it visited. */
-static void add_map(const pf_call *call, const piece *p, const pf_call *part) {
+static void add_map(const pf_call *call, const pf_piece *p,
+                    const pf_call *part) {
   const pf_rows *from = &part->block_map, *to = &call->block_map;
   for (int64_t b = 0; b < part->b; ++b)
     for (int64_t h = 0; h < part->hq; ++h)
@@ -209,12 +202,13 @@ static void clear_map(const pf_call *call) {
                 i % call->tiles * map->row + j * call->map_block] = 0;
 }
 
-static prefill_status run_piece(const pf_call *call, const piece *p,
-                                prefill_status (*run)(pf_call *call),
-                                int64_t *sums) {
+prefill_status pf_run_piece(const pf_call *call, const pf_piece *p,
+                            pf_run_fn run, int64_t *sums) {
   pf_call part = *call;
   part.owned_count = 0;
   part.q_positions = part.segment_starts = NULL;
+  if (p->scale != 0)
+    part.scale = p->scale;
   part.modalities = 0; /* what is known of them is of the rows of the call */
   part.b = p->batches;
   part.s = p->rows;
@@ -222,10 +216,16 @@ static prefill_status run_piece(const pf_call *call, const piece *p,
   part.tiles = pf_ceil_div(part.s, part.bq);
   part.blocks = pf_ceil_div(part.t, part.bk);
   advance(&part.q, p->batch, p->row, call->element);
-  advance(&part.o, p->batch, p->row, call->element);
+  if (p->o)
+    part.o = *p->o;
+  else
+    advance(&part.o, p->batch, p->row, call->element);
   advance(&part.k, p->batch, p->key, call->element);
   advance(&part.v, p->batch, p->key, call->element);
-  advance(&part.lse, p->batch, p->row, (int64_t)sizeof(float));
+  if (p->lse)
+    part.lse = *p->lse;
+  else
+    advance(&part.lse, p->batch, p->row, (int64_t)sizeof(float));
   if (part.token_score.data)
     part.token_score.data +=
         (p->batch * part.token_score.batch + p->key * part.token_score.row) *
@@ -267,17 +267,20 @@ static prefill_status run_piece(const pf_call *call, const piece *p,
   return status;
 }
 
-static prefill_status
-run_pieces(pf_call *call, prefill_status (*run)(pf_call *call), int64_t *sums) {
+static prefill_status run_pieces(pf_call *call, pf_run_fn run, int64_t *sums) {
   const DLTensor *positions = call->q_positions;
   const bool same =
       !positions || positions->ndim == 1 || positions->shape[0] == 1;
   const int64_t batches = same ? call->b : 1;
   for (int64_t b = 0; b < call->b; b += batches)
     for (int64_t row = 0; row < call->s;) {
-      piece p = piece_at(call, b, row);
+      pf_piece p = piece_at(call, b, row);
       p.batches = batches;
-      prefill_status status = run_piece(call, &p, run, sums);
+      prefill_status status =
+          call->context_slots
+              ? pf_run_with_contexts(call, &p, segment_of(call, p.position),
+                                     run, sums)
+              : pf_run_piece(call, &p, run, sums);
       if (status)
         return status;
       row += p.rows;
@@ -285,11 +288,11 @@ run_pieces(pf_call *call, prefill_status (*run)(pf_call *call), int64_t *sums) {
   return PREFILL_OK;
 }
 
-prefill_status pf_run_ragged(pf_call *call,
-                             prefill_status (*run)(pf_call *call)) {
+prefill_status pf_run_ragged(pf_call *call, pf_run_fn run) {
   prefill_status status;
   if ((call->segment_starts && (status = check_starts(call))) ||
-      (status = check_positions(call)))
+      (status = check_positions(call)) ||
+      (call->context_slots && (status = pf_check_contexts(call))))
     return status;
   if (call->rotary && (status = pf_rotate_keys(call)))
     return status;

@@ -132,6 +132,10 @@ static cl::opt<std::string>
              cl::value_desc("ROWS|off"),
              cl::desc("Take a prompt in chunks of so many rows, with a KV "
                       "cache; rows of other requests may stand beside them"));
+static cl::opt<std::string> parallelEncode(
+    "parallel-encode", cl::cat(category), cl::value_desc("ape[:T=0.9,S=0.9]"),
+    cl::desc("Encode contexts independently of one another, so that each can "
+             "be kept and used again; lossy"));
 static cl::opt<std::string>
     logits("logits", cl::cat(category), cl::init("all"),
            cl::value_desc("all|last|rows"),
@@ -274,9 +278,10 @@ static bool hasDriverFlag() {
          rowLiveness.getNumOccurrences() || logits.getNumOccurrences() ||
          packing.getNumOccurrences() || chunking.getNumOccurrences() ||
          padding.getNumOccurrences() || shareKV.getNumOccurrences() ||
-         prune.getNumOccurrences() || protect.getNumOccurrences() ||
-         accuracy.getNumOccurrences() || ptxas.getNumOccurrences() ||
-         allowSpills || noCache || stats || verbose || timing || json;
+         prune.getNumOccurrences() || parallelEncode.getNumOccurrences() ||
+         protect.getNumOccurrences() || accuracy.getNumOccurrences() ||
+         ptxas.getNumOccurrences() || allowSpills || noCache || stats ||
+         verbose || timing || json;
 }
 
 int main(int argc, char **argv) {
@@ -371,6 +376,9 @@ int main(int argc, char **argv) {
   if (shareKV != "detect" && shareKV != "off")
     return complain("-share-kv=" + shareKV + ": expected detect or off");
   options.shareKV = shareKV == "detect";
+  options.parallelEncode = parallelEncode;
+  if (parallelEncode.getNumOccurrences() && parallelEncode.empty())
+    return complain("-parallel-encode=: expected ape[:T=0.9,S=0.9]");
   options.prune = prune;
   options.protect = protect;
   options.accuracy = accuracy;

@@ -1,6 +1,7 @@
 //===- CacheTest.cpp - Prompts in chunks, beside others -------------------===//
 
 #include "Reference.h"
+#include "internal.h"
 #include "gtest/gtest.h"
 
 using namespace ref;
@@ -8,8 +9,8 @@ using namespace ref;
 namespace {
 
 constexpr int D = 8, E = 4;
-using Call = Problem<D, E, 16, 16, float,
-                     PREFILL_TILE_CAUSAL | PREFILL_TILE_WINDOW>;
+using Call =
+    Problem<D, E, 16, 16, float, PREFILL_TILE_CAUSAL | PREFILL_TILE_WINDOW>;
 
 double angle(int64_t position, int64_t i) {
   return static_cast<double>(position) *
@@ -220,6 +221,139 @@ TEST(Cache, NeighboursDoNotMatter) {
       }
   expectEqual(cache, {{&a, 0, 0, 17}});
   expectEqual(cache, {{&a, 0, 17, 30}});
+}
+
+/// Two prompts' rows that see contexts: with T = S = 1 it is one softmax over
+/// all, with other numbers the formula of kernel_abi.h.
+TEST(Contexts, TwoSoftmaxes) {
+  for (auto [temperature, factor] :
+       {std::pair(1.0, 1.0), std::pair(0.7, 1.3), std::pair(2.0, 0.1)})
+    for (bool inPlace : {true, false}) {
+      Whole context(37, 5, false), a(20, 3, false), b(23, 4, false);
+      Cache cache(90, inPlace);
+      expectEqual(cache, {{&context, 3, 0, 37}, {&a, 40, 0, 11}});
+      const std::vector<Work> work = {
+          {&a, 40, 11, 20}, {&b, 60, 0, 23}, {&a, 84, 0, 2}};
+      // Of b: nine rows of the contexts; the third prompt has none.
+      const std::vector<int64_t> slots = {3, 37, 8, 9, 0, 0};
+      Call call;
+      prepare(call, cache, work);
+      call.desc.context_temperature = static_cast<float>(temperature);
+      call.desc.context_scale = static_cast<float>(factor);
+      setInts(call.in[PREFILL_IN_CONTEXT_SLOTS], {3, 2}, slots);
+      ASSERT_EQ(call.run(), PREFILL_OK) << call.context.message;
+      // In float64 from the cache; q of the whole prompt is not rotated.
+      const double scale = 1 / std::sqrt(double(D));
+      auto key = [&](int64_t h, int64_t j, int c) {
+        return double(cache.k[cache.now].at<float>({0, h, j, c}));
+      };
+      int64_t row = 0;
+      for (size_t w = 0; w < work.size(); ++w)
+        for (int64_t i = work[w].begin; i < work[w].end; ++i, ++row)
+          for (int64_t h = 0; h < call.hq; ++h) {
+            const int64_t g = h / (call.hq / call.hk);
+            double q[D];
+            for (int c = 0; c < D / 2; ++c) {
+              const double x = work[w].prompt->q(0, h, i, c);
+              const double y = work[w].prompt->q(0, h, i, c + D / 2);
+              const double t = angle(i, c);
+              q[c] = x * std::cos(t) - y * std::sin(t);
+              q[c + D / 2] = y * std::cos(t) + x * std::sin(t);
+            }
+            auto attend = [&](int64_t begin, int64_t count, double by,
+                              double *o) {
+              double sum = 0;
+              std::fill_n(o, E, 0.0);
+              for (int64_t j = begin; j < begin + count; ++j) {
+                double s = 0;
+                for (int c = 0; c < D; ++c)
+                  s += q[c] * key(g, j, c);
+                const double p = std::exp(s * by);
+                sum += p;
+                for (int c = 0; c < E; ++c)
+                  o[c] +=
+                      p * double(cache.v[cache.now].at<float>({0, g, j, c}));
+              }
+              for (int c = 0; c < E; ++c)
+                o[c] /= sum;
+              return std::log(sum);
+            };
+            double own[E], seen[E];
+            const double l = attend(work[w].slot, i + 1, scale, own);
+            double weight = 0;
+            if (slots[2 * w + 1]) {
+              const double lc = attend(slots[2 * w], slots[2 * w + 1],
+                                       scale / temperature, seen);
+              weight = 1 / (1 + std::exp(l - factor * temperature * lc));
+            }
+            for (int c = 0; c < E; ++c)
+              ASSERT_NEAR(
+                  call.o(0, h, row, c),
+                  weight * (weight ? seen[c] : 0) + (1 - weight) * own[c], 2e-6)
+                  << "row " << row;
+          }
+    }
+}
+
+/// A row of which no key is visible has weight 0, whatever its values are.
+TEST(Contexts, MergeOfNothing) {
+  const pf_hot *hot = pf_hot_for(pf_cpu_isa());
+  const float inf = INFINITY;
+  float a[5][1] = {{1}, {NAN}, {3}, {4}, {5}};
+  float b[5][1] = {{NAN}, {20}, {30}, {NAN}, {50}};
+  float la[5] = {0, -inf, 0, -inf, NAN}, lb[5] = {-inf, 0, 0, -inf, 0};
+  float scratch[12];
+  pf_rows mine = {reinterpret_cast<char *>(a), 0, 0, 1};
+  pf_rows other = {reinterpret_cast<char *>(b), 0, 0, 1};
+  pf_merge_lse(hot, &mine, la, &other, lb, 1.0f, 5, 1, PREFILL_F32, scratch);
+  EXPECT_EQ(a[0][0], 1);
+  EXPECT_EQ(a[1][0], 20);
+  EXPECT_FLOAT_EQ(a[2][0], 16.5f);
+  EXPECT_EQ(a[3][0], 4);
+  EXPECT_TRUE(std::isnan(a[4][0]));
+}
+
+TEST(Contexts, WrongInputs) {
+  Whole a(20, 3, false);
+  auto refused = [&](const std::vector<int64_t> &slots, const char *message,
+                     const std::function<void(Call &)> &change = nullptr) {
+    Cache cache(30, true);
+    Call call;
+    prepare(call, cache, {{&a, 10, 0, 10}});
+    call.desc.context_temperature = call.desc.context_scale = 1;
+    setInts(call.in[PREFILL_IN_CONTEXT_SLOTS],
+            {static_cast<int64_t>(slots.size() / 2), 2}, slots);
+    if (change)
+      change(call);
+    EXPECT_NE(call.run(), PREFILL_OK);
+    EXPECT_NE(std::string(call.context.message).find(message),
+              std::string::npos)
+        << call.context.message;
+  };
+  refused({-1, 2}, "segment 0: expected rows of a cache with 30, got 2 from "
+                   "row -1 on");
+  refused({25, 6}, "got 6 from row 25 on");
+  refused({0, -1}, "got -1 from row 0 on");
+  refused({0, INT64_MAX}, "got 9223372036854775807 from row 0 on");
+  refused({5, 6}, "the contexts of segment 0 are rows that segment 0 writes");
+  refused({19, 2}, "the contexts of segment 0 are rows that segment 0 writes");
+  refused({0, 1, 2, 1}, "input CONTEXT_SLOTS: expected [1,2], got [2,2]");
+  refused({0, 1}, "the kernel is not one for parallel encoding",
+          [](Call &c) { c.desc.context_scale = 0; });
+  refused({0, 1}, "the kernel is not one for parallel encoding",
+          [](Call &c) { c.desc.context_temperature = NAN; });
+  refused({0, 1}, "dense and causal without a window",
+          [](Call &c) { c.desc.window_left = 3; });
+  refused({0, 1}, "not together with the output LSE", [](Call &c) {
+    c.out[PREFILL_OUT_LSE].make({1, c.hq, c.s}, kDLFloat, 32);
+  });
+  refused({0, 1}, "only together with CACHE_SLOTS", [](Call &c) {
+    for (int slot :
+         {PREFILL_IN_PAST_K, PREFILL_IN_PAST_V, PREFILL_IN_CACHE_SLOTS})
+      c.in[slot].absent = true;
+    c.out[PREFILL_OUT_PRESENT_K].absent = true;
+    c.out[PREFILL_OUT_PRESENT_V].absent = true;
+  });
 }
 
 TEST(Cache, WrongInputs) {

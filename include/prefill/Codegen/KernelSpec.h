@@ -47,8 +47,9 @@ struct KernelSpec {
   Alignment alignment = Alignment::End;
   Rotary rotary = Rotary::None;
   int32_t rotaryDim = 0;
-  int32_t denseBelow = -1;     ///< prefill_plan::dense_below
-  std::vector<HeadPlan> heads; ///< empty: dense
+  float contextTemperature = 0, contextScale = 0; ///< 0: takes no contexts
+  int32_t denseBelow = -1;                        ///< prefill_plan::dense_below
+  std::vector<HeadPlan> heads;                    ///< empty: dense
 };
 
 } // namespace prefill

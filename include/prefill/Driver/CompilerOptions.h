@@ -37,6 +37,7 @@ struct CompilerOptions {
   std::string pack = "off";   ///< several prompts a sequence: off, ffd, exact
   bool noPadding = false;     ///< attention_mask is all ones
   std::string chunk = "off";  ///< rows of a chunk, with :tail=dynamic; or off
+  std::string parallelEncode; ///< how contexts are encoded; empty: not at all
   std::string prune;    ///< rows to leave out of later layers; empty: none
   std::string protect;  ///< rows that stay; empty: the default
   std::string accuracy; ///< exact: refuse what is lossy; empty or lossy: do it
@@ -48,11 +49,11 @@ struct CompilerOptions {
   std::string runtimeArchive; ///< libprefill_runtime.a
   std::string cacheDir;       ///< empty: the user's cache folder
   bool useCache = true;
-  bool stats = false;   ///< density outputs in the model, for reports
-  bool remarks = false; ///< print why something was left as it was
-  bool timing = false;  ///< print seconds per stage
-  bool json = false;    ///< inspect, cost: JSON instead of a table
-  std::string tokens;   ///< cost: lengths, separated by commas
+  bool stats = false;            ///< density outputs in the model, for reports
+  bool remarks = false;          ///< print why something was left as it was
+  bool timing = false;           ///< print seconds per stage
+  bool json = false;             ///< inspect, cost: JSON instead of a table
+  std::string tokens;            ///< cost: lengths, separated by commas
   std::string device = "cpu";    ///< cost: NAME[:key=value,...]
   std::vector<std::string> dims; ///< cost: NAME=SIZE of further dimensions
 };

@@ -115,6 +115,33 @@ def ChunkPrompt : Pass<"chunk-prompt", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def ParallelEncode : Pass<"encode-contexts", "::mlir::ModuleOp"> {
+  let summary = "Contexts encoded independently, read by a second softmax";
+  let description = [{
+    APE (arXiv:2502.05431), lossy; after chunk-prompt. Adds a graph input
+    `context_slots` `[n, 2]`: which rows of the cache hold contexts that all rows
+    of a request see by a softmax of their own, see `contexts` of
+    prefill.attention. Where the model counts positions itself, an input
+    `position_shifts` `[n]` says by how many those of a request's rows are more
+    than its cache holds. Requests whose contexts are empty are what they were.
+
+    The model's metadata gets `prefill.parallel-encode` (the option),
+    `prefill.model` (a SHA-256 of operators and weights) and, where positions
+    are rows of a table, `prefill.positions` (its rows).
+
+    Fails with the reason where an attention has a sliding window or sinks, and
+    where none has a cache of chunk-prompt.
+  }];
+  let options = [
+    Option<"method", "method", "std::string", /*default=*/"\"ape\"",
+           "ape[:T=0.9,S=0.9]">
+  ];
+  let statistics = [
+    Statistic<"numAttentions", "attentions", "Number of attentions with contexts">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
 def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
   let summary = "Leave rows out of later layers, by the attention they get";
   let description = [{

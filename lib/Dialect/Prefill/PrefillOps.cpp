@@ -51,6 +51,31 @@ static LogicalResult verifyRows(Operation *op, StringRef what, Type type,
   return success();
 }
 
+/// Checks `contexts` and its two numbers.
+template <typename OpTy>
+static LogicalResult verifyContexts(OpTy op) {
+  const bool contexts = static_cast<bool>(op.getContextSlots());
+  for (auto [name, number] :
+       {std::pair("context_temperature", op.getContextTemperature()),
+        std::pair("context_scale", op.getContextScale())}) {
+    if (contexts != number.has_value())
+      return op.emitOpError("has ") << name << " exactly with contexts";
+    if (number && !(number->isFiniteNonZero() && !number->isNegative()))
+      return op.emitOpError() << name << " must be a positive number";
+  }
+  if (!contexts)
+    return success();
+  if (!op.getPastK() || !op.getCausal())
+    return op.emitOpError("takes contexts only if causal and with a cache");
+  if (op.getWindowLeft() || op.getSinks() || op.getLse())
+    return op.emitOpError("takes contexts only without window_left, sinks and "
+                          "lse");
+  if (auto type = dyn_cast<RankedTensorType>(op.getContextSlots().getType());
+      type && (type.getRank() != 2 || !type.getElementType().isInteger(64)))
+    return op.emitOpError("contexts must be [n,2] of i64");
+  return success();
+}
+
 template <typename OpTy>
 static LogicalResult verifyAttention(OpTy op) {
   if (op.getQHeads() % op.getKvHeads() != 0)
@@ -98,6 +123,8 @@ static LogicalResult verifyAttention(OpTy op) {
       if (past.getType() != present.getType())
         return op.emitOpError("present must have the types of the cache");
     }
+  if (failed(verifyContexts(op)))
+    return failure();
   if ((op.getRotary() != RotaryKind::None) != static_cast<bool>(op.getCos()) ||
       static_cast<bool>(op.getCos()) != static_cast<bool>(op.getSin()))
     return op.emitOpError("needs cos and sin exactly with rotary");
@@ -151,6 +178,9 @@ static LogicalResult verifyAttention(OpTy op) {
 
 LogicalResult AttentionOp::verify() { return verifyAttention(*this); }
 LogicalResult SparseAttentionOp::verify() {
+  if (getContextSlots())
+    return emitOpError("takes no contexts: the weights of the two attentions "
+                       "need the lse of all keys");
   if (auto perHead = getIndex().getDefiningOp<IndexPerHeadOp>())
     if (static_cast<int64_t>(perHead.getHeads().size()) !=
         static_cast<int64_t>(getQHeads()))

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PREFILL_KERNEL_ABI 6
+#define PREFILL_KERNEL_ABI 7
 
 enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
 
@@ -222,6 +222,11 @@ typedef struct prefill_attention_desc {
   int64_t variant_count; /* best first */
   const prefill_cuda_image *const *cuda_images;
   int64_t cuda_image_count; /* 0: not for GPUs; best first */
+  /* Of CONTEXT_SLOTS, both positive; 0: the kernel does not take it. With o_c,
+   * l_c the attention over the contexts' keys with scale / context_temperature
+   * and o, l the one over the segment's own, a row gives w o_c + (1 - w) o with
+   * (w, 1 - w) = softmax(context_scale * context_temperature * l_c, l). */
+  float context_temperature, context_scale;
 } prefill_attention_desc;
 
 /* Emitted by the code generator, read by the runtime. */

@@ -116,7 +116,13 @@ typedef enum prefill_attention_input {
                                   absent */
   PREFILL_IN_SCORE_ROWS = 18, /* [b,s] bool: the query rows that TOKEN_SCORE and
                                  TOKEN_PEAK are of; not with SEGMENT_STARTS */
-  PREFILL_IN_COUNT = 19
+  PREFILL_IN_CONTEXT_SLOTS = 19, /* with CACHE_SLOTS, [n,2] int64: first cache
+                                    row and number of further keys, which all
+                                    rows of the segment see by a second softmax
+                                    (kernel_abi.h, context_temperature). Not
+                                    rows of a segment's own. Kernels for parallel
+                                    encoding only; not with SINKS, LSE */
+  PREFILL_IN_COUNT = 20
 } prefill_attention_input;
 
 typedef enum prefill_attention_output {

@@ -118,6 +118,14 @@ func.func @estimates(%q: tensor<1x2x?x64xf32>) {
   return
 }
 
+// CHECK-LABEL: @contexts
+func.func @contexts(%q: tensor<1x2x?x64xf32>, %c: tensor<1x2x99x64xf32>, %n: tensor<2xi64>, %s: tensor<1x2xi64>) {
+  // CHECK: prefill.attention {{.*}} cache({{.*}}) contexts(%{{.*}} : tensor<1x2xi64>) {causal, context_scale = 8.000000e-01 : f32, context_temperature = 5.000000e-01 : f32
+  %o, %a, %b = prefill.attention %q, %q, %q segment_starts(%n : tensor<2xi64>) cache(%c, %c, %s : tensor<1x2x99x64xf32>, tensor<1x2x99x64xf32>, tensor<1x2xi64>) contexts(%s : tensor<1x2xi64>) {causal, context_temperature = 0.5 : f32, context_scale = 0.8 : f32, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> present : tensor<1x2x99x64xf32>, tensor<1x2x99x64xf32>
+  return
+}
+
 // CHECK-LABEL: @rows
 func.func @rows(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %given: tensor<?x?xi1>, %starts: tensor<?xi64>) {
   // CHECK: prefill.attention {{.*}} token_score : tensor<?x?xf32>

@@ -22,7 +22,8 @@ defvar attentionOperands = (ins
   Optional<AnyType>:$q_offset, Optional<AnyType>:$cos, Optional<AnyType>:$sin,
   Optional<AnyType>:$q_positions, Optional<AnyType>:$segment_starts,
   Optional<AnyType>:$past_k, Optional<AnyType>:$past_v,
-  Optional<AnyType>:$cache_slots, Optional<AnyType>:$score_rows);
+  Optional<AnyType>:$cache_slots, Optional<AnyType>:$score_rows,
+  Optional<AnyType>:$context_slots);
 defvar attentionAttrs = (ins
   ConfinedAttr<I64Attr, [IntPositive]>:$q_heads,
   ConfinedAttr<I64Attr, [IntPositive]>:$kv_heads,
@@ -40,6 +41,8 @@ defvar attentionAttrs = (ins
   DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$o_layout,
   DefaultValuedAttr<Prefill_RotaryAttr, "::prefill::RotaryKind::None">:$rotary,
   DefaultValuedAttr<I64Attr, "0">:$rotary_dim,
+  OptionalAttr<F32Attr>:$context_temperature,
+  OptionalAttr<F32Attr>:$context_scale,
   OptionalAttr<StrAttr>:$layer, OptionalAttr<StrAttr>:$form);
 
 defvar attentionDescription = [{
@@ -70,6 +73,14 @@ defvar attentionDescription = [{
       how many it holds; the rows of the prompt come after these (SARATHI,
       arXiv:2308.16369). The results `present` are the cache afterwards, in the
       same memory if the caller binds it so.
+    * `contexts(slots)`, with a causal attention with a cache: `[n, 2]`, the first
+      row and the number of cache rows that hold the keys of contexts encoded
+      before, each independently of the others. Every row of the prompt sees all
+      of them by a softmax of its own, at scale / T, and the two attentions are
+      merged by their lse: `o = w_c o_c + w_o o_o`, `(w_c, w_o) =
+      softmax(S T lse_c, lse_o)`, T = `context_temperature`, S =
+      `context_scale`; a prompt without contexts gives o_o (APE,
+      arXiv:2502.05431). T = S = 1 is one softmax over all keys.
     * `masked_row`: a row without visible keys gives 0, the mean of all values
       (additive masks with equal finite minima) or NaN (unguarded -inf).
     * `rotary`: the first rotary_dim elements of q's and k's rows are rotated by
@@ -107,6 +118,7 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
     (`q_positions` `(` $q_positions^ `:` type($q_positions) `)`)?
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     (`cache` `(` $past_k^ `,` $past_v `,` $cache_slots `:` type($past_k) `,` type($past_v) `,` type($cache_slots) `)`)?
+    (`contexts` `(` $context_slots^ `:` type($context_slots) `)`)?
     (`score_rows` `(` $score_rows^ `:` type($score_rows) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
@@ -141,6 +153,7 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
     (`q_positions` `(` $q_positions^ `:` type($q_positions) `)`)?
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     (`cache` `(` $past_k^ `,` $past_v `,` $cache_slots `:` type($past_k) `,` type($past_v) `,` type($cache_slots) `)`)?
+    (`contexts` `(` $context_slots^ `:` type($context_slots) `)`)?
     (`score_rows` `(` $score_rows^ `:` type($score_rows) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
