@@ -78,10 +78,12 @@ public:
       : reader(onnx::getMainGraph(module).getOperation()) {
     std::string text;
     llvm::raw_string_ostream os(text);
-    module.print(
-        os,
-        OpPrintingFlags().elideLargeElementsAttrs(16).elideLargeResourceString(
-            16));
+    // Not the module's attributes: they name the folder that the model is in.
+    OpPrintingFlags flags;
+    flags.elideLargeElementsAttrs(16).elideLargeResourceString(16);
+    for (Operation &op : *module.getBody())
+      op.print(os, flags);
+    os << module->getAttr(onnx::ONNXDialect::kOpsetImports);
     hash.update(text);
     module.walk([&](Operation *op) {
       for (NamedAttribute attribute : op->getAttrs())
@@ -121,7 +123,23 @@ private:
 // The pass
 //===----------------------------------------------------------------------===//
 
-/// Whether `value` is made of row numbers or of the input `position_ids` alone.
+/// Whether `add` is the positions that chunk-prompt makes of row numbers:
+/// Add(Range, Gather(Sub(rows held, starts), segments)).
+static bool isShiftedRange(onnx::NodeOp add) {
+  for (int i : {0, 1}) {
+    auto range = add.getInput(i).getDefiningOp<onnx::NodeOp>();
+    auto shift = add.getInput(1 - i).getDefiningOp<onnx::NodeOp>();
+    if (!range || !range.is("Range") || !shift || !shift.is("Gather"))
+      continue;
+    auto held = shift.getInput(0).getDefiningOp<onnx::NodeOp>();
+    if (held && held.is("Sub"))
+      return true;
+  }
+  return false;
+}
+
+/// Whether `value` is made of positions: those, or the input `position_ids`;
+/// with something added or not, in whatever shape.
 static bool isPosition(onnx::GraphOp graph, Value value, int depth = 0) {
   if (auto argument = dyn_cast<BlockArgument>(value))
     return argument.getOwner() == &graph.getBody().front() &&
@@ -130,10 +148,9 @@ static bool isPosition(onnx::GraphOp graph, Value value, int depth = 0) {
   auto node = value.getDefiningOp<onnx::NodeOp>();
   if (!node || depth > 8)
     return false;
-  if (node.is("Range"))
-    return true;
   if (node.is("Add"))
-    return isPosition(graph, node.getInput(0), depth + 1) ||
+    return isShiftedRange(node) ||
+           isPosition(graph, node.getInput(0), depth + 1) ||
            isPosition(graph, node.getInput(1), depth + 1);
   for (StringRef moved : {"Reshape", "Unsqueeze", "Squeeze", "Expand", "Cast",
                           "Identity", "Transpose", "Slice"})

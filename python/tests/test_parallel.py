@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -213,7 +214,7 @@ def test_store(compiled):
 
 
 def test_store_knows_the_weights(compiled, tmp_path):
-    """One weight differs in its last bit: another model."""
+    """One weight differs in its last bit: another model. The same file elsewhere is the same."""
     path = shared_model(SMALL)
     model = onnx.load(str(path))
     tensor = next(i for i in model.graph.initializer if list(i.dims) == [64, 32])
@@ -221,11 +222,12 @@ def test_store_knows_the_weights(compiled, tmp_path):
     weights[63, 31] = np.nextafter(weights[63, 31], 1)
     tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
     onnx.save(model, tmp_path / "other.onnx")
+    shutil.copy(path, tmp_path / "same.onnx")
     digests = [
         open_session(compiled(p, parallel_encode="ape")).get_modelmeta().custom_metadata_map["prefill.model"]
-        for p in (path, tmp_path / "other.onnx")
+        for p in (path, tmp_path / "other.onnx", tmp_path / "same.onnx")
     ]
-    assert digests[0] != digests[1]
+    assert digests[0] != digests[1] and digests[0] == digests[2]
 
 
 def test_store_forgets(compiled):
