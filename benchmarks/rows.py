@@ -41,7 +41,7 @@ TRANSFORMS: dict[str, dict[str, str]] = {
     "pack": {"pack": "ffd"},
     "chunk 512": {"chunk": "512"},
     "lazyllm": {"prune": "lazyllm:layers=9+19+28,keep=0.7"},
-    "quickprefill": {"prune": "quickprefill:group=512,topk=256"},
+    "quickprefill": {"prune": "quickprefill:group=512,topk=256,query=64"},
     "ape": {"parallel_encode": "ape:T=0.9,S=0.9"},
 }
 ATTENTION = ("dense", "vertical-slash")

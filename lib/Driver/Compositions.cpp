@@ -71,6 +71,16 @@ bool prefill::checkCompositions(const CompilerOptions &options,
                   ": keys that are left out change the result");
   }
 
+  const bool groups = prunes && prune.isQuickPrefill();
+  if (groups && options.pack != "off")
+    return fail("-prune=quickprefill with -pack: a pack has no cache, and is "
+                "read at once; several prompts are segments of one call");
+  if (groups && options.chunk != "off")
+    return fail("-prune=quickprefill with -chunk: it reads the prompt in "
+                "chunks itself, of group=ROWS rows");
+  if (groups && options.logits == "last")
+    return fail("-logits=last with -prune=quickprefill would be the last "
+                "request's only: take -logits=rows");
   if (prunes && options.pack != "off")
     return fail(
         "-prune with -pack: after pruning a prompt's keys and values do "
@@ -85,8 +95,18 @@ bool prefill::checkCompositions(const CompilerOptions &options,
                 "rows, which only the last chunk has; the chunks before it "
                 "would run with all rows");
   for (const std::string &target : options.targets)
-    if (prunes && target != "cpu")
+    if (groups && target != "cpu")
+      return fail("-prune=quickprefill with -target=" + target +
+                  ": kernels for GPUs have no KV cache to take rows out of");
+    else if (prunes && target != "cpu")
       return fail("-prune with -target=" + target +
                   ": kernels for GPUs do not give the scores of tokens yet");
   return true;
+}
+
+void prefill::applyPruning(CompilerOptions &options) {
+  PruneSpec prune;
+  std::string error;
+  if (parsePruneSpec(options.prune, prune, error) && prune.isQuickPrefill())
+    options.chunk = std::to_string(prune.group);
 }

@@ -10,6 +10,10 @@ namespace prefill {
 /// what either says (docs/RowTransforms.md has the table). False with one line.
 bool checkCompositions(const CompilerOptions &options, std::string &error);
 
+/// Fills in what -prune= says of other options: QuickPrefill reads a prompt in
+/// chunks. After checkCompositions.
+void applyPruning(CompilerOptions &options);
+
 } // namespace prefill
 
 #endif

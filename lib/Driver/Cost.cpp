@@ -6,12 +6,14 @@
 //
 //===----------------------------------------------------------------------===//
 
+#include "Compositions.h"
 #include "CostModel.h"
 #include "DriverParts.h"
 #include "prefill/Analysis/AttentionSite.h"
 #include "prefill/Driver/Driver.h"
 #include "prefill/Driver/Outline.h"
 #include "prefill/Transforms/Passes.h"
+#include "prefill/Transforms/Pruning.h"
 #include "prefill/pack.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/Format.h"
@@ -128,7 +130,9 @@ public:
   CostDevice device;
   CostSizes sizes;
   std::vector<int64_t> tokens;
-  int64_t chunk = 0; ///< rows; 0: off
+  int64_t chunk = 0;               ///< rows; 0: off
+  std::optional<PruneSpec> groups; ///< QuickPrefill
+  int64_t query = 0;               ///< its question's rows
   std::vector<Row> rows;
   std::vector<std::string> notes;
 
@@ -199,9 +203,12 @@ private:
     if (chunk) {
       CompilerOptions only = rest;
       only.rowLiveness = false;
-      if (!step(only) || !measure("-chunk=" + options.chunk))
+      if (!step(only) || !measure(groups ? "-prune=" + options.prune
+                                         : "-chunk=" + options.chunk))
         return false;
       rest.chunk = "off";
+      if (groups)
+        rest.prune.clear();
     }
     if (!rest.prune.empty()) {
       CompilerOptions only = rest;
@@ -286,8 +293,15 @@ private:
     at.tokens = length;
     if (!hasInput("cache_slots"))
       return costAt(at, specs, total);
-    int64_t whole = length / chunk, group = std::max<int64_t>(1, whole / 64);
-    at.capacity = length;
+    // QuickPrefill's question is the last chunk; of the others rows go.
+    const int64_t query = groups ? std::min(length, this->query) : 0;
+    auto held = [&](int64_t rows) {
+      return groups ? groups->keptOf(rows) : rows;
+    };
+    const int64_t read = length - query;
+    int64_t whole = read / chunk, group = std::max<int64_t>(1, whole / 64);
+    const int64_t rest = read % chunk, before = whole * held(chunk);
+    at.capacity = before + held(rest) + query;
     auto one = [&](int64_t begin, int64_t rows, double times) {
       at.past = begin;
       at.tokens = rows;
@@ -300,10 +314,11 @@ private:
     };
     for (int64_t i = 0; i < whole; i += group) {
       int64_t here = std::min(group, whole - i);
-      if (!one((i + here / 2) * chunk, chunk, double(here)))
+      if (!one((i + here / 2) * held(chunk), chunk, double(here)))
         return false;
     }
-    return length % chunk == 0 || one(whole * chunk, length % chunk, 1);
+    return (rest == 0 || one(before, rest, 1)) &&
+           (query == 0 || one(before + held(rest), query, 1));
   }
 
   bool measure(const std::string &transform, ModuleOp patterns = {}) {
@@ -524,6 +539,7 @@ int prefill::cost(const CompilerOptions &given) {
       !parseDevice(options.device, device, error) ||
       !parseDims(options.dims, sizes, error))
     return fail(error);
+  applyPruning(options);
   std::unique_ptr<MLIRContext> context = makeContext(options);
   OwningOpRef<ModuleOp> module = load(*context, options.input);
   if (!module)
@@ -535,6 +551,13 @@ int prefill::cost(const CompilerOptions &given) {
   predictor.sizes = sizes;
   predictor.tokens = tokens;
   predictor.chunk = parseChunk(options.chunk, error).value_or(0);
+  if (isQuickPrefill(options.prune)) {
+    ProtectSpec protection;
+    predictor.groups.emplace();
+    (void)parsePruneSpec(options.prune, *predictor.groups, error);
+    (void)parseProtectSpec(options.protect, protection, error);
+    predictor.query = queryRows(*predictor.groups, protection);
+  }
   if (!predictor.run())
     return 1;
   return writeText(options.output, [&](raw_ostream &os) {

@@ -189,7 +189,7 @@ struct Binder {
         size = name.starts_with("logits") && !sizes.segments.empty()
                    ? sizes.segments.size()
                    : sizes.batch;
-      else if (name == "cache_slots")
+      else if (name == "cache_slots" || name == "prompt_parts")
         size = sizes.segments.size();
       else if (past)
         size = axis == 0 ? sizes.batch : sizes.capacity;
@@ -210,17 +210,22 @@ struct Binder {
 static void bindRows(Sizes &sizes, SelectRowsOp op) {
   SymbolicAnalysis &analysis = sizes.analysis;
   auto attention = op.getScore().getDefiningOp<AttentionOp>();
+  auto norm = op.getScore().getDefiningOp<KeyNormOp>();
   ArrayRef<ExprRef> rows(analysis.facts(op.getRows()).shape);
-  if (!attention || rows.size() != 2)
+  if ((!attention && !norm) || rows.size() != 2)
     return;
-  Shape keys = sizes.shape(attention.getK());
+  Shape keys = sizes.shape(attention ? attention.getK() : norm.getK());
   if (!keys)
     return;
-  int64_t axis = attention.getKLayout() == TensorLayout::BSHD ? 1 : 2;
-  double keep = op.getKeep() ? op.getKeep()->convertToDouble() : 1;
+  TensorLayout layout = attention ? attention.getKLayout() : norm.getKLayout();
+  int64_t all = (*keys)[layout == TensorLayout::BSHD ? 1 : 2];
+  double share =
+      (op.getKeep() ? op.getKeep()->convertToDouble() : 1) * double(all);
+  auto left = int64_t(op.getRoundDown() ? std::floor(share) : std::ceil(share));
+  if (std::optional<uint64_t> most = op.getTopk())
+    left = all <= int64_t(*most) ? all : std::min(left, int64_t(*most));
   sizes.symbols.try_emplace(rows[0], keys->front());
-  sizes.symbols.try_emplace(rows[1],
-                            int64_t(std::ceil(keep * double((*keys)[axis]))));
+  sizes.symbols.try_emplace(rows[1], left);
 }
 
 bool Sizes::bind(const CostSizes &given, std::string &error) {

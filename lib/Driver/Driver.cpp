@@ -315,6 +315,7 @@ int prefill::compile(const CompilerOptions &given) {
   std::string error;
   if (!validate(options, error))
     return fail(error);
+  applyPruning(options);
   Stopwatch watch(options.timing);
   std::unique_ptr<MLIRContext> context = makeContext(options);
   OwningOpRef<ModuleOp> module = load(*context, options.input);

@@ -144,12 +144,8 @@ static json::Object describePruning(const CompilerOptions &options,
       array.push_back(json::Array{low, high});
     return array;
   };
-  json::Array layers;
-  for (int64_t layer : report.layers)
-    layers.push_back(layer);
   json::Object object{
       {"exact", !report.changed},
-      {"layers", std::move(layers)},
       {"of_layers", report.attentions},
       {"positions", "preserve"},
       {"protect", json::Object{{"bos", protection.bos},
@@ -157,6 +153,21 @@ static json::Object describePruning(const CompilerOptions &options,
                                {"system", protection.system},
                                {"ids", ranges(protection.ids)},
                                {"rows", ranges(protection.rows)}}}};
+  if (spec.isQuickPrefill()) {
+    object["method"] = "quickprefill";
+    object["group"] = spec.group;
+    if (spec.topk)
+      object["topk"] = spec.topk;
+    object["top_p"] = spec.topP;
+    object["score"] = "key-norm-small";
+    object["decay"] = "none";
+    object["query"] = queryRows(spec, protection);
+    return object;
+  }
+  json::Array layers;
+  for (int64_t layer : report.layers)
+    layers.push_back(layer);
+  object["layers"] = std::move(layers);
   if (spec.isFlowCut()) {
     object["method"] = "flowcut";
     object["target"] = spec.target;

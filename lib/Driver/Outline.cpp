@@ -149,7 +149,8 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
                         op.getQPositions(), op.getSegmentStarts(),
                         modality,           op.getPastK(),
                         op.getPastV(),      op.getCacheSlots(),
-                        op.getScoreRows(),  op.getContextSlots()}) {
+                        op.getScoreRows(),  op.getContextSlots(),
+                        op.getKeptRows()}) {
     if (!operand && !absent)
       absent = onnx::createAbsent(builder, op.getLoc());
     inputs.push_back(operand ? operand : absent);

@@ -35,6 +35,33 @@ static void replace(Operation *op, StringRef name, ArrayRef<Value> operands,
   op->erase();
 }
 
+/// Ordinary operators of every opset from 13 on: the sum of squares over all
+/// axes but batch and rows.
+static void outlineKeyNorm(KeyNormOp op) {
+  OpBuilder b(op);
+  Type unknown = onnx::UnknownType::get(b.getContext());
+  auto node = [&](StringRef name, ValueRange inputs,
+                  ArrayRef<NamedAttribute> attributes = {}) -> Value {
+    return onnx::NodeOp::create(b, op.getLoc(), name, "", inputs, unknown,
+                                attributes)
+        .getResult(0);
+  };
+  // [b,t,h,d] and [b,t,h*d] become [b,t,-1], [b,h,t,d] is left.
+  const bool headsFirst = op.getKLayout() == TensorLayout::BHSD;
+  Value k = op.getK();
+  if (!headsFirst)
+    k = node("Reshape", {k, onnx::createInts(b, op.getLoc(), {0, 0, -1})});
+  k = node("Cast", k, {onnx::intAttr(b, "to", 1)});
+  Value axes = headsFirst ? onnx::createInts(b, op.getLoc(), {1, 3})
+                          : onnx::createInts(b, op.getLoc(), {2});
+  Value sum = node("ReduceSum", {node("Mul", {k, k}), axes},
+                   {onnx::intAttr(b, "keepdims", 0)});
+  Value score = node("Neg", sum);
+  score.setType(op.getScore().getType());
+  op.getScore().replaceAllUsesWith(score);
+  op.erase();
+}
+
 /// `0-16,49150-49151`.
 static std::string rangesText(ArrayRef<int64_t> ranges) {
   std::string text;
@@ -74,7 +101,7 @@ static void outlineFlow(FlowScoreOp flow) {
 void prefill::outlineRows(ModuleOp module) {
   SmallVector<Operation *> ops;
   module.walk([&](Operation *op) {
-    if (isa<ProtectRowsOp, SelectRowsOp, FlowScoreOp>(op))
+    if (isa<ProtectRowsOp, SelectRowsOp, FlowScoreOp, KeyNormOp>(op))
       ops.push_back(op);
   });
   Builder b(module.getContext());
@@ -83,7 +110,8 @@ void prefill::outlineRows(ModuleOp module) {
       replace(
           op, "ProtectRows",
           {protect.getIds(), protect.getGiven(), protect.getAlive(),
-           protect.getSegmentStarts(), protect.getWanted(), protect.getOnly()},
+           protect.getSegmentStarts(), protect.getWanted(), protect.getOnly(),
+           protect.getParts()},
           {onnx::stringAttr(b, "bos", std::to_string(protect.getBos())),
            onnx::stringAttr(b, "last", std::to_string(protect.getLast())),
            onnx::stringAttr(b, "ids", rangesText(protect.getIdRanges())),
@@ -92,6 +120,10 @@ void prefill::outlineRows(ModuleOp module) {
     }
     if (auto flow = dyn_cast<FlowScoreOp>(op)) {
       outlineFlow(flow);
+      continue;
+    }
+    if (auto norm = dyn_cast<KeyNormOp>(op)) {
+      outlineKeyNorm(norm);
       continue;
     }
     auto select = cast<SelectRowsOp>(op);
@@ -114,6 +146,10 @@ void prefill::outlineRows(ModuleOp module) {
       rule.push_back(onnx::stringAttr(b, "individual",
                                       scaled(select.getIndividual(), 1e12)));
     }
+    if (auto topk = select.getTopk())
+      rule.push_back(onnx::stringAttr(b, "topk", std::to_string(*topk)));
+    if (select.getRoundDown())
+      rule.push_back(onnx::stringAttr(b, "round", "down"));
     replace(op, "SelectRows",
             {select.getScore(), select.getProtect(), select.getAlive(),
              select.getSegmentStarts(), select.getPeak(), select.getColumns(),

@@ -9,6 +9,7 @@
 #include "prefill/Dialect/Prefill/Prefill.h"
 #include "prefill/Driver/Driver.h"
 #include "prefill/Transforms/Passes.h"
+#include "prefill/Transforms/Pruning.h"
 
 using namespace mlir;
 using namespace prefill;
@@ -42,11 +43,16 @@ void prefill::buildRowPipeline(OpPassManager &pm,
     pm.addPass(createPackPrompts());
   std::string error; // validate() has looked at it
   ChunkPromptOptions chunks;
+  const bool groups = isQuickPrefill(options.prune);
+  chunks.parts = groups;
   if ((chunks.size = parseChunk(options.chunk, error).value_or(0)))
     pm.addPass(createChunkPrompt(chunks, chunk));
   if (!options.parallelEncode.empty())
     pm.addPass(createParallelEncode({options.parallelEncode}));
-  if (!options.prune.empty()) {
+  if (groups) {
+    pm.addPass(
+        createPruneGroups({options.prune, options.protect}, report.pruning));
+  } else if (!options.prune.empty()) {
     PruneRowsOptions prune;
     prune.prune = options.prune;
     prune.protect = options.protect;
@@ -57,7 +63,7 @@ void prefill::buildRowPipeline(OpPassManager &pm,
     return;
   // Rows of the logits are selected once.
   RowLivenessOptions liveness;
-  if (options.prune.empty())
+  if (options.prune.empty() || groups)
     liveness.logits = options.logits;
   else if (options.logits != "all")
     report.logits = options.logits;

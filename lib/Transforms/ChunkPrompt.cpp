@@ -15,7 +15,8 @@
 // One request with the next rows of its prompt is chunked prefill; chunks
 // beside single rows of requests that generate are a hybrid batch (SARATHI,
 // arXiv:2308.16369). The proof is that of packs (PromptWalk.h). A model that
-// has a KV cache already stays as it is.
+// has a KV cache already stays as it is. Where the cache is to be pruned
+// (prune-groups), its rows are no positions: these come from %prompt_parts.
 //
 //===----------------------------------------------------------------------===//
 
@@ -51,32 +52,25 @@ struct ChunkPromptPass final : prefill::impl::ChunkPromptBase<ChunkPromptPass> {
       return;
     std::string error = chunk(graph);
     if (error.empty())
-      return tell();
-    emitError(UnknownLoc::get(&getContext())) << "-chunk: " << error;
+      return addMetadata(getOperation(), "prefill.chunk", std::to_string(size));
+    emitError(UnknownLoc::get(&getContext()))
+        << (parts ? "-prune=quickprefill: " : "-chunk: ") << error;
     signalPassFailure();
   }
 
 private:
   ChunkReport *report = nullptr;
 
-  /// Writes the size where a host can read it, into the model's metadata.
-  void tell() {
-    Builder builder(&getContext());
-    StringRef name = onnx::ONNXDialect::kMetadata;
-    SmallVector<Attribute> metadata;
-    if (auto known = getOperation()->getAttrOfType<ArrayAttr>(name))
-      metadata.append(known.begin(), known.end());
-    metadata.push_back(builder.getStringAttr("prefill.chunk"));
-    metadata.push_back(builder.getStringAttr(std::to_string(size)));
-    getOperation()->setAttr(name, builder.getArrayAttr(metadata));
-  }
-
   std::string chunk(onnx::GraphOp graph) {
     if (size < 0)
       return "expected a number of rows, got " + std::to_string(size);
     ChunkReport own;
     ChunkReport &result = report ? *report : own;
-    if (hasCache(graph, result))
+    const bool hasOwn = hasCache(graph, result);
+    if (hasOwn && parts)
+      return "the model has a KV cache of its own, whose rows are its "
+             "positions; -padding=none replaces it";
+    if (hasOwn)
       return result.caches.empty()
                  ? "the model has inputs of a KV cache, but not an output "
                    "present* for each"
@@ -201,28 +195,38 @@ private:
                  cache->output + "' of its own";
         result.caches.push_back({past, cache->output});
       }
-    if (names.contains("cache_slots"))
-      return "the model has an input 'cache_slots' already";
-    for (AttentionOp op : attentions)
-      if (!isa<FloatType>(analysis.facts(op.getQ()).elementType))
+    for (StringRef name : {"cache_slots", "prompt_parts"})
+      if (names.contains(name))
+        return ("the model has an input '" + name + "' already").str();
+    // Also: what is known of a value is lost when the op before is replaced.
+    SmallVector<Type> elements;
+    for (AttentionOp op : attentions) {
+      elements.push_back(analysis.facts(op.getQ()).elementType);
+      if (!isa_and_nonnull<FloatType>(elements.back()))
         return "an attention's element type is not known";
+    }
 
     Value starts = addIntInput(graph, "segment_starts", {ShapedType::kDynamic},
                                {"segments_and_one"});
     Value slots = addIntInput(graph, "cache_slots", {ShapedType::kDynamic, 2},
                               {"segments", ""});
+    Value begins = slots;
+    if (parts)
+      begins = addIntInput(graph, "prompt_parts", {ShapedType::kDynamic, 2},
+                           {"segments", ""});
     SmallVector<Attribute> inputs(graph.getInputs().begin(),
                                   graph.getInputs().end());
     SmallVector<Attribute> outputs(ret.getOutputNames().begin(),
                                    ret.getOutputNames().end());
     SmallVector<std::pair<int64_t, Value>> replaced;
     SmallVector<Value> added;
-    for (auto [op, pair] : llvm::zip_equal(attentions, caches)) {
+    for (auto [op, pair, element] :
+         llvm::zip_equal(attentions, caches, elements)) {
       auto add = [&](Cache &cache, int64_t width) {
-        Type type = onnx::getTensorType(
-            {1, static_cast<int64_t>(op.getKvHeads()), ShapedType::kDynamic,
-             width},
-            analysis.facts(op.getQ()).elementType, {"", "", "cache_rows", ""});
+        Type type =
+            onnx::getTensorType({1, static_cast<int64_t>(op.getKvHeads()),
+                                 ShapedType::kDynamic, width},
+                                element, {"", "", "cache_rows", ""});
         cache.past = body.addArgument(type, op.getLoc());
         inputs.push_back(builder.getStringAttr(pastName(cache.output)));
         return type;
@@ -251,7 +255,7 @@ private:
     ret.getValuesMutable().append(added);
     ret.setOutputNamesAttr(builder.getArrayAttr(outputs));
     for (Operation *range : walk.ranges)
-      shiftPositions(range->getResult(0), starts, slots);
+      shiftPositions(range->getResult(0), starts, begins, parts ? 0 : 1);
     result.inPlace = true;
     return "";
   }
@@ -270,7 +274,7 @@ private:
         /*token_peak=*/Type(), op.getQ(), op.getK(), op.getV(), Value(),
         Value(), Value(), op.getSinks(), Value(), Value(), Value(), op.getCos(),
         op.getSin(), op.getQPositions(), starts, pastK, pastV, slots,
-        /*score_rows=*/Value(), /*context_slots=*/Value(), op.getQHeadsAttr(),
+        /*score_rows=*/Value(), /*context_slots=*/Value(), /*kept_rows=*/Value(), op.getQHeadsAttr(),
         op.getKvHeadsAttr(), op.getHeadDimAttr(), op.getVHeadDimAttr(),
         op.getScaleAttr(), op.getCausalAttr(), op.getWindowLeftAttr(),
         op.getWindowRightAttr(), op.getSoftcapAttr(), op.getAlignmentAttr(),
@@ -288,8 +292,10 @@ private:
     return cached;
   }
 
-  /// Makes row numbers positions in the request that a row belongs to.
-  static void shiftPositions(Value row, Value starts, Value slots) {
+  /// Makes row numbers positions in the request that a row belongs to: column
+  /// `column` of `begins` says where its first row of the call is.
+  static void shiftPositions(Value row, Value starts, Value begins,
+                             int64_t column) {
     OpBuilder builder(row.getContext());
     builder.setInsertionPointAfterValue(row);
     Location loc = row.getLoc();
@@ -305,18 +311,19 @@ private:
     };
     // The segment is the number of starts at or before the row, less one; the
     // end, which is the last start, is before none. [n + 1, rows] -> [rows].
-    Value column = node("Reshape", {starts, ints({-1, 1})});
-    Value begun = node("LessOrEqual", {column, row});
+    Value all = node("Reshape", {starts, ints({-1, 1})});
+    Value begun = node("LessOrEqual", {all, row});
     Value number = node(
         "ReduceSum",
         {node("Cast", begun, {onnx::intAttr(builder, "to", 7)}), ints({0})},
         {onnx::intAttr(builder, "keepdims", 0)});
     Value segment = node("Sub", {number, ints({1})});
     Value first = node("Slice", {starts, ints({0}), ints({-1})});
-    Value held = node(
+    Value begin = node(
         "Reshape",
-        {node("Slice", {slots, ints({1}), ints({2}), ints({1})}), ints({-1})});
-    Value shift = node("Gather", {node("Sub", {held, first}), segment},
+        {node("Slice", {begins, ints({column}), ints({column + 1}), ints({1})}),
+         ints({-1})});
+    Value shift = node("Gather", {node("Sub", {begin, first}), segment},
                        {onnx::intAttr(builder, "axis", 0)});
     Value position = node("Add", {row, shift});
     position.setType(row.getType());

@@ -221,6 +221,17 @@ std::string PromptWalk::run(onnx::GraphOp graph) {
   return "";
 }
 
+void prefill::addMetadata(ModuleOp module, StringRef key, StringRef value) {
+  Builder builder(module.getContext());
+  StringRef name = onnx::ONNXDialect::kMetadata;
+  SmallVector<Attribute> metadata;
+  if (auto known = module->getAttrOfType<ArrayAttr>(name))
+    metadata.append(known.begin(), known.end());
+  metadata.push_back(builder.getStringAttr(key));
+  metadata.push_back(builder.getStringAttr(value));
+  module->setAttr(name, builder.getArrayAttr(metadata));
+}
+
 Value prefill::addIntInput(onnx::GraphOp graph, StringRef name,
                            ArrayRef<int64_t> shape, ArrayRef<StringRef> dims) {
   Builder builder(graph.getContext());

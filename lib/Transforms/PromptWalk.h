@@ -47,6 +47,10 @@ private:
   std::string error;
 };
 
+/// Writes `key`: `value` where a host can read it, into the model's metadata.
+void addMetadata(mlir::ModuleOp module, llvm::StringRef key,
+                 llvm::StringRef value);
+
 /// Adds an int64 input of shape `shape` to the graph.
 mlir::Value addIntInput(onnx::GraphOp graph, llvm::StringRef name,
                         llvm::ArrayRef<int64_t> shape,

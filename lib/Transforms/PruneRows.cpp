@@ -28,6 +28,7 @@
 //
 //===----------------------------------------------------------------------===//
 
+#include "Protection.h"
 #include "PrunePlan.h"
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/Pruning.h"
@@ -60,7 +61,7 @@ static void addScore(AttentionOp op, bool withPeak) {
       op.getSinks(), op.getQSegment(), op.getKSegment(), op.getQOffset(),
       op.getCos(), op.getSin(), op.getQPositions(), op.getSegmentStarts(),
       op.getPastK(), op.getPastV(), op.getCacheSlots(),
-      withPeak ? op.getQ() : Value(), op.getContextSlots(), op.getQHeadsAttr(),
+      withPeak ? op.getQ() : Value(), op.getContextSlots(), op.getKeptRows(), op.getQHeadsAttr(),
       op.getKvHeadsAttr(), op.getHeadDimAttr(), op.getVHeadDimAttr(),
       op.getScaleAttr(), op.getCausalAttr(), op.getWindowLeftAttr(),
       op.getWindowRightAttr(), op.getSoftcapAttr(), op.getAlignmentAttr(),
@@ -159,23 +160,6 @@ struct Rewriter {
     return parts.size() == 1 ? parts[0] : node("Concat", parts, {axis(0)});
   }
 
-  /// A new input of the model, [b, s] bool: `name`.
-  Value addRowsInput(StringRef name) {
-    SmallVector<int64_t> sizes(2, ShapedType::kDynamic);
-    SmallVector<StringRef> names(2);
-    if (auto tokens = dyn_cast<RankedTensorType>(plan.tokens.getType())) {
-      sizes.assign(tokens.getShape().begin(), tokens.getShape().begin() + 2);
-      names = {onnx::getDimName(tokens, 0), onnx::getDimName(tokens, 1)};
-    }
-    Value input = graph.getBody().front().addArgument(
-        onnx::getTensorType(sizes, builder.getI1Type(), names), loc);
-    SmallVector<Attribute> inputs(graph.getInputs().begin(),
-                                  graph.getInputs().end());
-    inputs.push_back(builder.getStringAttr(name));
-    graph.setInputsAttr(builder.getArrayAttr(inputs));
-    return input;
-  }
-
   /// Token ids, [b, s] i64; of a model that takes embeddings zeros.
   Value getIds() {
     const TensorFacts &tokens = analysis.facts(plan.tokens);
@@ -207,27 +191,20 @@ struct Rewriter {
 
   /// All rows, and which of them may not go.
   void makeFirstLevel() {
-    Type i1 = builder.getI1Type();
-    Value given = protection.system ? addRowsInput("protected_rows") : Value();
+    Value given = protection.system
+                      ? addRowsInput(graph, plan.tokens, "protected_rows")
+                      : Value();
     Level all;
     AttentionOp first = plan.stages.front().attention;
     all.starts = first.getSegmentStarts();
     all.alive = first.getKeyMask() ? asInt64(first.getKeyMask()) : Value();
-    auto flat = [&](ArrayRef<std::pair<int64_t, int64_t>> ranges) {
-      SmallVector<int64_t> numbers;
-      for (auto [low, high] : ranges)
-        numbers.append({low, high});
-      return builder.getDenseI64ArrayAttr(numbers);
-    };
     if (spec.isMustDrop()) {
-      all.vision = addRowsInput("vision_rows");
+      all.vision = addRowsInput(graph, plan.tokens, "vision_rows");
       all.asking = getAsking(all.vision, all.alive);
     }
-    all.protect = ProtectRowsOp::create(
-        builder, loc, rowsType(i1, ""), getIds(), given, all.alive, all.starts,
-        getWanted(), all.vision, builder.getI64IntegerAttr(protection.bos),
-        builder.getI64IntegerAttr(protection.last), flat(protection.ids),
-        flat(protection.rows));
+    all.protect = createProtection(builder, loc, getIds(), protection,
+                                   {given, all.alive, all.starts, getWanted(),
+                                    all.vision, /*parts=*/Value()});
     levels.push_back(all);
   }
 
@@ -271,7 +248,8 @@ struct Rewriter {
         Type(), flow.getScore(), before.protect, Value(), Value(), Value(),
         Value(), flow.getShares(), FloatAttr(), FloatAttr(), FloatAttr(),
         builder.getI64IntegerAttr(spec.target), builder.getI64IntegerAttr(left),
-        builder.getI64IntegerAttr(cls));
+        builder.getI64IntegerAttr(cls), /*topk=*/IntegerAttr(),
+        /*round_down=*/UnitAttr());
   }
 
   /// The selection of the others, by the stage's own attention.
@@ -293,7 +271,8 @@ struct Rewriter {
         attention.getTokenPeak(), before.vision, /*shares=*/Value(),
         rule(!thresholds, spec.keep), rule(thresholds, spec.global),
         rule(thresholds, spec.individual), /*target=*/IntegerAttr(),
-        /*left=*/IntegerAttr(), /*skip=*/IntegerAttr());
+        /*left=*/IntegerAttr(), /*skip=*/IntegerAttr(),
+        /*topk=*/IntegerAttr(), /*round_down=*/UnitAttr());
   }
 
   void makeLevel(const PruneStage &stage) {
@@ -518,6 +497,8 @@ private:
       return "-protect=" + protect + ": " + error;
     if (onnx::getOpsetVersion(graph) < 13)
       return "-prune: the model's opset is below 13";
+    if (spec.isQuickPrefill())
+      return "-prune=" + prune + ": prune-rows does lazyllm and mustdrop";
     int64_t count =
         llvm::range_size(graph.getBody().front().getOps<AttentionOp>());
     std::vector<int64_t> layers;

@@ -34,6 +34,67 @@ static bool parseLayers(StringRef text, std::vector<int64_t> &layers,
   return true;
 }
 
+/// A share in (0, 1]. The runtime counts in millionths, so that every machine
+/// rounds alike.
+static bool parseShare(StringRef key, StringRef value, double &share,
+                       std::string &error) {
+  if (value.getAsDouble(share) || !(share > 0) || share > 1)
+    error = (key + "=" + value +
+             ": expected the share of rows that stays, above 0 and at most 1")
+                .str();
+  else if (share < 1e-6)
+    error = (key + "=" + value + ": expected at least 0.000001").str();
+  return error.empty();
+}
+
+/// `group=512,topk=64,top-p=0.5,query=32`.
+static bool parseQuickPrefill(StringRef options, PruneSpec &spec,
+                              std::string &error) {
+  spec.method = PruneSpec::Method::QuickPrefill;
+  bool hasBudget = false;
+  while (!options.empty()) {
+    auto [part, rest] = options.split(',');
+    options = rest;
+    auto [key, value] = part.split('=');
+    int64_t *number = key == "group"   ? &spec.group
+                      : key == "topk"  ? &spec.topk
+                      : key == "query" ? &spec.query
+                                       : nullptr;
+    hasBudget |= key == "topk" || key == "top-p";
+    if (number) {
+      if (!wholeNumber(value, *number) || *number < 1)
+        error = ("'" + part + "': expected a number of rows, at least 1").str();
+      if (key == "group" && value.starts_with("frames"))
+        error += "; the compiler does not know frames: give the lengths of "
+                 "groups to run_quickprefill";
+    } else if (key == "top-p") {
+      parseShare(key, value, spec.topP, error);
+    } else if (key == "score") {
+      if (value != "key-norm-small")
+        error = ("score=" + value + ": expected key-norm-small").str();
+    } else if (key == "decay") {
+      if (value != "none")
+        error = ("decay=" + value +
+                 ": expected none: every layer would need a cache length of "
+                 "its own, and cache_slots has one for all")
+                    .str();
+    } else {
+      error = ("unknown option '" + part +
+               "': expected group, topk, top-p, query, score, decay")
+                  .str();
+    }
+    if (!error.empty())
+      return false;
+  }
+  if (!hasBudget)
+    spec.topk = 64;
+  return true;
+}
+
+bool prefill::isQuickPrefill(StringRef text) {
+  return text.split(':').first == "quickprefill";
+}
+
 /// Reads one option of MustDrop, whose part in the vision encoder is not there.
 static bool parseMustDrop(StringRef key, StringRef value, PruneSpec &spec,
                           std::string &error) {
@@ -96,20 +157,20 @@ static bool parseFlowCut(StringRef key, StringRef value, PruneSpec &spec,
 bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
                              std::string &error) {
   auto [method, options] = text.split(':');
+  error.clear();
   auto fail = [&](const llvm::Twine &what) {
     error = what.str();
     return false;
   };
   if (method == "quickprefill")
-    return fail("quickprefill is not there: it leaves keys out group by group, "
-                "which the attention kernels cannot do yet");
+    return parseQuickPrefill(options, spec, error);
   if (method == "mustdrop")
     spec.method = PruneSpec::Method::MustDrop;
   else if (method == "flowcut")
     spec.method = PruneSpec::Method::FlowCut;
   else if (method != "lazyllm")
     return fail("unknown method '" + method +
-                "': expected lazyllm, mustdrop, flowcut");
+                "': expected lazyllm, mustdrop, flowcut, quickprefill");
   if (spec.isFlowCut() && options.empty())
     return fail("expected target=, the number of patches that stay");
   while (!options.empty()) {
@@ -126,13 +187,8 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
       if (!parseMustDrop(key, value, spec, error))
         return false;
     } else if (key == "keep") {
-      if (value.getAsDouble(spec.keep) || !(spec.keep > 0) || spec.keep > 1)
-        return fail("keep=" + value +
-                    ": expected the share of rows that stays, above 0 and at "
-                    "most 1");
-      // The runtime counts in millionths, so that every machine rounds alike.
-      if (spec.keep < 1e-6)
-        return fail("keep=" + value + ": expected at least 0.000001");
+      if (!parseShare(key, value, spec.keep, error))
+        return false;
     } else if (key == "aux") {
       if (value == "on")
         return fail("aux=on is not there: reviving rows needs a decode step "
@@ -213,6 +269,11 @@ bool prefill::parseProtectSpec(StringRef text, ProtectSpec &spec,
     return false;
   }
   return true;
+}
+
+int64_t prefill::queryRows(const PruneSpec &spec,
+                           const ProtectSpec &protection) {
+  return spec.query ? spec.query : protection.last;
 }
 
 bool prefill::resolveLayers(const PruneSpec &spec, int64_t count,

@@ -201,7 +201,7 @@ private:
         get(site.cos), get(site.sin),
         /*q_positions=*/Value(), /*segment_starts=*/Value(),
         /*past_k=*/Value(), /*past_v=*/Value(), /*cache_slots=*/Value(),
-        /*score_rows=*/Value(), /*context_slots=*/Value(), i64(site.qHeads),
+        /*score_rows=*/Value(), /*context_slots=*/Value(), /*kept_rows=*/Value(), i64(site.qHeads),
         i64(site.kvHeads), i64(site.headDim), i64(site.vHeadDim),
         builder.getF32FloatAttr(static_cast<float>(site.scale)),
         site.causal ? builder.getUnitAttr() : UnitAttr(),

@@ -160,7 +160,7 @@ private:
         op.getQSegment(), op.getKSegment(), op.getQOffset(), op.getCos(),
         op.getSin(), op.getQPositions(), op.getSegmentStarts(), op.getPastK(),
         op.getPastV(), op.getCacheSlots(), op.getScoreRows(),
-        op.getContextSlots(), index, op.getQHeadsAttr(), op.getKvHeadsAttr(),
+        op.getContextSlots(), op.getKeptRows(), index, op.getQHeadsAttr(), op.getKvHeadsAttr(),
         op.getHeadDimAttr(), op.getVHeadDimAttr(), op.getScaleAttr(),
         op.getCausalAttr(), op.getWindowLeftAttr(), op.getWindowRightAttr(),
         op.getSoftcapAttr(), op.getAlignmentAttr(), op.getMaskedRowAttr(),

@@ -12,6 +12,7 @@
 * `run_chunked` runs a prompt chunk by chunk, `HybridBatch` several beside what they generate (``-chunk``).
 * `parallel_encode` reads contexts that were encoded independently, `ContextStore` keeps them
   (``-parallel-encode``).
+* `run_quickprefill` runs a prompt group by group and keeps a part of each group's keys (``-prune=quickprefill``).
 * `Library` calls the kernels of such a folder with NumPy arrays, without ONNX Runtime.
 """
 
@@ -21,6 +22,7 @@ from .hosting import LoadError, attention_statistics, session
 from .library import KernelError, Library
 from .packing import pack, run_packed
 from .parallel import ContextStore, ParallelPrompt, parallel_encode
+from .quickprefill import run_quickprefill
 from .schedule import Scheduler
 
 __all__ = [
@@ -41,5 +43,6 @@ __all__ = [
     "run_chunked",
     "run_compiler",
     "run_packed",
+    "run_quickprefill",
     "session",
 ]

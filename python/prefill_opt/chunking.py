@@ -18,6 +18,7 @@ from .schedule import Scheduler
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _SELECTING = ("logits_to_keep", "logits_rows")
+_KEPT = "prefill.kept."
 
 
 def _present_of(past: str) -> str:
@@ -43,6 +44,12 @@ def chunk_size(session) -> int:
     return int(session.get_modelmeta().custom_metadata_map.get("prefill.chunk", 512))
 
 
+def _whole(session) -> None:
+    """Refuses a model that prunes its cache, for runners that do not tell it the parts of a prompt."""
+    if "prompt_parts" in {i.name for i in session.get_inputs()}:
+        raise ValueError("the model prunes its cache (-prune=quickprefill): use run_quickprefill")
+
+
 def _tokens(prompt: Sequence[int], what: str = "the prompt") -> np.ndarray:
     ids = np.asarray(prompt)
     if ids.ndim != 1:
@@ -60,7 +67,11 @@ class Rows:
     row `slot` of it on. `logits`: whether those of the last row are wanted, where the model selects, or
     the numbers of the rows (in `ids`) of which they are. With ``-parallel-encode``, `contexts`: first row
     of the cache and number of the contexts' keys, and `shift`: how many positions the rows stand behind
-    the held ones."""
+    the held ones.
+
+    For models with ``-prune=quickprefill``: `first` is the number of the first row in its prompt (None:
+    `held`, as nothing was pruned), `follow` how many rows of the prompt follow these (0: none of these is
+    pruned), `protected` (bool [rows]) which ones the input ``protected_rows`` marks (None: none)."""
 
     ids: np.ndarray
     slot: int = 0
@@ -68,6 +79,14 @@ class Rows:
     logits: bool | np.ndarray = True
     contexts: tuple[int, int] = (0, 0)
     shift: int = 0
+    first: int | None = None
+    follow: int = 0
+    protected: np.ndarray | None = None
+
+    @property
+    def position(self) -> int:
+        """Number of the first row in its prompt."""
+        return self.held + self.shift if self.first is None else self.first
 
     @property
     def wanted(self) -> np.ndarray:
@@ -96,6 +115,7 @@ class Cache:
             _caches(session)  # says so if there is none at all
             raise ValueError("the model has a KV cache of its own, which holds one request: use run_chunked")
         own = {"input_ids", "segment_starts", "cache_slots", "context_slots", "position_shifts", "position_ids"}
+        own |= {"prompt_parts", "protected_rows"}
         known = own | set(_SELECTING)
         self._selecting = names & set(_SELECTING)
         self._given = names & own
@@ -119,7 +139,8 @@ class Cache:
 
         ``[1, rows, n]`` becomes ``[rows of the request, n]``. Where the model selects logits
         (``logits_to_keep``, ``logits_rows``), ``logits`` is that of the last row, ``[1, n]``, of the
-        rows asked for, or ``[0, n]`` if none was wanted. Raises onnxruntime's InvalidArgument, with the kernel's
+        rows asked for, or ``[0, n]`` if none was wanted. Outputs ``prefill.kept.<layer>`` become numbers of
+        rows of the prompt. Raises onnxruntime's InvalidArgument, with the kernel's
         message, for slots that overlap or do not fit.
         """
         counts = [len(w.ids) for w in work]
@@ -130,7 +151,11 @@ class Cache:
             "cache_slots": np.array([[w.slot, w.held] for w in work], np.int64),
             "context_slots": np.array([w.contexts for w in work], np.int64),
             "position_shifts": np.array([w.shift for w in work], np.int64),
-            "position_ids": np.concatenate([w.held + w.shift + np.arange(len(w.ids)) for w in work])[None],
+            "position_ids": np.concatenate([w.position + np.arange(len(w.ids)) for w in work])[None],
+            "prompt_parts": np.array([[w.position, w.follow] for w in work], np.int64),
+            "protected_rows": np.concatenate(
+                [np.zeros(len(w.ids), bool) if w.protected is None else w.protected for w in work]
+            )[None],
         }
         feeds = {name: value for name, value in feeds.items() if name in self._given}
         wanted = [w.wanted for w in work]
@@ -153,6 +178,10 @@ class Cache:
             name, value = value, output.numpy()
             for i, result in enumerate(results):
                 rows = slice(starts[i], starts[i + 1])
+                if name.startswith(_KEPT):
+                    kept = value[0, np.searchsorted(value[0], starts[i]) : np.searchsorted(value[0], starts[i + 1])]
+                    result[name] = kept - starts[i] + work[i].position
+                    continue
                 if name == "logits" and self._selecting:
                     rows = slice(chosen[i], chosen[i + 1])
                 result[name] = value[0, :, rows] if value.ndim == 4 else value[0, rows]
@@ -207,6 +236,7 @@ def run_chunked(
     Caches are ``[heads, tokens, d]``, views of the memory that the model appended to. Raises ValueError
     for an empty prompt, a chunk below 1, a prompt longer than `capacity`, and a model without a cache.
     """
+    _whole(session)
     ids = _tokens(prompt)
     if keep not in ("all", "last"):
         raise ValueError(f"keep '{keep}': expected all or last")
@@ -303,6 +333,7 @@ class HybridBatch:
         if capacity < 1:
             raise ValueError(f"capacity {capacity}: expected at least one token")
         ready = open_session(directory, **options)
+        _whole(ready)
         budget = chunk_size(ready) if budget is None else budget
         self.scheduler = Scheduler(directory, budget, min(requests, budget) if budget > 0 else requests)
         self.cache = Cache(ready, self.scheduler.max_requests * capacity)

@@ -2,12 +2,11 @@
 |*
 |* A call with CACHE_SLOTS has the keys and values of its segments' earlier rows
 |* in a cache: one buffer for all requests, in which every segment has rows of
-its
-|* own (chunked prefill and hybrid batches, SARATHI, arXiv:2308.16369). The new
-|* rows are written behind them, and attention reads nothing but the cache.
-Where
-|* the host binds input and output to the same memory, a call costs its new rows
-|* and not the cache.
+|* its own (chunked prefill and hybrid batches, SARATHI, arXiv:2308.16369). The
+|* new rows are written behind them, and attention reads nothing but the cache.
+|* Where the host binds input and output to the same memory, a call costs its
+|* new rows and not the cache. KEPT_ROWS takes some of the new rows out again
+|* when the call is done (QuickPrefill).
 |*
 \*===----------------------------------------------------------------------===*/
 #include "internal.h"
@@ -106,9 +105,61 @@ static void append(const pf_call *call, const pf_rows *added, int64_t begin,
              (size_t)(width * call->element));
 }
 
+static int64_t kept_count(const pf_call *call) {
+  return call->kept_rows->shape[call->kept_rows->ndim - 1];
+}
+
+static int64_t kept_row(const pf_call *call, int64_t i) {
+  const DLTensor *tensor = call->kept_rows;
+  return pf_read_int(tensor, i * pf_stride_of(tensor, tensor->ndim - 1));
+}
+
+static prefill_status check_kept(const pf_call *call) {
+  int64_t last = -1;
+  for (int64_t i = 0; call->kept_rows && i < kept_count(call); ++i) {
+    const int64_t row = kept_row(call, i);
+    if (row <= last || row >= call->t)
+      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                     "input KEPT_ROWS: expected ascending rows from 0 to %lld, "
+                     "got %lld at place %lld",
+                     (long long)(call->t - 1), (long long)row, (long long)i);
+    last = row;
+  }
+  return PREFILL_OK;
+}
+
+/* Moves new row `from` of a segment to the place of its new row `to`, which is
+ * not behind it. */
+static void move_up(const pf_call *call, const pf_slot *slot, int64_t from,
+                    int64_t to, const pf_rows *present, int64_t width) {
+  const int64_t first = slot->row + slot->held;
+  for (int64_t h = 0; h < call->hk && to != from; ++h) {
+    char *head = present->data + h * present->head * call->element;
+    memcpy(head + (first + to) * present->row * call->element,
+           head + (first + from) * present->row * call->element,
+           (size_t)(width * call->element));
+  }
+}
+
+void pf_keep_in_cache(const pf_call *call) {
+  const int64_t count = call->segment_starts->shape[0] - 1;
+  int64_t i = 0;
+  for (int64_t segment = 0; segment < count; ++segment) {
+    const pf_slot slot = pf_slot_of(call, segment);
+    const int64_t begin = pf_segment_start(call, segment);
+    for (int64_t to = 0;
+         i < kept_count(call) && kept_row(call, i) < begin + slot.added;
+         ++i, ++to) {
+      const int64_t from = kept_row(call, i) - begin;
+      move_up(call, &slot, from, to, &call->present_k, call->d);
+      move_up(call, &slot, from, to, &call->present_v, call->e);
+    }
+  }
+}
+
 prefill_status pf_append_to_cache(pf_call *call) {
   prefill_status status = check_slots(call);
-  if (status ||
+  if (status || (status = check_kept(call)) ||
       (status =
            move_cache(call, &call->past_k, &call->present_k, call->d, "K")) ||
       (status =

@@ -15,7 +15,8 @@ static const char *const input_names[PREFILL_IN_COUNT] = {
     "Q",          "K",      "V",           "BIAS",           "KEY_MASK",
     "KV_LENGTHS", "SINKS",  "Q_SEGMENT",   "K_SEGMENT",      "Q_OFFSET",
     "COS",        "SIN",    "Q_POSITIONS", "SEGMENT_STARTS", "MODALITY",
-    "PAST_K",     "PAST_V", "CACHE_SLOTS", "SCORE_ROWS",     "CONTEXT_SLOTS"};
+    "PAST_K",     "PAST_V", "CACHE_SLOTS", "SCORE_ROWS",     "CONTEXT_SLOTS",
+    "KEPT_ROWS"};
 static const char *const output_names[PREFILL_OUT_COUNT] = {
     "O",         "LSE",       "DENSITY",     "BLOCK_MAP", "ROTATED_K",
     "PRESENT_K", "PRESENT_V", "TOKEN_SCORE", "TOKEN_PEAK"};
@@ -561,11 +562,14 @@ static prefill_status check_cache(pf_call *call, subject *in, subject *out) {
   subject *parts[] = {&in[PREFILL_IN_PAST_K], &in[PREFILL_IN_PAST_V],
                       &in[PREFILL_IN_CACHE_SLOTS], &out[PREFILL_OUT_PRESENT_K],
                       &out[PREFILL_OUT_PRESENT_V]};
+  subject *kept = &in[PREFILL_IN_KEPT_ROWS];
   int given = 0;
   for (int i = 0; i < 5; ++i)
     given += parts[i]->tensor != NULL;
   if (!given)
-    return PREFILL_OK;
+    return kept->tensor ? pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                                  "input KEPT_ROWS: only with a cache")
+                        : PREFILL_OK;
   for (int i = 0; i < 5; ++i)
     if (!parts[i]->tensor)
       return pf_fail(call, PREFILL_INVALID_ARGUMENT,
@@ -595,6 +599,17 @@ static prefill_status check_cache(pf_call *call, subject *in, subject *out) {
   if ((status = check_shape(parts[2], expected, 2)))
     return status;
   call->cache_slots = parts[2]->tensor;
+  if (!kept->tensor)
+    return PREFILL_OK;
+  if ((status = check_any(kept)))
+    return status;
+  if (!is_type(kept->tensor->dtype, kDLInt, 64))
+    return wrong_type(kept, "int64");
+  const int64_t rows_kept[2] = {1, -1};
+  const bool flat = kept->tensor->ndim == 1;
+  if ((status = check_shape(kept, rows_kept + flat, flat ? 1 : 2)))
+    return status;
+  call->kept_rows = kept->tensor;
   return PREFILL_OK;
 }
 

@@ -187,7 +187,7 @@ typedef struct pf_call {
   int64_t table_row; /* row of the rotary tables for position 0 */
 
   /* The KV cache that k and v are appended to (cache.c), or NULL. */
-  const DLTensor *cache_slots;
+  const DLTensor *cache_slots, *kept_rows;
   const DLTensor *context_slots; /* contexts.c, or NULL */
   pf_rows past_k, past_v, present_k, present_v;
   int64_t cache_rows;
@@ -322,6 +322,8 @@ pf_slot pf_slot_of(const pf_call *call, int64_t segment);
 /* Checks the slots, appends k (rotated) and v to the cache and makes them the
  * whole of it. */
 prefill_status pf_append_to_cache(pf_call *call);
+/* Takes the new rows that KEPT_ROWS does not name out of the cache again. */
+void pf_keep_in_cache(const pf_call *call);
 
 /*===-- contexts.c -------------------------------------------------------===*/
 

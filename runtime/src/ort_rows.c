@@ -5,14 +5,15 @@
 |*
 |*   ProtectRows(ids int64 [b, n], [given bool [b, n]], [alive int64 [b, n]],
 |*               [starts int64 [segments + 1]], [wanted int64 [m]],
-|*               [only bool [b, n]])
+|*               [only bool [b, n]], [parts int64 [segments, 2]])
 |*     -> protect bool [b, n]: rows that are never dropped. String attributes
 |*     bos, last (numbers), ids, rows ("a-b,c-d").
 |*   SelectRows(score float [b, n], protect bool [b, n], [alive], [starts],
 |*              [peak float [b, n]], [columns bool [b, n]],
 |*              [shares float [b, n]])
 |*     -> rows int64 [b, m] ascending, starts int64 [segments + 1]. String
-|*     attribute keep: millionths of a segment's rows. With columns instead
+|*     attributes keep: millionths of a segment's rows; topk: at most so many,
+|*     and all where there are no more; round: "down". With columns instead
 |*     global, individual: in 10^-12, batch 1, without starts. With shares
 |*     instead target, left, skip, without alive and starts.
 |*   FlowScore(q, k, v float [b, h, n, d] or [b, n, h, d] or [b, n, h * d],
@@ -50,9 +51,10 @@ struct row_op {
 /* A node's attributes. */
 typedef struct row_kernel {
   const row_op *op;
-  int64_t bos, last, keep, global, individual, target, left, skip;
+  int64_t bos, last, global, individual, target, left, skip;
   int64_t heads, dim, cls, rows_first[3];
   float scale;
+  pf_keep_rule keep;
   int64_t ids[MAX_RANGES][2], rows[MAX_RANGES][2];
   int64_t id_count, row_count;
 } row_kernel;
@@ -155,11 +157,12 @@ static OrtStatus *make_output(const row_op *op, OrtKernelContext *context,
   return value ? ort_GetTensorMutableData(op->api, value, data) : NULL;
 }
 
-/* The rows that `like` [b, n] has, with the inputs `alive` and `starts`.
+/* The rows that `like` [b, n] has, with the inputs `alive`, `starts`, `parts`.
  * *owned: bytes of `alive`, to be freed. */
 static OrtStatus *read_rows(const row_op *op, const view *like,
                             const view *alive, const view *starts,
-                            pf_row_set *rows, uint8_t **owned) {
+                            const view *parts, pf_row_set *rows,
+                            uint8_t **owned) {
   *owned = NULL;
   if (like->rank != 2)
     return refuse(op, "expected [batch, rows]");
@@ -169,6 +172,11 @@ static OrtStatus *read_rows(const row_op *op, const view *like,
       return refuse(op, "expected segment starts [segments + 1]");
     rows->starts = starts->data;
     rows->segments = starts->count - 1;
+  }
+  if (parts->data) {
+    if (parts->rank != 2 || parts->count != 2 * rows->segments || alive->data)
+      return refuse(op, "expected parts [segments, 2], and no padding");
+    rows->parts = parts->data;
   }
   pf_row_error error;
   if (!pf_check_row_set(rows, &error))
@@ -194,7 +202,7 @@ static OrtStatus *run_protect(const row_kernel *kernel,
   TRY(read_inputs(op, context, in));
   pf_row_set rows;
   uint8_t *owned;
-  TRY(read_rows(op, &in[0], &in[2], &in[3], &rows, &owned));
+  TRY(read_rows(op, &in[0], &in[2], &in[3], &in[6], &rows, &owned));
   uint8_t *protect;
   OrtStatus *status =
       make_output(op, context, 0, in[0].shape, 2, (void **)&protect);
@@ -266,7 +274,8 @@ static OrtStatus *run_select(const row_kernel *kernel,
   if (in[6].data && (in[6].count != in[0].count || in[2].data || in[3].data ||
                      in[0].rank != 2 || in[0].shape[1] < kernel->skip))
     return refuse(op, "expected a share for every row, and no padding");
-  TRY(read_rows(op, &in[0], &in[2], &in[3], &rows, &owned));
+  const view whole = {.data = NULL};
+  TRY(read_rows(op, &in[0], &in[2], &in[3], &whole, &rows, &owned));
   uint8_t *kept = malloc((size_t)in[0].count + 1);
   int64_t *counts = malloc((size_t)(rows.segments + 1) * sizeof(int64_t));
   OrtStatus *status = NULL;
@@ -280,8 +289,8 @@ static OrtStatus *run_select(const row_kernel *kernel,
         pf_keep_above(&rows, in[0].data, in[4].data, in[5].data, in[1].data,
                       kernel->global, kernel->individual, kept);
   else if (kept && counts)
-    count =
-        pf_keep_rows(&rows, in[0].data, in[1].data, kernel->keep, kept, counts);
+    count = pf_keep_rows(&rows, in[0].data, in[1].data, &kernel->keep, kept,
+                         counts);
   status = count < 0 ? refuse(op, "out of memory")
                      : write_rows(op, context, &rows, kept, count, counts);
   free(counts);
@@ -406,7 +415,11 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
   kernel->op = (const row_op *)op;
   kernel->bos = read_number(api, info, "bos");
   kernel->last = read_number(api, info, "last");
-  kernel->keep = read_number(api, info, "keep");
+  char round[8];
+  read_text(api, info, "round", round, sizeof(round));
+  kernel->keep = (pf_keep_rule){.ppm = read_number(api, info, "keep"),
+                                .down = strcmp(round, "down") == 0,
+                                .topk = read_number(api, info, "topk")};
   kernel->global = read_number(api, info, "global");
   kernel->individual = read_number(api, info, "individual");
   kernel->target = read_number(api, info, "target");
@@ -432,11 +445,11 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
 OrtStatus *pf_add_row_ops(const OrtApi *api, OrtCustomOpDomain *domain) {
   static const row_op ops[] = {
       {.name = "ProtectRows",
-       .inputs = 6,
+       .inputs = 7,
        .required = 1,
        .outputs = 1,
        .input_type = {ONNX_INT64, ONNX_BOOL, ONNX_INT64, ONNX_INT64, ONNX_INT64,
-                      ONNX_BOOL},
+                      ONNX_BOOL, ONNX_INT64},
        .output_type = {ONNX_BOOL},
        .run = run_protect},
       {.name = "SelectRows",

@@ -310,6 +310,8 @@ prefill_status pf_run_ragged(pf_call *call, pf_run_fn run) {
     clear_map(call);
   if ((status = run_pieces(call, run, sums)))
     return status;
+  if (call->kept_rows)
+    pf_keep_in_cache(call);
   for (int64_t i = 0; sums && i < call->b * call->hq; ++i)
     ((float *)call->density.data)[i / call->hq * call->density.batch +
                                   i % call->hq * call->density.head] =

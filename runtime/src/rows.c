@@ -1,14 +1,14 @@
 /*===- rows.c - Which rows stay, and where they went --------------*- C -*-===*\
 |*
-|* See rows.h. LazyLLM's rule (arXiv:2407.14057) and MustDrop's
-(arXiv:2411.10803)
-|* with what they leave open: ties, padding, several prompts, and rows that must
-|* not go.
+|* See rows.h. The rules of LazyLLM (arXiv:2407.14057), MustDrop
+|* (arXiv:2411.10803) and QuickPrefill with what they leave open: ties, padding,
+|* several prompts, and rows that must not go.
 |*
 \*===----------------------------------------------------------------------===*/
 #include "rows.h"
 #include "flow.h"
 #include "sparse.h"
+#include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +25,15 @@ static int64_t start_of(const pf_row_set *rows, int64_t segment) {
 
 bool pf_check_row_set(const pf_row_set *rows, pf_row_error *error) {
   error->text[0] = '\0';
+  for (int64_t i = 0; rows->parts && i < 2 * rows->segments; ++i)
+    if (rows->parts[i] < 0 || rows->parts[i] > INT64_MAX / 2) {
+      snprintf(
+          error->text, sizeof(error->text),
+          "parts of prompts: segment %lld: expected the number of its first "
+          "row and of the rows that follow, got %lld",
+          (long long)(i / 2), (long long)rows->parts[i]);
+      return false;
+    }
   if (!rows->starts)
     return true;
   int64_t last = 0;
@@ -47,11 +56,28 @@ bool pf_check_row_set(const pf_row_set *rows, pf_row_error *error) {
   return rows->b == 1;
 }
 
+/* The same for a part of a prompt; sums of sizes that a caller made up do not
+ * overflow. */
+static void protect_part(const pf_row_set *rows, int64_t b, int64_t segment,
+                         int64_t bos, int64_t last, uint8_t *protect) {
+  const int64_t begin = start_of(rows, segment);
+  const int64_t end = start_of(rows, segment + 1);
+  const int64_t first = rows->parts[2 * segment];
+  const int64_t follow = rows->parts[2 * segment + 1];
+  for (int64_t i = begin; i < end; ++i)
+    if (i - begin < bos - first || end - 1 - i < last - follow || !follow)
+      protect[b * rows->n + i] = 1;
+}
+
 void pf_protect_ends(const pf_row_set *rows, int64_t bos, int64_t last,
                      uint8_t *protect) {
   for (int64_t b = 0; b < rows->b; ++b)
     for (int64_t s = 0; s < rows->segments; ++s) {
       const int64_t begin = start_of(rows, s), end = start_of(rows, s + 1);
+      if (rows->parts) {
+        protect_part(rows, b, s, bos, last, protect);
+        continue;
+      }
       int64_t left = bos;
       for (int64_t i = begin; i < end && left > 0; ++i)
         if (is_alive(rows, b, i)) {
@@ -86,7 +112,7 @@ void pf_protect_rows(const pf_row_set *rows, const int64_t (*range)[2],
                      int64_t count, uint8_t *protect) {
   for (int64_t b = 0; b < rows->b; ++b)
     for (int64_t s = 0; s < rows->segments; ++s) {
-      int64_t number = 0;
+      int64_t number = rows->parts ? rows->parts[2 * s] : 0;
       for (int64_t i = start_of(rows, s); i < start_of(rows, s + 1); ++i)
         if (is_alive(rows, b, i) && in_range(range, count, number++))
           protect[b * rows->n + i] = 1;
@@ -132,7 +158,9 @@ static int64_t keep_best(const pf_row_set *rows, int64_t b, int64_t begin,
   if (more <= 0 || begin == end)
     return 0;
   for (int64_t i = begin; i < end; ++i) {
-    const float s = score[b * rows->n + i];
+    /* -inf (a key whose norm overflows) is a score too: below it is nothing. */
+    const float given = score[b * rows->n + i];
+    const float s = given < -FLT_MAX ? -FLT_MAX : given;
     memory->value[i - begin] =
         kept[b * rows->n + i] || is_alive(rows, b, i) == padding ? MINUS_INF
         : s != s                                                 ? -MINUS_INF
@@ -147,29 +175,35 @@ static int64_t keep_best(const pf_row_set *rows, int64_t b, int64_t begin,
   return found;
 }
 
-static int64_t ceil_share(int64_t keep_ppm, int64_t count) {
+/* How many of `count` rows stay. */
+static int64_t budget_of(const pf_keep_rule *rule, int64_t count) {
+  if (rule->topk && count <= rule->topk)
+    return count;
   const int64_t whole = count / 1000000, rest = count % 1000000;
-  return keep_ppm * whole + (keep_ppm * rest + 999999) / 1000000;
+  const int64_t share =
+      rule->ppm * whole +
+      (rule->ppm * rest + (rule->down ? 0 : 999999)) / 1000000;
+  return rule->topk && rule->topk < share ? rule->topk : share;
 }
 
 /* What one segment keeps by itself. */
 static int64_t keep_segment(const pf_row_set *rows, int64_t b, int64_t begin,
                             int64_t end, const float *score,
-                            const uint8_t *protect, int64_t keep_ppm,
+                            const uint8_t *protect, const pf_keep_rule *rule,
                             const choice *memory, uint8_t *kept) {
   int64_t alive = 0, count = 0;
   for (int64_t i = begin; i < end; ++i) {
     alive += is_alive(rows, b, i);
     count += kept[b * rows->n + i] = protect[b * rows->n + i] != 0;
   }
-  const int64_t more = ceil_share(keep_ppm, alive) - count;
+  const int64_t more = budget_of(rule, alive) - count;
   return count + keep_best(rows, b, begin, end, score, /*padding=*/false, more,
                            memory, kept);
 }
 
 int64_t pf_keep_rows(const pf_row_set *rows, const float *score,
-                     const uint8_t *protect, int64_t keep_ppm, uint8_t *kept,
-                     int64_t *segment_count) {
+                     const uint8_t *protect, const pf_keep_rule *rule,
+                     uint8_t *kept, int64_t *segment_count) {
   choice memory = {.value = malloc((size_t)(rows->n + 1) * sizeof(float)),
                    .chosen = malloc((size_t)(rows->n / 64 + 1) * 8)};
   int64_t *count = malloc((size_t)(rows->b + 1) * sizeof(int64_t));
@@ -182,7 +216,7 @@ int64_t pf_keep_rows(const pf_row_set *rows, const float *score,
     for (int64_t s = 0; s < rows->segments; ++s) {
       segment_count[s] =
           keep_segment(rows, b, start_of(rows, s), start_of(rows, s + 1), score,
-                       protect, keep_ppm, &memory, kept);
+                       protect, rule, &memory, kept);
       count[b] += segment_count[s];
     }
     most = count[b] > most ? count[b] : most;

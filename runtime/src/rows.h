@@ -23,18 +23,31 @@ typedef struct pf_row_set {
   const int64_t *starts; /* [segments + 1] ascending from 0 to n, for b = 1:
                             prompts one after the other. NULL: one */
   int64_t segments;      /* 1 without starts */
+  const int64_t *parts; /* [segments][2]: the segment's first row is that row of
+                           its prompt, and so many rows of it follow the
+                           segment. Not with `alive`. NULL: whole prompts */
 } pf_row_set;
+
+/* How many of a segment's n rows stay. */
+typedef struct pf_keep_rule {
+  int64_t ppm;  /* ceil(ppm / 10^6 n) */
+  bool down;    /* floor of it */
+  int64_t topk; /* at most so many, and all if n <= topk; 0: no bound */
+} pf_keep_rule;
 
 /* The first error, one line, or "". */
 typedef struct pf_row_error {
   char text[192];
 } pf_row_error;
 
-/* Whether `starts` are ascending numbers from 0 to n and b is 1. */
+/* Whether `starts` are ascending numbers from 0 to n and b is 1, and `parts`
+ * not negative. */
 bool pf_check_row_set(const pf_row_set *rows, pf_row_error *error);
 
 /* protect[b][n] |= 1 for the first `bos` and the last `last` rows of every
- * segment that are no padding (`last` at least 1: the query of the scores). */
+ * segment that are no padding (`last` at least 1: the query of the scores). Of
+ * parts, for those of the prompt, and for all of a part that nothing follows.
+ */
 void pf_protect_ends(const pf_row_set *rows, int64_t bos, int64_t last,
                      uint8_t *protect);
 /* ... for the rows whose token is in one of `count` ranges [low, high]. */
@@ -51,7 +64,7 @@ bool pf_protect_wanted(const pf_row_set *rows, const int64_t *wanted,
 
 /* Of every segment the protected rows, then those of the greatest score (of
  * equal ones the first; NaN is the greatest: what is not understood stays)
- * until ceil(keep / 10^6 of its rows) stay, or more if more are protected.
+ * until as many stay as `rule` says, or more if more are protected.
  * Padding does not count and goes first. All batch entries keep as many rows as
  * the one that keeps most: entries that keep fewer fill up with padding, then
  * with their next rows. Without memory -1.
@@ -59,8 +72,8 @@ bool pf_protect_wanted(const pf_row_set *rows, const int64_t *wanted,
  * kept[b][n] becomes 1 for rows that stay; the result is their number per
  * entry. segment_count [segments] gets the number of every segment. */
 int64_t pf_keep_rows(const pf_row_set *rows, const float *score,
-                     const uint8_t *protect, int64_t keep_ppm, uint8_t *kept,
-                     int64_t *segment_count);
+                     const uint8_t *protect, const pf_keep_rule *rule,
+                     uint8_t *kept, int64_t *segment_count);
 
 /* Keeps the protected rows, and of the others those that are not both: of a
  * score below share / 10^12 times the sum of the scores of `columns`, and of a

@@ -356,6 +356,47 @@ TEST(Contexts, WrongInputs) {
   });
 }
 
+/// Rows that do not stay: the call sees them, the cache afterwards does not
+/// have them.
+TEST(Cache, SomeRowsStay) {
+  for (bool bshd : {false, true})
+    for (bool inPlace : {false, true}) {
+      Whole a(20, 3, bshd), b(9, 4, bshd);
+      Cache cache(40, inPlace);
+      Call call, second;
+      prepare(call, cache, {{&a, 20, 0, 12}, {&b, 0, 0, 9}});
+      setInts(call.in[PREFILL_IN_KEPT_ROWS], {1, 6}, {0, 5, 11, 13, 14, 20});
+      ASSERT_EQ(call.run(), PREFILL_OK) << call.context.message;
+      for (int64_t h = 0; h < call.hq; ++h)
+        for (int c = 0; c < E; ++c) {
+          ASSERT_NEAR(call.o(0, h, 11, c), a.o(0, h, 11, c), 1e-6);
+          ASSERT_NEAR(call.o(0, h, 20, c), b.o(0, h, 8, c), 1e-6);
+        }
+      auto expectRow = [&](int64_t row, Whole &from, int64_t source) {
+        for (int64_t h = 0; h < call.hk; ++h)
+          for (int c = 0; c < D; ++c) {
+            ASSERT_EQ(
+                cache.k[cache.now].at<float>({0, h, row, c}),
+                from.out[PREFILL_OUT_ROTATED_K].at<float>({0, h, source, c}));
+            if (c < E)
+              ASSERT_EQ(cache.v[cache.now].at<float>({0, h, row, c}),
+                        from.v(0, h, source, c));
+          }
+      };
+      for (auto [place, source] : {std::pair(0, 0), {1, 5}, {2, 11}})
+        expectRow(20 + place, a, source);
+      for (auto [place, source] : {std::pair(0, 1), {1, 2}, {2, 8}})
+        expectRow(place, b, source);
+      // The next call goes on behind them, and may keep nothing.
+      prepare(second, cache, {{&a, 20, 12, 20}});
+      setInts(second.in[PREFILL_IN_CACHE_SLOTS], {1, 2}, {20, 3});
+      setInts(second.in[PREFILL_IN_KEPT_ROWS], {1}, {7});
+      ASSERT_EQ(second.run(), PREFILL_OK) << second.context.message;
+      expectRow(22, a, 11);
+      expectRow(23, a, 19);
+    }
+}
+
 TEST(Cache, WrongInputs) {
   Whole a(20, 3, false), b(20, 4, false);
   auto refused = [&](const std::vector<Work> &work, const char *message,
@@ -391,6 +432,25 @@ TEST(Cache, WrongInputs) {
           [](Call &c) { c.in[PREFILL_IN_SEGMENT_STARTS].absent = true; });
   refused({first}, "BLOCK_MAP: not together with CACHE_SLOTS",
           [](Call &c) { c.wantStatistics(); });
+  auto kept = [](std::vector<int64_t> rows) {
+    return [rows](Call &c) {
+      setInts(c.in[PREFILL_IN_KEPT_ROWS], {static_cast<int64_t>(rows.size())},
+              rows);
+    };
+  };
+  refused({first}, "KEPT_ROWS: expected ascending rows from 0 to 9, got 10 at",
+          kept({3, 10}));
+  refused({first}, "got 3 at place 1", kept({3, 3}));
+  refused({first}, "got -1 at place 0", kept({-1}));
+  refused({first}, "input KEPT_ROWS: expected [1,?], got [2,1]",
+          [](Call &c) { setInts(c.in[PREFILL_IN_KEPT_ROWS], {2, 1}, {0, 1}); });
+  refused({first}, "input KEPT_ROWS: only with a cache", [&](Call &c) {
+    kept({0})(c);
+    for (int i : {PREFILL_IN_PAST_K, PREFILL_IN_PAST_V, PREFILL_IN_CACHE_SLOTS})
+      c.in[i].absent = true;
+    for (int i : {PREFILL_OUT_PRESENT_K, PREFILL_OUT_PRESENT_V})
+      c.out[i].absent = true;
+  });
   Tensor other;
   refused({first}, "PAST_V: expected [1,2,30,4], got [1,2,29,4]", [&](Call &c) {
     other.make({1, 2, 29, E}, kDLFloat, 32);

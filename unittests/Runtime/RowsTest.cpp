@@ -29,12 +29,16 @@ pf_row_set rowSet(int64_t b, int64_t n) {
 
 /// The rows that stay of the first entry.
 Ints keep(const pf_row_set &rows, const std::vector<float> &score,
-          const Bytes &protect, double share, Ints *counts = nullptr) {
+          const Bytes &protect, double share, Ints *counts = nullptr,
+          int64_t topk = 0, bool down = false) {
   Bytes kept(rows.b * rows.n, 7);
   Ints segments(rows.segments);
-  int64_t count =
-      pf_keep_rows(&rows, score.data(), protect.data(),
-                   std::llround(share * 1e6), kept.data(), segments.data());
+  pf_keep_rule rule{};
+  rule.ppm = std::llround(share * 1e6);
+  rule.topk = topk;
+  rule.down = down;
+  int64_t count = pf_keep_rows(&rows, score.data(), protect.data(), &rule,
+                               kept.data(), segments.data());
   Ints found;
   for (int64_t i = 0; i < rows.n; ++i)
     if (kept[i])
@@ -59,6 +63,69 @@ TEST(Rows, TheBestStay) {
   // 0.7 of 10 is 7, not 8 by a rounding error.
   EXPECT_EQ(
       keep(rowSet(1, 10), std::vector<float>(10, 1), Bytes(10), .7).size(), 7u);
+}
+
+TEST(Rows, TopK) {
+  const std::vector<float> score = {5, 1, 4, 2, 3, 0};
+  const Bytes none(6), two = {0, 1, 0, 0, 0, 1};
+  auto topk = [&](int64_t count, double share, const Bytes &protect) {
+    return keep(rowSet(1, 6), score, protect, share, nullptr, count,
+                /*down=*/true);
+  };
+  EXPECT_EQ(topk(2, 1, none), (Ints{0, 2}));
+  EXPECT_EQ(topk(6, .1, none).size(), 6u); // no more rows than that: all
+  EXPECT_EQ(topk(5, .4, none), (Ints{0, 2}));
+  EXPECT_EQ(topk(1, .4, none), Ints{0});
+  EXPECT_EQ(topk(0, .3, none), Ints{0}); // floor(1.8)
+  EXPECT_EQ(topk(0, .1, none), Ints{});
+  EXPECT_EQ(topk(3, 1, two), (Ints{0, 1, 5})); // protected ones count
+  EXPECT_EQ(topk(1, 1, two), (Ints{1, 5}));    // and are never dropped
+}
+
+TEST(Rows, ScoresThatAreNoNumbers) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  const Bytes none(4);
+  const std::vector<float> score = {-1, nan, -inf, -2};
+  EXPECT_EQ(keep(rowSet(1, 4), score, none, 1, nullptr, 1, true), Ints{1});
+  EXPECT_EQ(keep(rowSet(1, 4), score, none, 1, nullptr, 3, true),
+            (Ints{0, 1, 3}));
+  // As many as were asked for, or layers would keep different numbers.
+  EXPECT_EQ(keep(rowSet(1, 4), {-inf, -inf, -inf, -inf}, none, .5),
+            (Ints{0, 1}));
+}
+
+TEST(Rows, PartsOfPrompts) {
+  pf_row_set rows = rowSet(1, 7);
+  const Ints starts = {0, 3, 7}, parts = {2, 9, 0, 2};
+  rows.starts = starts.data();
+  rows.segments = 2;
+  rows.parts = parts.data();
+  pf_row_error error;
+  ASSERT_TRUE(pf_check_row_set(&rows, &error));
+  Bytes protect(7);
+  pf_protect_ends(&rows, 3, 4, protect.data()); // rows 0..2 of a prompt
+  EXPECT_EQ(protect, (Bytes{1, 0, 0, 1, 1, 1, 1}));
+  protect.assign(7, 0);
+  pf_protect_ends(&rows, 0, 4, protect.data()); // two follow the second part
+  EXPECT_EQ(protect, (Bytes{0, 0, 0, 0, 0, 1, 1}));
+  protect.assign(7, 0);
+  const int64_t range[1][2] = {{3, 3}};
+  pf_protect_rows(&rows, range, 1, protect.data());
+  EXPECT_EQ(protect, (Bytes{0, 1, 0, 0, 0, 0, 1}));
+  // What nothing follows is the question.
+  const Ints last = {2, 0, INT64_MAX / 2, 1};
+  rows.parts = last.data();
+  protect.assign(7, 0);
+  ASSERT_TRUE(pf_check_row_set(&rows, &error));
+  pf_protect_ends(&rows, 1, 1, protect.data());
+  EXPECT_EQ(protect, (Bytes{1, 1, 1, 0, 0, 0, 0}));
+  for (int64_t bad : {int64_t(-1), INT64_MAX}) {
+    const Ints wrong = {0, 0, 0, bad};
+    rows.parts = wrong.data();
+    EXPECT_FALSE(pf_check_row_set(&rows, &error));
+    EXPECT_NE(std::string(error.text).find("segment 1"), std::string::npos);
+  }
 }
 
 TEST(Rows, ProtectedRowsStayWhateverTheirScore) {

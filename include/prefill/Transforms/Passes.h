@@ -56,6 +56,10 @@ std::unique_ptr<mlir::Pass> createChunkPrompt(ChunkPromptOptions options,
 std::unique_ptr<mlir::Pass> createPruneRows(PruneRowsOptions options,
                                             PruneReport &report);
 
+/// prune-groups that also tells what it did. `report` must outlive the pass.
+std::unique_ptr<mlir::Pass> createPruneGroups(PruneGroupsOptions options,
+                                              PruneReport &report);
+
 /// row-liveness that also tells what it did. `report` must outlive the pass.
 std::unique_ptr<mlir::Pass> createRowLiveness(RowLivenessOptions options,
                                               LivenessReport &report);

@@ -104,10 +104,17 @@ def ChunkPrompt : Pass<"chunk-prompt", "::mlir::ModuleOp"> {
     Exact; SARATHI (arXiv:2308.16369). Fails, as pack-prompts does, where rows
     are not independent but for causal attention. A model that has a cache of its
     own stays as it is.
+
+    With `parts`, rows of the cache are no positions (prune-groups takes some out):
+    an input `prompt_parts` `[n, 2]` says of every request at which row of its
+    prompt the call begins, and how many rows of the prompt follow the call.
+    Positions go on from there. A model with a cache of its own is refused.
   }];
   let options = [
     Option<"size", "size", "int64_t", /*default=*/"0",
-           "Rows of a chunk, for reports: any number of rows may be given. 0: off">
+           "Rows of a chunk, for reports: any number of rows may be given. 0: off">,
+    Option<"parts", "parts", "bool", /*default=*/"false",
+           "The cache will hold fewer rows than were computed: positions come from a new input prompt_parts">
   ];
   let statistics = [
     Statistic<"numAttentions", "attentions", "Number of attentions with a cache">
@@ -171,6 +178,29 @@ def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
   let statistics = [
     Statistic<"numNodes", "nodes", "Number of nodes with fewer rows">,
     Statistic<"numAttentions", "attentions", "Number of attentions with fewer rows">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
+def PruneGroups : Pass<"prune-groups", "::mlir::ModuleOp"> {
+  let summary = "Keep a part of a group's keys and values, by the norm of the keys";
+  let description = [{
+    QuickPrefill (TIGER-AI-Lab/QuickVideo), lossy. After chunk-prompt with `parts`:
+    of the rows that a call adds to the cache of a layer, those with the smallest
+    keys stay (`topk` of them, `top-p` of them), with the protected ones; the rows
+    of the call itself see all of each other. The part of a prompt that nothing
+    follows stays whole. Outputs `prefill.kept.<layer>` (int64 [1, rows], layers
+    from 1) say which rows of the call stayed. Fails with the reason where an
+    attention has no cache of ours, or a window, which counts positions.
+  }];
+  let options = [
+    Option<"prune", "prune", "std::string", /*default=*/"\"quickprefill\"",
+           "quickprefill[:group=512,topk=64,top-p=0.5,query=N]">,
+    Option<"protect", "protect", "std::string", /*default=*/"\"\"",
+           "bos:N,last:N,system,ids:A-B,rows:A-B">
+  ];
+  let statistics = [
+    Statistic<"numAttentions", "attentions", "Number of attentions with a pruned cache">
   ];
   let dependentDialects = ["::prefill::PrefillDialect"];
 }

@@ -1,6 +1,7 @@
 //===- Pruning.h - What -prune= and -protect= say ----------------*- C++ -*-==//
 //
-// Token pruning leaves rows (tokens) out of later layers; lossy. The formulas
+// Token pruning leaves rows (tokens) out of later layers (LazyLLM), or out of
+// the KV cache (QuickPrefill); lossy. The formulas
 // are those of the papers named below, what they leave open is in
 // docs/RowTransforms.md.
 //
@@ -19,11 +20,18 @@ namespace prefill {
 
 /// -prune=lazyllm:layers=9+19+28,keep=0.7 (LazyLLM, arXiv:2407.14057), or
 /// -prune=mustdrop:layers=2+6+10+14,global=0.001,individual=0.001 (MustDrop,
-/// arXiv:2411.10803), or in a vision encoder -prune=flowcut:target=64 (FlowCut,
-/// arXiv:2505.19536).
+/// arXiv:2411.10803), -prune=quickprefill:group=512,topk=64
+/// (TIGER-AI-Lab/QuickVideo), or in a vision encoder -prune=flowcut:target=64
+/// (FlowCut, arXiv:2505.19536).
 struct PruneSpec {
-  enum class Method { LazyLLM, MustDrop, FlowCut } method = Method::LazyLLM;
+  enum class Method {
+    LazyLLM,
+    MustDrop,
+    FlowCut,
+    QuickPrefill
+  } method = Method::LazyLLM;
 
+  // LazyLLM and MustDrop.
   /// Layers after which rows go, from 1, ascending. Empty: LazyLLM's after
   /// 9/32, 19/32 and 28/32 of the layers, as the paper's figures draw it;
   /// MustDrop's after 2, 6, 10 and 14.
@@ -45,10 +53,28 @@ struct PruneSpec {
   /// rows. Auto: by the number of tokens, a square and 1 more or a square.
   enum class Anchor { Auto, Cls, Mean } anchor = Anchor::Auto;
 
+  // QuickPrefill: of a group of n rows min(topk, floor(topP n)) stay in the
+  // cache of every layer, all of a group of at most topk rows.
+  int64_t group = 512; ///< rows of a group, where the runner is given no list
+  int64_t topk = 0;    ///< 0: no bound
+  double topP = 1;     ///< share of a group's rows, in (0, 1]
+  int64_t query = 0;   ///< rows of the question; 0: as many as -protect's last
+
   bool isMustDrop() const { return method == Method::MustDrop; }
   bool isFlowCut() const { return method == Method::FlowCut; }
-  /// Whether nothing ever goes, whatever the model and the prompt are.
+  bool isQuickPrefill() const { return method == Method::QuickPrefill; }
+  /// How many rows of a group of `rows` stay in the cache, unless more are
+  /// protected.
+  int64_t keptOf(int64_t rows) const {
+    if (topk && rows <= topk)
+      return rows;
+    auto share = static_cast<int64_t>(topP * static_cast<double>(rows) + 1e-6);
+    return topk && topk < share ? topk : share;
+  }
+  /// Whether nothing ever goes, whatever the prompt is.
   bool keepsAll() const {
+    if (isQuickPrefill())
+      return !topk && topP == 1;
     return isMustDrop() ? global == 0 || individual == 0
                         : !isFlowCut() && keep == 1;
   }
@@ -63,6 +89,9 @@ struct ProtectSpec {
   std::vector<std::pair<int64_t, int64_t>> rows; ///< row numbers in a prompt
 };
 
+/// Whether `text`, what is after `-prune=`, names QuickPrefill.
+bool isQuickPrefill(llvm::StringRef text);
+
 /// Reads the text after `-prune=`. False with one line in `error`.
 bool parsePruneSpec(llvm::StringRef text, PruneSpec &spec, std::string &error);
 
@@ -70,6 +99,9 @@ bool parsePruneSpec(llvm::StringRef text, PruneSpec &spec, std::string &error);
 /// not protected, but for the last row.
 bool parseProtectSpec(llvm::StringRef text, ProtectSpec &spec,
                       std::string &error);
+
+/// Rows of the question, which QuickPrefill reads last and never prunes.
+int64_t queryRows(const PruneSpec &spec, const ProtectSpec &protection);
 
 /// The layers of `spec` for a model of `count` layers. False with an error
 /// where one is out of range.

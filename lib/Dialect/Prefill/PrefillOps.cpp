@@ -125,6 +125,8 @@ static LogicalResult verifyAttention(OpTy op) {
     }
   if (failed(verifyContexts(op)))
     return failure();
+  if (op.getKeptRows() && !op.getPastK())
+    return op.emitOpError("takes kept rows only with a cache");
   if ((op.getRotary() != RotaryKind::None) != static_cast<bool>(op.getCos()) ||
       static_cast<bool>(op.getCos()) != static_cast<bool>(op.getSin()))
     return op.emitOpError("needs cos and sin exactly with rotary");
@@ -386,6 +388,8 @@ static LogicalResult verifyRanges(Operation *op, StringRef what,
 }
 
 LogicalResult ProtectRowsOp::verify() {
+  if (getParts() && (!getSegmentStarts() || getAlive()))
+    return emitOpError("takes parts only with segment_starts and no padding");
   if (failed(verifyRanges(*this, "id_ranges", getIdRanges())))
     return failure();
   return verifyRanges(*this, "row_ranges", getRowRanges());
@@ -417,6 +421,8 @@ LogicalResult SelectRowsOp::verify() {
                        "target, left and skip");
   if (getTarget().has_value() != static_cast<bool>(getShares()))
     return emitOpError("needs shares exactly with target");
+  if (!getKeep() && (getTopk() || getRoundDown()))
+    return emitOpError("has topk and round_down only with keep");
   auto share = [](const APFloat &value) { return value.convertToDouble(); };
   if (getTarget()) {
     if (getPeak() || getColumns() || getSegmentStarts() || getAlive())

@@ -55,7 +55,7 @@ def _onnx_runner(session):
     """Runs a prefill graph with the inputs of `smollm2.build_export`; returns the logits.
 
     A model compiled with ``-pack`` gets the prompt as its only segment, one with ``-chunk`` the
-    prompt chunk by chunk.
+    prompt chunk by chunk, one with ``-prune=quickprefill`` group by group.
     """
     inputs = {i.name for i in session.get_inputs()}
 
@@ -76,6 +76,18 @@ def _onnx_runner(session):
             parts.append(cache.step([work])[0]["logits"])
         return np.concatenate(parts)
 
+    def run_groups(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        from ..chunking import Cache, chunk_size
+        from ..quickprefill import group_lengths, query_size, run_parts
+
+        tokens = ids.shape[1]
+        query = min(query_size(session), tokens)
+        lengths = [*group_lengths(tokens - query, chunk_size(session)), query]
+        calls = run_parts(Cache(session, tokens), ids[0], lengths, np.sort(rows))
+        return np.concatenate([result["logits"] for result, _ in calls])
+
+    if "prompt_parts" in inputs:
+        return run_groups
     return run_chunks if "cache_slots" in inputs else run
 
 

@@ -122,7 +122,11 @@ typedef enum prefill_attention_input {
                                     (kernel_abi.h, context_temperature). Not
                                     rows of a segment's own. Kernels for parallel
                                     encoding only; not with SINKS, LSE */
-  PREFILL_IN_COUNT = 20
+  PREFILL_IN_KEPT_ROWS = 20, /* [m] or [1,m] int64, ascending, with a cache: of
+                                the rows of K these are in it after the call,
+                                side by side behind those held before; the call
+                                itself sees all. Absent: all of them */
+  PREFILL_IN_COUNT = 21
 } prefill_attention_input;
 
 typedef enum prefill_attention_output {

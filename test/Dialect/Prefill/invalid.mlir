@@ -476,3 +476,38 @@ func.func @padded(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) columns(%v : tensor<?x?xi1>) shares(%score : tensor<?x?xf32>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
+
+// -----
+
+func.func @kept_without_a_cache(%q: tensor<1x2x?x64xf32>, %r: tensor<1x?xi64>) {
+  // expected-error @+1 {{takes kept rows only with a cache}}
+  %o = prefill.attention %q, %q, %q kept(%r : tensor<1x?xi64>) {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32>
+  return
+}
+
+// -----
+
+func.func @topk(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{attribute 'topk' failed to satisfy constraint}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) keep 1.0 {topk = 0 : i64} : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @parts_with_padding(%ids: tensor<?x?xi64>, %parts: tensor<?x2xi64>, %starts: tensor<?xi64>) {
+  // expected-error @+1 {{takes parts only with segment_starts and no padding}}
+  %mask = prefill.protect_rows %ids alive(%ids : tensor<?x?xi64>) segment_starts(%starts : tensor<?xi64>) parts(%parts : tensor<?x2xi64>) bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  return
+}
+
+// -----
+
+func.func @topk_of_thresholds(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{has topk and round_down only with keep}}
+  %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) global 0.5 individual 0.5 {topk = 4 : i64} : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}

@@ -161,3 +161,17 @@ func.func @vision_rows(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %vision:
   %r = prefill.select_rows %score protect(%p : tensor<?x?xi1>) peak(%peak : tensor<?x?xf32>) columns(%vision : tensor<?x?xi1>) global 0.001 individual 0.002 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
+
+// CHECK-LABEL: func @groups
+func.func @groups(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %starts: tensor<?xi64>, %parts: tensor<?x2xi64>, %c: tensor<1x2x?x64xf32>) {
+  // CHECK: %[[P:.*]] = prefill.protect_rows %{{.*}} segment_starts(%{{.*}} : tensor<?xi64>) parts(%{{.*}} : tensor<?x2xi64>) bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  %p = prefill.protect_rows %ids segment_starts(%starts : tensor<?xi64>) parts(%parts : tensor<?x2xi64>) bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // CHECK: prefill.key_norm %{{.*}} : tensor<1x2x?x64xf32> -> tensor<1x?xf32>
+  %score = prefill.key_norm %q : tensor<1x2x?x64xf32> -> tensor<1x?xf32>
+  // CHECK: %[[R:.*]] = prefill.select_rows %{{.*}} protect(%[[P]] : tensor<?x?xi1>) segment_starts(%{{.*}} : tensor<?xi64>) keep 1.000000e+00 {round_down, topk = 64 : i64} : tensor<1x?xf32> -> tensor<1x?xi64>
+  %r = prefill.select_rows %score protect(%p : tensor<?x?xi1>) segment_starts(%starts : tensor<?xi64>) keep 1.0 {round_down, topk = 64 : i64} : tensor<1x?xf32> -> tensor<1x?xi64>
+  // CHECK: prefill.attention {{.*}} cache(%{{.*}} : {{.*}}) kept(%[[R]] : tensor<1x?xi64>) {causal
+  %o, %k, %v = prefill.attention %q, %q, %q segment_starts(%starts : tensor<?xi64>) cache(%c, %c, %parts : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<?x2xi64>) kept(%r : tensor<1x?xi64>) {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> present : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>
+  return
+}

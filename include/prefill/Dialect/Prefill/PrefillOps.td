@@ -23,7 +23,7 @@ defvar attentionOperands = (ins
   Optional<AnyType>:$q_positions, Optional<AnyType>:$segment_starts,
   Optional<AnyType>:$past_k, Optional<AnyType>:$past_v,
   Optional<AnyType>:$cache_slots, Optional<AnyType>:$score_rows,
-  Optional<AnyType>:$context_slots);
+  Optional<AnyType>:$context_slots, Optional<AnyType>:$kept_rows);
 defvar attentionAttrs = (ins
   ConfinedAttr<I64Attr, [IntPositive]>:$q_heads,
   ConfinedAttr<I64Attr, [IntPositive]>:$kv_heads,
@@ -81,6 +81,9 @@ defvar attentionDescription = [{
       softmax(S T lse_c, lse_o)`, T = `context_temperature`, S =
       `context_scale`; a prompt without contexts gives o_o (APE,
       arXiv:2502.05431). T = S = 1 is one softmax over all keys.
+    * `kept(rows)`, with a cache: `[m]` or `[1,m]` i64, ascending rows of k. After
+      the call the cache holds these of the new rows and no others; they stand
+      side by side behind the ones held before. The call itself sees all rows.
     * `masked_row`: a row without visible keys gives 0, the mean of all values
       (additive masks with equal finite minima) or NaN (unguarded -inf).
     * `rotary`: the first rotary_dim elements of q's and k's rows are rotated by
@@ -120,6 +123,7 @@ def Prefill_AttentionOp : Prefill_Op<"attention",
     (`cache` `(` $past_k^ `,` $past_v `,` $cache_slots `:` type($past_k) `,` type($past_v) `,` type($cache_slots) `)`)?
     (`contexts` `(` $context_slots^ `:` type($context_slots) `)`)?
     (`score_rows` `(` $score_rows^ `:` type($score_rows) `)`)?
+    (`kept` `(` $kept_rows^ `:` type($kept_rows) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
     (`present` `:` type($present_k)^ `,` type($present_v))?
@@ -155,6 +159,7 @@ def Prefill_SparseAttentionOp : Prefill_Op<"sparse_attention",
     (`cache` `(` $past_k^ `,` $past_v `,` $cache_slots `:` type($past_k) `,` type($past_v) `,` type($cache_slots) `)`)?
     (`contexts` `(` $context_slots^ `:` type($context_slots) `)`)?
     (`score_rows` `(` $score_rows^ `:` type($score_rows) `)`)?
+    (`kept` `(` $kept_rows^ `:` type($kept_rows) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($o) (`,` type($lse)^)?
     (`rotated_k` `:` type($rotated_k)^)?
     (`present` `:` type($present_k)^ `,` type($present_v))?
@@ -521,6 +526,20 @@ def Prefill_FlowScoreOp : Prefill_Op<"flow_score", [Pure]> {
   }];
 }
 
+def Prefill_KeyNormOp : Prefill_Op<"key_norm", [Pure]> {
+  let summary = "A score of rows by the size of their keys";
+  let description = [{
+    score `[b,t]` f32 is minus the square of the Euclidean norm of a row's keys,
+    those of all KV heads together: rows with small keys have the greatest score.
+    k as of prefill.attention, before its rotation, which does not change norms.
+    A norm that is no number gives NaN. QuickPrefill (TIGER-AI-Lab/QuickVideo).
+  }];
+  let arguments = (ins AnyType:$k,
+    DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$k_layout);
+  let results = (outs AnyType:$score);
+  let assemblyFormat = "$k attr-dict `:` type($k) `->` type($score)";
+}
+
 def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
     [Pure, AttrSizedOperandSegments]> {
   let summary = "The rows that no transform may drop";
@@ -538,10 +557,16 @@ def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
 
     `alive` `[b,s]` integer: 0 for padding, which is no row of any segment;
     `segment_starts` as of prefill.attention.
+
+    `parts` `[segments,2]` i64: every segment is a part of a prompt, with the
+    number of its first row and how many rows of the prompt follow it. `bos`,
+    `last` and `row_ranges` then count rows of the prompt, and a part that
+    nothing follows (the question) is protected as a whole.
   }];
   let arguments = (ins AnyType:$ids, Optional<AnyType>:$given,
                    Optional<AnyType>:$alive, Optional<AnyType>:$segment_starts,
                    Optional<AnyType>:$wanted, Optional<AnyType>:$only,
+                   Optional<AnyType>:$parts,
                    ConfinedAttr<I64Attr, [IntNonNegative]>:$bos,
                    ConfinedAttr<I64Attr, [IntNonNegative]>:$last,
                    DefaultValuedAttr<DenseI64ArrayAttr, "{}">:$id_ranges,
@@ -553,6 +578,7 @@ def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
     (`segment_starts` `(` $segment_starts^ `:` type($segment_starts) `)`)?
     (`wanted` `(` $wanted^ `:` type($wanted) `)`)?
     (`only` `(` $only^ `:` type($only) `)`)?
+    (`parts` `(` $parts^ `:` type($parts) `)`)?
     `bos` $bos `last` $last attr-dict `:` type($ids) `->` type($protect)
   }];
   let hasVerifier = 1;
@@ -581,6 +607,9 @@ def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
     rows `[b,m]` i64, ascending; starts `[n+1]`: where each segment begins among
     them.
 
+    `round_down`: floor, not ceil. `topk`: at most so many rows of a segment, and
+    all of one that has no more than that (QuickPrefill).
+
     `protect` may not be left out: it is what keeps a prompt from having the
     rules that it stands under dropped, so it must be made by
     prefill.protect_rows, or gathered from what that made.
@@ -593,7 +622,9 @@ def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
                    OptionalAttr<F64Attr>:$individual,
                    OptionalAttr<ConfinedAttr<I64Attr, [IntPositive]>>:$target,
                    OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$left,
-                   OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$skip);
+                   OptionalAttr<ConfinedAttr<I64Attr, [IntNonNegative]>>:$skip,
+                   OptionalAttr<ConfinedAttr<I64Attr, [IntPositive]>>:$topk,
+                   UnitAttr:$round_down);
   let results = (outs AnyType:$rows, Optional<AnyType>:$starts);
   let assemblyFormat = [{
     $score (`protect` `(` $protect^ `:` type($protect) `)`)?
