@@ -55,7 +55,7 @@ def run_parts(
         if wanted is not None:
             logits = wanted[(wanted >= begin) & (wanted < end)] - begin
         mask = None if protected is None else protected[begin:end]
-        (result,) = cache.step([Rows(ids[begin:end], 0, held, logits, begin, len(ids) - end, mask)])
+        (result,) = cache.step([Rows(ids[begin:end], 0, held, logits, first=begin, follow=len(ids) - end, protected=mask)])
         kept = {len(rows) for name, rows in result.items() if name.startswith(_KEPT)}
         if len(kept) != 1:
             raise RuntimeError("layers kept different numbers of rows, and the cache has one length for all")

@@ -256,7 +256,7 @@ def test_requests_side_by_side(compiled):
     found = [{f"prefill.kept.{i}": [] for i in (1, 2)} for _ in prompts]
     for begins, ends in (((0, 0), (20, 20)), ((20, 20), (37, 23)), ((37, 23), (40, 23))):
         work = [
-            Rows(p[b:e], slot, h, True, b, len(p) - e)
+            Rows(p[b:e], slot, h, True, first=b, follow=len(p) - e)
             for p, slot, h, b, e in zip(prompts, slots, held, begins, ends, strict=True)
         ]
         for i, result in enumerate(cache.step(work)):
