@@ -80,8 +80,8 @@ static bool compileForGpus(const CompilerOptions &options,
           << "kernel '" << kernel.name << "': " << dense << " of "
           << kernel.heads.size()
           << " heads are sparse on the CPU, and dense on GPUs: their pattern "
-             "is not among a-shape, tri-shape, strided, vertical-slash and "
-             "block-sparse\n";
+             "is not among a-shape, tri-shape, strided, vertical-slash, "
+             "block-sparse and sale, or has a similarity guard\n";
   return true;
 }
 

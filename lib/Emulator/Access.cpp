@@ -215,7 +215,8 @@ void *emu_global_access(Site *site, uint64_t address, uint32_t size,
     if (address - window < SharedMemory::kWindow)
       return emu_shared_access(site, address - window, size, alignment, flags);
     auto stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
-    if (address - stack < Stacks::kBytes)
+    // Buffers may lie right behind it.
+    if (address >= stack && address < m.current->stackEnd)
       return reinterpret_cast<void *>(address);
   }
   ++site->count;

@@ -150,8 +150,9 @@ void Machine::startBlock(Block &block, Dim3 id, size_t slot) {
     thread.warp->live |= 1u << thread.lane;
     thread.id = {i % launch.block.x, i / launch.block.x % launch.block.y,
                  i / launch.block.x / launch.block.y};
-    prepare(thread.context, stacks.get(slot * count + i), Stacks::kBytes,
-            threadEntry);
+    void *stack = stacks.get(slot * count + i);
+    thread.stackEnd = reinterpret_cast<uintptr_t>(stack) + Stacks::kBytes;
+    prepare(thread.context, stack, Stacks::kBytes, threadEntry);
     ready.push_back(&thread);
   }
 }

@@ -45,6 +45,7 @@ struct Thread {
   Block *block = nullptr;
   Warp *warp = nullptr;
   unsigned index = 0, lane = 0;
+  uintptr_t stackEnd = 0; ///< of its private memory
   Dim3 id;
   bool done = false;
   Wait wait = Wait::None;

@@ -22,7 +22,9 @@ enum { THREADS = PREFILL_CUDA_INDEX_THREADS, WARPS = THREADS / 32 };
 enum { HIDDEN = 0, SOME = 1, ALL = 2 }; /* block_state */
 /* MInference's constants: keys and diagonals that are always kept. */
 enum { FORCED_SINKS = 30, FORCED_DIAGONALS = 100 };
-enum { MAX_BLOCKS = 65535 };
+enum { MAX_BLOCKS = 65535, MAX_DIM = 256 };
+/* A threshold up to this keeps everything (SALE's marker of dense heads). */
+#define SALE_LEAST_THRESHOLD 1e-5f
 
 typedef prefill_cuda_index args;
 
@@ -32,7 +34,13 @@ typedef prefill_cuda_index args;
 
 /*===-- threads ----------------------------------------------------------===*/
 
-INLINE int thread(void) { return __nvvm_read_ptx_sreg_tid_x(); }
+/* The number, of which nothing that follows is computed earlier than here: not
+ * before the loops of a kernel, whose registers it would fill. */
+INLINE int pinned(int number) {
+  __asm__ volatile("" : "+r"(number));
+  return number;
+}
+INLINE int thread(void) { return pinned(__nvvm_read_ptx_sreg_tid_x()); }
 INLINE int lane(void) { return thread() & 31; }
 INLINE int warp(void) { return thread() >> 5; }
 INLINE int block_x(void) { return __nvvm_read_ptx_sreg_ctaid_x(); }
@@ -138,8 +146,15 @@ INLINE float widen(const args *x, const void *row, int64_t i) {
     return bits_to_float((uint32_t)((const uint16_t *)row)[i] << 16);
   return (float)((const _Float16 *)row)[i];
 }
+#define LOG2E 1.4426950408889634f
 /* 2^x by the unit: 2 ulp. */
 INLINE float power(float x) { return __nvvm_ex2_approx_ftz_f(x); }
+INLINE float soft_cap(const args *x, float score) {
+  if (!(x->softcap > 0))
+    return score;
+  const float twice = power(score / x->softcap * (2 * LOG2E));
+  return x->softcap * (1 - 2 / (1 + twice));
+}
 
 /*===-- bitmaps ----------------------------------------------------------===*/
 
@@ -230,9 +245,17 @@ INLINE bool is_sparse(const args *x, int b, const prefill_head_plan *plan) {
     return true;
   case PREFILL_PATTERN_STRIDED:
     return plan->stride > 0;
+  case PREFILL_PATTERN_SALE:
+    return (plan->bits == 0 || plan->bits == 4 || plan->bits == 8) &&
+           (plan->top_p > 0 || plan->threshold > SALE_LEAST_THRESHOLD);
   default:
     return false;
   }
+}
+/* Is the pattern one that gives every tile a bitmap of blocks? */
+INLINE bool selects_blocks(const prefill_head_plan *plan) {
+  return plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE ||
+         plan->pattern == PREFILL_PATTERN_SALE;
 }
 /* The query rows whose attention is estimated: [*begin, returned). */
 INLINE int64_t sums_rows(const args *x, int b, int h, int64_t *begin) {

@@ -5,9 +5,9 @@
 |* estimate_keep.c.
 |*
 \*===----------------------------------------------------------------------===*/
-#include "select.h"
+#include "keep.h"
 
-enum { POOL = PREFILL_CUDA_POOL_TILES, MAX_DIM = 256 };
+enum { POOL = PREFILL_CUDA_POOL_TILES };
 
 /* Grid: blocks, KV heads, batch. Keys that the key mask hides do not count. */
 KERNEL prefill_index_pool_keys(args x) {
@@ -77,47 +77,9 @@ KERNEL prefill_index_pool_scores(args x) {
   }
 }
 
-/* Masses are kept as multiples of 2^-40: their sums are the same in any order,
- * and 65,535 of at most 1 fit. */
-#define MASS_UNIT 0x1p40f
-
-typedef struct row_scores {
-  float *score; /* of the first visible block */
-} row_scores;
-static float score_of(const void *context, int64_t i) {
-  return ((const row_scores *)context)->score[i];
-}
 static int64_t one_block(const void *context, int64_t i) {
   (void)context, (void)i;
   return 1;
-}
-INLINE int64_t mass_units(float mass) {
-  return mass > 0 ? (int64_t)(mass * MASS_UNIT) : 0;
-}
-static int64_t mass_of(const void *context, int64_t i) {
-  return mass_units(score_of(context, i));
-}
-
-INLINE float block_max(float value) {
-  SHARED float of_warp[WARPS];
-  for (int mask = 16; mask; mask /= 2) {
-    const float other = shuffle_xor_f(value, mask);
-    value = other > value ? other : value;
-  }
-  barrier();
-  if (lane() == 0)
-    of_warp[warp()] = value;
-  barrier();
-  for (int w = 0; w < WARPS; ++w)
-    value = of_warp[w] > value ? of_warp[w] : value;
-  return value;
-}
-INLINE float soft_cap(const args *x, float score) {
-  if (!(x->softcap > 0))
-    return score;
-  const float twice =
-      power(score / x->softcap * (float)(2 * 1.4426950408889634));
-  return x->softcap * (1 - 2 / (1 + twice));
 }
 
 /* Blocks per tile that spend `share` of the dense blocks: the greatest k with
@@ -154,46 +116,25 @@ KERNEL prefill_index_select_blocks(args x) {
   const int64_t n = s.end - s.begin;
   const int64_t own =
       floor_div(position_of(&x, b) + tile * x.block_q, x.block_k);
-  row_scores scores = {x.block_score + row * x.blocks + s.begin};
+  float *score = x.block_score + row * x.blocks + s.begin;
   bool all = false;
   int64_t forced_first = 0;
   if (plan->top_p > 0) {
     /* Softmax over the visible blocks, not divided by its sum. */
     float greatest = HIDDEN_SCORE;
     for (int64_t i = t; i < n; i += THREADS) {
-      float score = HIDDEN_SCORE;
+      float capped = HIDDEN_SCORE;
       if (state_of(&x, b, s.begin + i) != HIDDEN)
-        score = soft_cap(&x, scores.score[i]);
-      scores.score[i] = score;
-      greatest = score > greatest ? score : greatest;
+        capped = soft_cap(&x, score[i]);
+      score[i] = capped;
+      greatest = capped > greatest ? capped : greatest;
     }
     greatest = block_max(greatest);
+    for (int64_t i = t; i < n; i += THREADS)
+      score[i] = power((score[i] - greatest) * LOG2E);
     forced_first = first_key(&x, b) / x.block_k + 1;
-    int64_t sum = 0, forced = 0, total;
-    bool broken = false;
-    for (int64_t i = t; i < n; i += THREADS) {
-      const int64_t block = s.begin + i;
-      float mass = power((scores.score[i] - greatest) * 1.4426950408889634f);
-      if (state_of(&x, b, block) == HIDDEN)
-        mass = 0;
-      if (mass - mass != 0) {
-        broken = true;
-        mass = 0;
-      }
-      const int64_t units = mass_units(mass);
-      sum += units;
-      if (block < forced_first || block >= own) {
-        forced += units;
-        mass = MINUS_INF; /* not to be chosen again */
-      }
-      scores.score[i] = mass;
-    }
-    block_scan(broken, &total);
-    all = total != 0;
-    block_scan(sum, &sum);
-    block_scan(forced, &forced);
-    const int64_t budget = (int64_t)((double)sum * (double)plan->top_p);
-    select_items(score_of, mass_of, &scores, n, budget - forced, true, chosen);
+    const mass_rule rule = {forced_first, own, plan->top_p};
+    all = keep_by_mass(&x, b, &s, &rule, score, chosen);
   } else {
     const int64_t per_row = plan->density > 0
                                 ? blocks_for_share(&x, b, (double)plan->density)
@@ -201,23 +142,15 @@ KERNEL prefill_index_select_blocks(args x) {
     for (int64_t i = t; i < n; i += THREADS) {
       const int64_t block = s.begin + i;
       if (state_of(&x, b, block) == HIDDEN)
-        scores.score[i] = MINUS_INF;
+        score[i] = MINUS_INF;
       else if (block >= own)
-        scores.score[i] = __builtin_inff();
+        score[i] = __builtin_inff();
     }
     barrier();
     const int64_t forced = most(0, s.end - most(own, s.begin));
-    select_items(score_of, one_block, &scores, n, most(per_row, forced), false,
-                 chosen);
+    select_items(value_of_mass, one_block, &(row_masses){.mass = score}, n,
+                 most(per_row, forced), false, chosen);
   }
-  for (int64_t word = warp(); word < x.words; word += WARPS) {
-    const int64_t block = word * 32 + lane();
-    bool keep = block >= s.begin && block < s.end;
-    if (keep && !all)
-      keep = get_bit(chosen, block - s.begin) ||
-             (plan->top_p > 0 && (block < forced_first || block >= own));
-    const uint32_t bits = ballot(keep);
-    if (lane() == 0)
-      x.kept[row * x.words + word] = bits;
-  }
+  write_kept(&x, row, &s, forced_first, plan->top_p > 0 ? own : s.end, all,
+             chosen);
 }

@@ -247,9 +247,8 @@ KERNEL prefill_index_relative(args x) {
   if (estimated)
     mode = x.head_mode[head];
   else if (is_sparse(&x, b, plan))
-    mode = plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE
-               ? PREFILL_CUDA_HEAD_BLOCKS
-               : PREFILL_CUDA_HEAD_RELATIVE;
+    mode = selects_blocks(plan) ? PREFILL_CUDA_HEAD_BLOCKS
+                                : PREFILL_CUDA_HEAD_RELATIVE;
   if (t == 0) {
     const bool tri = plan->pattern == PREFILL_PATTERN_TRI_SHAPE;
     x.dense_tile[head] =

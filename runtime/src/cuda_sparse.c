@@ -20,19 +20,6 @@ enum { FEW_COLUMNS = 4096 };
 /* MInference's constant: keys that are always kept. */
 enum { FORCED_COLUMNS = 30 };
 
-/* Bit p: some head has pattern p, and the index kernels know it. */
-static uint32_t known_patterns(const prefill_plan *plan) {
-  const uint32_t known =
-      1u << PREFILL_PATTERN_A_SHAPE | 1u << PREFILL_PATTERN_TRI_SHAPE |
-      1u << PREFILL_PATTERN_STRIDED | 1u << PREFILL_PATTERN_VERTICAL_SLASH |
-      1u << PREFILL_PATTERN_BLOCK_SPARSE;
-  uint32_t patterns = 0;
-  for (int32_t h = 0; h < plan->head_count; ++h)
-    if (!(plan->heads[h].similarity > 0))
-      patterns |= 1u << plan->heads[h].pattern;
-  return patterns & known;
-}
-
 static int32_t dense_below(const prefill_plan *plan) {
   return plan->dense_below < 0 ? DENSE_BELOW : plan->dense_below;
 }
@@ -60,7 +47,8 @@ prefill_status pf_cuda_prepare_sparse(const pf_call *call,
       !pf_cuda_has_kernel(call, device, PREFILL_CUDA_LISTS))
     return PREFILL_OK;
   prefill_status status;
-  const uint32_t patterns = known_patterns(plan);
+  const uint32_t patterns =
+      prefill_cuda_index_needs(plan->heads, plan->head_count);
   if (!patterns)
     return PREFILL_OK;
   if ((status = pf_cuda_find_kernel(call, device, PREFILL_CUDA_LISTS, NULL,

@@ -70,6 +70,7 @@ bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
   case PREFILL_PATTERN_STRIDED:
   case PREFILL_PATTERN_VERTICAL_SLASH:
   case PREFILL_PATTERN_BLOCK_SPARSE:
+  case PREFILL_PATTERN_SALE:
     return spec.causal && head.similarity == 0;
   default:
     return false;

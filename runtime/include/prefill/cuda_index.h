@@ -18,6 +18,11 @@
 |*   prefill_index_pool_keys        blocks, KV heads, batch     block-sparse
 |*   prefill_index_pool_scores      tiles / 16, heads, batch    block-sparse
 |*   prefill_index_select_blocks    tiles, heads, batch         block-sparse
+|*   prefill_index_sum_blocks       blocks, KV heads, batch     sale
+|*   prefill_index_center_keys      KV heads, batch             sale
+|*   prefill_index_quantize_keys    blocks, KV heads, batch     sale
+|*   prefill_index_sale             PREFILL_CUDA_BYTE_SLOTS     sale
+|*   prefill_index_select_mass      tiles, heads, batch         sale
 |*   prefill_index_rows             tiles / 8, heads, batch     all
 |*   prefill_index_scan             1                           all
 |*   prefill_index_fill             tiles / 8, heads, batch     all
@@ -29,7 +34,8 @@
 |* visits everything.
 |*
 |* What is chosen is what the CPU's runtime chooses from the same numbers
-|* (runtime/src/estimate_relative.c, estimate_blocks.c, select.c), ties included.
+|* (runtime/src/estimate_relative.c, estimate_blocks.c, select.c), ties included;
+|* for sale (estimate_quantized.c) up to roundings, as docs/Warp.md says.
 |* Attention is causal; a bias, segments and rotary embedding inside the kernel
 |* do not occur on GPUs.
 |*
@@ -43,7 +49,7 @@
 extern "C" {
 #endif
 
-#define PREFILL_CUDA_INDEX_ABI 1
+#define PREFILL_CUDA_INDEX_ABI 2
 #define PREFILL_CUDA_INDEX_THREADS 256
 
 /* The sums kernels take the last PREFILL_CUDA_SUMS_ROWS query rows at most (a
@@ -55,6 +61,18 @@ extern "C" {
 
 /* Tiles a thread block of prefill_index_pool_scores scores. */
 #define PREFILL_CUDA_POOL_TILES 16
+
+/* Heads that are scored in bytes: query rows that a thread block scores at a
+ * time, and thread blocks, each with memory for such rows (two for each of an
+ * H100's multiprocessors). */
+#define PREFILL_CUDA_BYTE_ROWS 32
+#define PREFILL_CUDA_BYTE_SLOTS 264
+
+/* What the heads of a plan need: bit p: some head has PREFILL_PATTERN p, and
+ * those above. */
+#define PREFILL_CUDA_NEEDS_BYTES (UINT32_C(1) << 29)  /* keys of 8 bits */
+#define PREFILL_CUDA_NEEDS_NIBBLES (UINT32_C(1) << 30) /* of 4 bits */
+#define PREFILL_CUDA_NEEDS_VALUES (UINT32_C(1) << 31) /* mean values */
 
 /* Bits of *status. */
 #define PREFILL_CUDA_BLOCKS_FULL 1  /* block_room was too small */
@@ -105,6 +123,7 @@ typedef struct prefill_cuda_index {
   int32_t key_words;            /* words of a bitmap of keys or diagonals */
   int32_t phases, distances;    /* bitmaps of distances a head, words of one */
   int32_t sums_chunks, sums_tiles; /* of PREFILL_CUDA_SUMS_* */
+  int32_t byte_width; /* bytes of a row in bytes, with padding */
 
   /* Results: what prefill_cuda_attention has under the same names. */
   int32_t *block_begin, *full_count, *block_ids, *col_begin, *col_pos;
@@ -135,7 +154,17 @@ typedef struct prefill_cuda_index {
 
   /* Block-sparse heads. */
   float *key_mean;    /* [batch][KV heads][head_dim][blocks] */
-  float *block_score; /* [row][blocks] */
+  float *block_score; /* [row][blocks]; of other heads: masses */
+
+  /* Heads that are scored in bytes; g = b * KV heads + KV head. */
+  float *key_sum;        /* [g][blocks][head_dim] of visible keys */
+  float *key_center;     /* [g][head_dim] their mean */
+  uint8_t *key_bytes[2]; /* [g][blocks * block_k][byte_width], of 8 and 4 bits;
+                            NULL: no head asks for it */
+  float *key_scale[2];   /* [g][blocks]; NaN: a key is not finite */
+  float *value_mean;     /* [g][blocks][v_head_dim] of visible ones; NULL */
+  float *value_square;   /* [g][blocks] their squared lengths */
+  float *share;          /* [slot][blocks][BYTE_ROWS][2] */
 
   /* All heads. */
   uint32_t *kept;                   /* [row][words] */
@@ -176,13 +205,50 @@ static inline void prefill_cuda_index_rooms(prefill_cuda_index *x,
   }
 }
 
+/* Can the head be sparse on a GPU? Else it visits everything. */
+static inline int prefill_cuda_index_knows(const prefill_head_plan *plan) {
+  if (plan->similarity > 0)
+    return 0;
+  switch (plan->pattern) {
+  case PREFILL_PATTERN_A_SHAPE:
+  case PREFILL_PATTERN_TRI_SHAPE:
+  case PREFILL_PATTERN_STRIDED:
+  case PREFILL_PATTERN_VERTICAL_SLASH:
+  case PREFILL_PATTERN_BLOCK_SPARSE:
+  case PREFILL_PATTERN_SALE:
+    return 1;
+  default:
+    return 0;
+  }
+}
+
+/* What the heads that can be need: PREFILL_CUDA_NEEDS_*, and patterns as bits. */
+static inline uint32_t prefill_cuda_index_needs(const prefill_head_plan *plans,
+                                                int32_t count) {
+  uint32_t needs = 0;
+  for (int32_t h = 0; h < count; ++h) {
+    const prefill_head_plan *plan = &plans[h];
+    if (!prefill_cuda_index_knows(plan))
+      continue;
+    needs |= UINT32_C(1) << plan->pattern;
+    if (plan->pattern == PREFILL_PATTERN_SALE) {
+      needs |= plan->bits == 4 ? PREFILL_CUDA_NEEDS_NIBBLES
+                               : PREFILL_CUDA_NEEDS_BYTES;
+      if (plan->top_p > 0 && plan->values)
+        needs |= PREFILL_CUDA_NEEDS_VALUES;
+    }
+  }
+  return needs;
+}
+
 /* Points the fields after `column_room` into memory, 256-byte aligned, and
- * returns the bytes it needs; memory NULL: only that. patterns: bit p: some head's
- * plan has PREFILL_PATTERN p. The memory holds no values before the first launch
+ * returns the bytes it needs; memory NULL: only that. patterns: as
+ * prefill_cuda_index_needs says. The memory holds no values before the first launch
  * and none that have to last after the attention kernel; captured graphs keep it.
  * (128K keys, 32 heads, tiles of 128 x 64: 8 MiB of bitmaps, 128 MiB of block ids
  * at worst, 128 KiB a single column of a head; vertical-slash 130 MiB more,
- * block-sparse 256 MiB and the mean keys.) */
+ * block-sparse 256 MiB and the mean keys; sale the same 256 MiB, 132 MiB of shares
+ * and the keys in bytes, padded to 64 a row.) */
 static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
                                                 uint32_t patterns,
                                                 void *memory) {
@@ -211,6 +277,13 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   const int64_t summed =
       patterns >> PREFILL_PATTERN_VERTICAL_SLASH & 1 ? heads : 0;
   const int64_t pooled = patterns >> PREFILL_PATTERN_BLOCK_SPARSE & 1;
+  const int64_t forms[2] = {(patterns & PREFILL_CUDA_NEEDS_BYTES) != 0,
+                            (patterns & PREFILL_CUDA_NEEDS_NIBBLES) != 0};
+  const int64_t valued = (patterns & PREFILL_CUDA_NEEDS_VALUES) != 0;
+  const int64_t in_bytes = forms[0] || forms[1];
+  const int64_t kv_heads = (int64_t)x->batch * (x->heads / x->group);
+  const int64_t kv_blocks = kv_heads * x->blocks;
+  x->byte_width = (int32_t)prefill_cuda_ceil(x->head_dim, 64) * 64;
 #define PREFILL_TAKE(field, type, count)                                       \
   do {                                                                         \
     x->field = (type *)(base ? base + at : base);                              \
@@ -245,7 +318,23 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   PREFILL_TAKE(key_mean, float,
                pooled * x->batch * (x->heads / x->group) * x->head_dim *
                    x->blocks);
-  PREFILL_TAKE(block_score, float, pooled * rows * x->blocks);
+  PREFILL_TAKE(block_score, float, (pooled | in_bytes) * rows * x->blocks);
+  PREFILL_TAKE(key_sum, float, in_bytes * kv_blocks * x->head_dim);
+  PREFILL_TAKE(key_center, float, in_bytes * kv_heads * x->head_dim);
+  for (int form = 0; form < 2; ++form) {
+    PREFILL_TAKE(key_bytes[form], uint8_t,
+                 forms[form] * kv_blocks * x->block_k * x->byte_width);
+    PREFILL_TAKE(key_scale[form], float, forms[form] * kv_blocks);
+    if (!forms[form])
+      x->key_bytes[form] = 0;
+  }
+  PREFILL_TAKE(value_mean, float, valued * kv_blocks * x->v_head_dim);
+  PREFILL_TAKE(value_square, float, valued * kv_blocks);
+  if (!valued)
+    x->value_mean = 0;
+  PREFILL_TAKE(share, float,
+               in_bytes * PREFILL_CUDA_BYTE_SLOTS * x->blocks *
+                   PREFILL_CUDA_BYTE_ROWS * 2);
   PREFILL_TAKE(kept, uint32_t, rows * x->words);
   PREFILL_TAKE(row_blocks, int32_t, rows);
   PREFILL_TAKE(row_columns, int32_t, rows);
@@ -259,7 +348,7 @@ typedef struct prefill_cuda_index_launch {
   int sums;           /* 0: rows, 1: columns (lines) */
   uint32_t grid[3];
 } prefill_cuda_index_launch;
-#define PREFILL_CUDA_INDEX_LAUNCHES 12
+#define PREFILL_CUDA_INDEX_LAUNCHES 17
 
 /* Writes the launches that heads of these patterns need, in order, and returns
  * how many. x is laid out for them. */
@@ -294,6 +383,16 @@ prefill_cuda_index_launches(const prefill_cuda_index *x, uint32_t patterns,
                        PREFILL_CUDA_POOL_TILES,
                    heads, batch);
     PREFILL_LAUNCH("prefill_index_select_blocks", 0, tiles, heads, batch);
+  }
+  if (patterns >> PREFILL_PATTERN_SALE & 1) {
+    const uint32_t kv_heads = heads / (uint32_t)x->group;
+    PREFILL_LAUNCH("prefill_index_sum_blocks", 0, (uint32_t)x->blocks, kv_heads,
+                   batch);
+    PREFILL_LAUNCH("prefill_index_center_keys", 0, kv_heads, batch, 1);
+    PREFILL_LAUNCH("prefill_index_quantize_keys", 0, (uint32_t)x->blocks,
+                   kv_heads, batch);
+    PREFILL_LAUNCH("prefill_index_sale", 0, PREFILL_CUDA_BYTE_SLOTS, 1, 1);
+    PREFILL_LAUNCH("prefill_index_select_mass", 0, tiles, heads, batch);
   }
   PREFILL_LAUNCH("prefill_index_rows", 0, (tiles + 7) / 8, heads, batch);
   PREFILL_LAUNCH("prefill_index_scan", 0, 1, 1, 1);

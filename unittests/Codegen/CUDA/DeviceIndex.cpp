@@ -54,8 +54,7 @@ void DeviceIndex::build(const pf_call &call) {
   x.key_mask_batch = call.t;
   x.plans = call.desc->plan->heads;
   prefill_cuda_index_rooms(&x, call.t);
-  for (int32_t h = 0; h < x.heads; ++h)
-    patterns |= 1u << x.plans[h].pattern;
+  patterns = prefill_cuda_index_needs(x.plans, x.heads);
   memory.resize(prefill_cuda_index_layout(&x, patterns, nullptr) + 256);
   char *aligned = reinterpret_cast<char *>(
       (reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256);
@@ -72,6 +71,12 @@ void DeviceIndex::build(const pf_call &call) {
          (call.t - 1) * x.k_row + call.d) *
             bytes,
         "k");
+  if (patterns & PREFILL_CUDA_NEEDS_VALUES)
+    input(x.v,
+          ((call.b - 1) * x.v_batch + (call.hk - 1) * x.v_head +
+           (call.t - 1) * x.v_row + call.e) *
+              bytes,
+          "v");
   input(lengths.data(), lengths.size() * 4, "kv_lengths");
   input(positions.data(), positions.size() * 8, "positions");
   input(x.plans, call.hq * sizeof(prefill_head_plan), "plans");

@@ -110,14 +110,19 @@ private:
     for (auto [name, pattern] :
          {std::pair("vertical", SparsePattern::VerticalSlash),
           std::pair("ashape", SparsePattern::AShape),
-          std::pair("blocks", SparsePattern::BlockSparse)})
+          std::pair("blocks", SparsePattern::BlockSparse),
+          std::pair("sale", SparsePattern::SALE)})
       add(name, [&](KernelSpec &spec) {
         HeadPlan plan;
         plan.pattern = pattern;
         plan.init = 64, plan.local = 128, plan.last = 64;
         plan.vertical = 40, plan.slash = 100, plan.topK = 3;
         spec.heads.assign(4, plan);
-        spec.heads[3].pattern = SparsePattern::SALE;
+        if (pattern == SparsePattern::SALE) { // auto's
+          for (HeadPlan &head : spec.heads)
+            head.topP = 0.3, head.stride = 4, head.values = 1, head.topK = 0;
+        }
+        spec.heads[3].pattern = SparsePattern::InfLLMv2;
         spec.denseBelow = 200;
         if (pattern == SparsePattern::VerticalSlash) {
           spec.rotary = Rotary::Half;
