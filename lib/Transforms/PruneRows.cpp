@@ -61,13 +61,13 @@ static void addScore(AttentionOp op, bool withPeak) {
       op.getSinks(), op.getQSegment(), op.getKSegment(), op.getQOffset(),
       op.getCos(), op.getSin(), op.getQPositions(), op.getSegmentStarts(),
       op.getPastK(), op.getPastV(), op.getCacheSlots(),
-      withPeak ? op.getQ() : Value(), op.getContextSlots(), op.getKeptRows(), op.getQHeadsAttr(),
-      op.getKvHeadsAttr(), op.getHeadDimAttr(), op.getVHeadDimAttr(),
-      op.getScaleAttr(), op.getCausalAttr(), op.getWindowLeftAttr(),
-      op.getWindowRightAttr(), op.getSoftcapAttr(), op.getAlignmentAttr(),
-      op.getMaskedRowAttr(), op.getQLayoutAttr(), op.getKLayoutAttr(),
-      op.getVLayoutAttr(), op.getOLayoutAttr(), op.getRotaryAttr(),
-      op.getRotaryDimAttr(), op.getContextTemperatureAttr(),
+      withPeak ? op.getQ() : Value(), op.getContextSlots(), op.getKeptRows(),
+      op.getQHeadsAttr(), op.getKvHeadsAttr(), op.getHeadDimAttr(),
+      op.getVHeadDimAttr(), op.getScaleAttr(), op.getCausalAttr(),
+      op.getWindowLeftAttr(), op.getWindowRightAttr(), op.getSoftcapAttr(),
+      op.getAlignmentAttr(), op.getMaskedRowAttr(), op.getQLayoutAttr(),
+      op.getKLayoutAttr(), op.getVLayoutAttr(), op.getOLayoutAttr(),
+      op.getRotaryAttr(), op.getRotaryDimAttr(), op.getContextTemperatureAttr(),
       op.getContextScaleAttr(), op.getLayerAttr(), op.getFormAttr());
   op->replaceAllUsesWith(scored->getResults().take_front(op->getNumResults()));
   op->erase();

@@ -160,14 +160,14 @@ private:
         op.getQSegment(), op.getKSegment(), op.getQOffset(), op.getCos(),
         op.getSin(), op.getQPositions(), op.getSegmentStarts(), op.getPastK(),
         op.getPastV(), op.getCacheSlots(), op.getScoreRows(),
-        op.getContextSlots(), op.getKeptRows(), index, op.getQHeadsAttr(), op.getKvHeadsAttr(),
-        op.getHeadDimAttr(), op.getVHeadDimAttr(), op.getScaleAttr(),
-        op.getCausalAttr(), op.getWindowLeftAttr(), op.getWindowRightAttr(),
-        op.getSoftcapAttr(), op.getAlignmentAttr(), op.getMaskedRowAttr(),
-        op.getQLayoutAttr(), op.getKLayoutAttr(), op.getVLayoutAttr(),
-        op.getOLayoutAttr(), op.getRotaryAttr(), op.getRotaryDimAttr(),
-        op.getContextTemperatureAttr(), op.getContextScaleAttr(),
-        op.getLayerAttr(), op.getFormAttr());
+        op.getContextSlots(), op.getKeptRows(), index, op.getQHeadsAttr(),
+        op.getKvHeadsAttr(), op.getHeadDimAttr(), op.getVHeadDimAttr(),
+        op.getScaleAttr(), op.getCausalAttr(), op.getWindowLeftAttr(),
+        op.getWindowRightAttr(), op.getSoftcapAttr(), op.getAlignmentAttr(),
+        op.getMaskedRowAttr(), op.getQLayoutAttr(), op.getKLayoutAttr(),
+        op.getVLayoutAttr(), op.getOLayoutAttr(), op.getRotaryAttr(),
+        op.getRotaryDimAttr(), op.getContextTemperatureAttr(),
+        op.getContextScaleAttr(), op.getLayerAttr(), op.getFormAttr());
     if (config.denseBelow >= 0)
       sparseOp->setDiscardableAttr(
           "prefill.dense_below", builder.getI64IntegerAttr(config.denseBelow));
