@@ -27,6 +27,8 @@ def test_interrupt(folder_exists, compiler, tmp_path):
         [prefill_opt.find_compiler(), str(model), "-no-kernel-cache", "-o", str(out)],
         env=os.environ | {"TMPDIR": str(scratch)},
         stderr=subprocess.PIPE,
+        # Whoever runs the tests in the background ignores it, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # As soon as something is there that must go.
     while process.poll() is None and not list(out.glob(".prefill-opt*")):
