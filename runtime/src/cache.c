@@ -25,18 +25,27 @@ pf_slot pf_slot_of(const pf_call *call, int64_t segment) {
                    .added = pf_segment_start(call, segment + 1) - begin};
 }
 
+prefill_status pf_check_cache_rows(const pf_call *call, const char *input,
+                                   int64_t segment, int64_t row,
+                                   int64_t count) {
+  if (row >= 0 && count >= 0 && row <= call->cache_rows &&
+      count <= call->cache_rows - row)
+    return PREFILL_OK;
+  return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                 "input %s: segment %lld: expected rows of a cache with %lld, "
+                 "got %lld from row %lld on",
+                 input, (long long)segment, (long long)call->cache_rows,
+                 (long long)count, (long long)row);
+}
+
 static prefill_status check_slots(const pf_call *call) {
   const int64_t count = call->segment_starts->shape[0] - 1;
   for (int64_t i = 0; i < count; ++i) {
     const pf_slot slot = pf_slot_of(call, i);
-    if (slot.row < 0 || slot.held < 0 || slot.row > call->cache_rows ||
-        slot.held > call->cache_rows - slot.row)
-      return pf_fail(
-          call, PREFILL_INVALID_ARGUMENT,
-          "input CACHE_SLOTS: segment %lld: expected rows of a cache "
-          "with %lld, got %lld from row %lld on",
-          (long long)i, (long long)call->cache_rows, (long long)slot.held,
-          (long long)slot.row);
+    const prefill_status status =
+        pf_check_cache_rows(call, "CACHE_SLOTS", i, slot.row, slot.held);
+    if (status)
+      return status;
     if (slot.added > call->cache_rows - slot.row - slot.held)
       return pf_fail(
           call, PREFILL_INVALID_ARGUMENT,

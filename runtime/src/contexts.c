@@ -1,13 +1,10 @@
 /*===- contexts.c - Two softmaxes of one row ----------------------*- C -*-===*\
 |*
 |* Adaptive parallel encoding (APE, arXiv:2502.05431): contexts that were
-encoded
-|* independently of one another, each behind the same prefix, lie side by side
-in
-|* the cache. A query row sees all of them by one softmax, with scores divided
-by
-|* the temperature T, and the prefix and the rows of its own segment by another;
-|* the two are merged by their log-sum-exps,
+|* encoded independently of one another, each behind the same prefix, lie side
+|* by side in the cache. A query row sees all of them by one softmax, with
+|* scores divided by the temperature T, and the prefix and the rows of its own
+|* segment by another; the two are merged by their log-sum-exps,
 |*
 |*   o = w_c o_c + w_o o_o,  (w_c, w_o) = softmax(S T l_c, l_o),
 |*
@@ -35,14 +32,10 @@ prefill_status pf_check_contexts(pf_call *call) {
   const int64_t count = call->segment_starts->shape[0] - 1;
   for (int64_t i = 0; i < count; ++i) {
     const context_slot slot = slot_of(call, i);
-    if (slot.row < 0 || slot.count < 0 || slot.row > call->cache_rows ||
-        slot.count > call->cache_rows - slot.row)
-      return pf_fail(
-          call, PREFILL_INVALID_ARGUMENT,
-          "input CONTEXT_SLOTS: segment %lld: expected rows of a cache with "
-          "%lld, got %lld from row %lld on",
-          (long long)i, (long long)call->cache_rows, (long long)slot.count,
-          (long long)slot.row);
+    const prefill_status status =
+        pf_check_cache_rows(call, "CONTEXT_SLOTS", i, slot.row, slot.count);
+    if (status)
+      return status;
     for (int64_t j = 0; slot.count && j < count; ++j) {
       /* CACHE_SLOTS is looked at later: sums of its numbers may overflow. */
       const pf_slot other = pf_slot_of(call, j);

@@ -319,6 +319,9 @@ typedef struct pf_slot {
   int64_t row, held, added;
 } pf_slot;
 pf_slot pf_slot_of(const pf_call *call, int64_t segment);
+/* Fails unless rows [row, row + count) of `input` are rows of the cache. */
+prefill_status pf_check_cache_rows(const pf_call *call, const char *input,
+                                   int64_t segment, int64_t row, int64_t count);
 /* Checks the slots, appends k (rotated) and v to the cache and makes them the
  * whole of it. */
 prefill_status pf_append_to_cache(pf_call *call);

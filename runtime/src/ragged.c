@@ -5,9 +5,8 @@
 |* after the other: prepacking, arXiv:2404.09529). Both cut a call into pieces:
 |* consecutive query rows at consecutive positions of one prompt, with the keys
 |* of that prompt. A piece is an ordinary call on a part of Q, K, V and O, so
-that
-|* tiles and estimates never see another prompt; it runs on all threads, and the
-|* pieces one after the other.
+|* that tiles and estimates never see another prompt; it runs on all threads,
+|* and the pieces one after the other.
 |*
 |* Positions and rows of rotary tables count through the whole pack; the graph
 |* makes the tables from positions that restart in every prompt. With a KV cache
