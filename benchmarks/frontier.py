@@ -1,7 +1,7 @@
 r"""The Sparse Frontier's question on this machine: what does which method cost, and for how much speed?
 
     build/venv/bin/python benchmarks/frontier.py [--quick] [--tokens 1024 2048 4096 8192] \
-        [--sparsify SPEC ...] [--plan plan.json ...] [--measure quality|time] [--keep]
+        [--sparsify SPEC ...] [--plan plan.json ...] [--measure perplexity retrieval time] [--keep]
 
 For every method x length on SmolLM2, against the dense compilation:
 
@@ -14,10 +14,11 @@ For every method x length on SmolLM2, against the dense compilation:
     retrieval   passkeys at five depths, four keys with one asked for, a key traced through
                 three assignments with a decoy; only those that the dense model finds are asked
 
-Each cell (method, length, quality or time) is kept in build/bench/frontier and not measured
-again by the same compiler; with --keep, not by a later one either (the results name the
-commit of every cell). Quality does not depend on what else the machine does, time does:
---measure=time on a quiet machine after --measure=quality on any.
+Each cell (method, length, one of perplexity, retrieval and time) is kept in
+build/bench/frontier and not measured again by the same compiler; with --keep, not by a later
+one either (the results name the commit of every cell). Only time depends on what else the
+machine does: --measure time on a quiet one after --measure perplexity retrieval on any. At
+8,192 tokens retrieval is most of the work.
 Writes results/frontier.json and results/frontier.png.
 """
 
@@ -41,6 +42,7 @@ from prefill_opt.demo import smollm2, texts
 from prefill_opt.demo.suite import table
 
 TASKS = ("passkey", "four keys", "trace")
+KINDS = ["perplexity", "retrieval", "time"]
 METHODS = [
     *(f"sale:top-p={share},stride=4,local=64" for share in (0.75, 0.85, 0.9)),
     "sale:top-p=0.9,stride=4,local=64,values=0",
@@ -78,22 +80,28 @@ class Frontier:
         found += [("four keys", tasks.four_keys(self.tokenizer, tokens, seed)) for seed in seeds]
         return found + [("trace", tasks.trace(self.tokenizer, tokens, seed)) for seed in seeds]
 
-    def quality(self, folder: Path, tokens: int, able: list[bool] | None) -> dict:
-        """Perplexities, density and which prompts are answered (of those `able` allows)."""
+    def perplexity(self, folder: Path, tokens: int) -> dict:
+        """Perplexities of both texts and the density on the first."""
         rows = texts.perplexity_rows(tokens, min(1024, tokens // 2))
         ready = self.model.open(folder)
-        cell: dict = {"perplexity": {}, "found": []}
+        cell: dict = {"perplexity": {}}
         for name, read in (("topics", texts.real_text), ("docstrings", tasks.docstrings)):
             ids = read(self.tokenizer, tokens)
             run = self.model.run(folder, ids, rows, ready)
             cell["perplexity"][name] = texts.perplexity(run.logits, ids, rows)
             cell.setdefault("density", float(run.density.mean()))
+        return cell
+
+    def retrieval(self, folder: Path, tokens: int, able: list[bool] | None) -> dict:
+        """Which prompts are answered, of those that `able` allows."""
+        ready = self.model.open(folder)
+        found = []
         for i, (_, prompt) in enumerate(self.prompts(tokens)):
             asked = able is None or able[i]
-            cell["found"].append(
+            found.append(
                 asked and prompt.found(self.model.run(folder, prompt.ids, prompt.rows, ready).logits)
             )
-        return cell
+        return {"found": found}
 
     def times(self, folders: dict[str, Path], tokens: int) -> dict[str, dict]:
         """Seconds of a prefill (minima of interleaved rounds), attention's speed-up, the estimate's share."""
@@ -148,16 +156,22 @@ class Frontier:
                 folders[name] = self.model.compile(methods[name], f"method-{list(methods).index(name)}")
             return folders[name]
 
-        if "quality" in self.options.measure:
+        for kind in ("perplexity", "retrieval"):
+            if kind not in self.options.measure:
+                continue
             for name, heads in methods.items():
-                key, cell = self.kept("quality", tokens, heads)
-                if cell is None:
-                    self.bar.begin(f"{tokens} tokens: {name}")
-                    able = cells["dense"]["quality"]["found"] if name != "dense" else None
-                    cell = self.put(key, self.quality(folder(name), tokens, able))
-                else:
+                key, cell = self.kept(kind, tokens, heads)
+                if cell is not None:
                     self.bar.done(1, cached=True)
-                cells[name]["quality"] = cell
+                else:
+                    self.bar.begin(f"{tokens} tokens: {kind} of {name}")
+                    if kind == "perplexity":
+                        cell = self.perplexity(folder(name), tokens)
+                    else:
+                        able = cells["dense"]["retrieval"]["found"] if name != "dense" else None
+                        cell = self.retrieval(folder(name), tokens, able)
+                    self.put(key, cell)
+                cells[name][kind] = cell
         if "time" in self.options.measure:
             keys = {name: self.kept("time", tokens, heads) for name, heads in methods.items()}
             # Times are compared with dense of the same run.
@@ -176,7 +190,7 @@ class Frontier:
     def summary(self, tokens: int, cells: dict[str, dict]) -> list[dict]:
         """Rows of the table: a method's numbers against the dense cell's."""
         exact = cells["dense"]
-        kinds = [task for task, _ in self.prompts(tokens)] if "quality" in exact else []
+        kinds = [task for task, _ in self.prompts(tokens)] if "retrieval" in exact else []
         rows = []
         for name, cell in cells.items():
             row = {"method": name, "tokens": tokens}
@@ -185,12 +199,12 @@ class Frontier:
                 row |= {k: v for k, v in part.items() if k not in ("found", "build", "commit")}
             if "time" in cell:
                 row["end_to_end_speedup"] = row["dense_seconds"] / row["seconds"]
-            if "quality" in cell:
-                perplexity = exact["quality"]["perplexity"]
+            if "perplexity" in cell:
+                perplexity = exact["perplexity"]["perplexity"]
                 row["loss"] = {t: value / perplexity[t] - 1 for t, value in row["perplexity"].items()}
             for task in dict.fromkeys(kinds):
-                able = [i for i, k in enumerate(kinds) if k == task and exact["quality"]["found"][i]]
-                row[task] = [sum(cell["quality"]["found"][i] for i in able), len(able)]
+                able = [i for i, k in enumerate(kinds) if k == task and exact["retrieval"]["found"][i]]
+                row[task] = [sum(cell["retrieval"]["found"][i] for i in able), len(able)]
             rows.append(row)
         return rows
 
@@ -251,7 +265,7 @@ def main() -> None:
     parser.add_argument("--sparsify", nargs="+", help="methods instead of the usual ones")
     parser.add_argument("--plan", type=Path, nargs="*", default=[], help="calibrated configuration files")
     parser.add_argument("--quick", action="store_true", help="three methods, short prompts, fewer of them")
-    parser.add_argument("--measure", nargs="+", choices=["quality", "time"], default=["quality", "time"])
+    parser.add_argument("--measure", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--keep", action="store_true", help="keep cells that another build measured")
     parser.add_argument("--rounds", type=int, default=2, help="prefills timed of each method")
     parser.add_argument("--threads", type=int, default=2)
@@ -278,7 +292,7 @@ def main() -> None:
         frontier.bar.close()
     print(show(rows))
     path = save(options.name, {"model": smollm2.NAME, "threads": options.threads, "rows": rows}, [])
-    if len(options.measure) == 2:
+    if {"perplexity", "time"} <= set(options.measure):
         plot(rows, path.with_suffix(".png"))
     print(f"\nresults: {path.parent.name}/{path.name}", file=sys.stderr)
 
