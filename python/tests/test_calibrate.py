@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,35 @@ def test_several_texts(tiny, texts, tmp_path, capsys):
     assert "512 tokens of 3 texts each" in page and all(page.count(f"<td>{name}") == 1 for name in names)
     assert main(given) == 0
     assert (tmp_path / "plan.json").read_text() == first
+
+
+def test_check_of_a_plan(tiny, texts, tmp_path, capsys):
+    given = arguments(tiny, texts[0], f"--data={texts[1]}", "--max-loss=10%")
+    assert main(given) == 0
+    plan = tmp_path / "plan.json"
+    chosen = json.loads(plan.read_text())["calibration"]
+    body = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**body, "dense_below": 0}))  # Checked as a user runs it: with that.
+    capsys.readouterr()
+    asked = [str(tiny), *(f"--data={path}" for path in texts), "--tokens=512", "--threads=1", "-q"]
+    assert main([*asked, f"--check={plan}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line, text in zip(lines, chosen["texts"], strict=False):
+        assert line.startswith(text["name"])
+        loss = re.search(r"perplexity (\S+)% .* ([0-9.]+)% of the blocks", line)
+        assert float(loss[1]) == pytest.approx(100 * text["loss"], abs=0.011)
+        assert float(loss[2]) == pytest.approx(100 * text["density"], abs=0.051)
+    assert "margin" in lines[3]
+    # Patterns too; a budget that is not held is an error.
+    assert main([*asked, "--check=a-shape:init=64,local=64,dense-below=0", "--max-loss=0"]) == 1
+    out, error = capsys.readouterr()
+    assert "more than --max-loss" in error and len(out.splitlines()) == 4
+    for wrong, message in (("no-such", "no-such"), ("a-shape:local=-1", "local")):
+        assert main([*asked, f"--check={wrong}"]) == 1
+        assert message in capsys.readouterr().err
+    assert main([*given, f"--check={plan}"]) == 1 and "leave out -o" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".work*"))
 
 
 def test_another_text_costs_only_its_own_measurements(tiny, texts, tmp_path, monkeypatch):

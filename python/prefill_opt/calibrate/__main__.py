@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--max-time", type=share, default=None, help="allowed attention time, of dense's")
     parser.add_argument("--candidates", help="patterns to choose from, 'spec;spec;...'")
     parser.add_argument("--start", type=Path, help="a configuration file whose choice is a candidate, too")
+    parser.add_argument(
+        "--check", metavar="PLAN", help="choose nothing: what a plan or pattern loses on these texts"
+    )
     parser.add_argument("--format", choices=("extended", "minference"), default="extended")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with pictures")
     parser.add_argument("--target", choices=("cpu",), default="cpu")
@@ -107,6 +110,31 @@ def _candidates(options, model: Path) -> list:
     return found
 
 
+def _check(options, documents: list) -> int:
+    """Prints what a plan loses; exit status 1 if that is more than a given --max-loss."""
+    from .check import check
+
+    found = check(
+        options.model, documents, options.check, options.rows, options.threads, not options.quiet
+    )
+    width = max(len(text["name"]) for text in found["texts"])
+
+    def line(name: str, run: dict) -> str:
+        loss = f"perplexity {run['loss']:+.2%} +- {run['error']:.2%}"
+        return f"{name:<{width}}  {loss}, divergence {run['divergence']:.4f}, {run['density']:.1%} of the blocks"
+
+    for text in found["texts"]:
+        times = f"{text['seconds']:.2f} s, dense {text['dense_seconds']:.2f} s"
+        print(f"{line(text['name'], text)}, {times}")
+    if len(documents) > 1:
+        print(f"{line('all', found)}, {found['held']:+.2%} with a margin for other texts")
+    if options.max_loss is not None and found["held"] > options.max_loss:
+        raise CalibrationError(
+            f"{options.check}: {found['held']:+.2%}, more than --max-loss={options.max_loss:.2%}"
+        )
+    return 0
+
+
 def run(options) -> int:
     """Does what the arguments say. Raises `CalibrationError`."""
     from . import data, search
@@ -117,6 +145,8 @@ def run(options) -> int:
     for name in ("tokens", "threads", "rows", "repeats", "groups"):
         if getattr(options, name) < 1:
             raise CalibrationError(f"--{name} must be positive")
+    if options.check is not None and (options.output or options.report):
+        raise CalibrationError("--check writes nothing: leave out -o and --report")
     options.output = options.output or options.model.with_suffix(".prefill.json")
     if not options.output.resolve().parent.is_dir():
         raise CalibrationError(f"no such folder: {options.output.resolve().parent}")
@@ -127,6 +157,8 @@ def run(options) -> int:
     if tokens < options.tokens and not options.quiet:
         has = f"{documents[0].place} has" if len(documents) == 1 else "the texts have"
         print(f"prefill-opt calibrate: {has} {tokens} tokens only", file=sys.stderr)
+    if options.check is not None:
+        return _check(options, documents)
     max_loss = 0.01 if options.max_loss is None else options.max_loss
     settings = search.Options(
         max_loss=max_loss if options.max_time is None else None,

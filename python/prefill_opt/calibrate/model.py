@@ -120,9 +120,13 @@ class Model:
         ]
         file = self.work / f"{name}.json"
         file.write_text(json.dumps(configuration(rows, dense_below=dense_below)))
+        return self.compile_as(f"config:{file}", name)
+
+    def compile_as(self, sparsify: str, name: str = "variant") -> Path:
+        """Compiles with a value of ``-sparsify``; returns the folder. Raises `CalibrationError`."""
         try:
             return compile(
-                self.path, self.work / name, sparsify=f"config:{file}", density_output=True, **self.options
+                self.path, self.work / name, sparsify=sparsify, density_output=True, **self.options
             )
         except CompileError as error:
             raise CalibrationError(str(error)) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from .data import Document, check_range
 from .errors import CalibrationError
 from .measure import Kernels, average, measure_layer
 from .model import Model
-from .state import Progress, State, default_folder, digest, model_files
+from .state import Progress, State, default_folder, digest, model_files, work_folder
 from .text import Text, pooled
 
 #: Lengths below the calibrated one that are tried for ``dense_below``.
@@ -415,14 +414,7 @@ def calibrate(
     base = state or default_folder()
     states = [State(base / state_key(path, each.ids, candidates, options)) for each in documents]
     bar = Progress(progress)
-    # Weight files are hard-linked into compiled folders, which needs the model's file system.
-    folder = states[0].folder
-    near = len(model_files(path)) == 1 or folder.stat().st_dev == path.stat().st_dev
-    try:
-        work = tempfile.TemporaryDirectory(prefix=".work-", dir=folder if near else path.resolve().parent)
-    except OSError:
-        work = tempfile.TemporaryDirectory(prefix="work-", dir=folder)
-    with work as name:
+    with work_folder(path, states[0].folder) as name:
         # All rows of the last layer, too: it is measured as the others are.
         model = Model(path, Path(name), options.threads, {"row_liveness": "off"})
         vocabulary = model.find_vocabulary()

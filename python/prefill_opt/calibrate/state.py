@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,19 @@ def default_folder() -> Path:
     if not base:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefill-opt"
     return Path(base) / "calibrate"
+
+
+def work_folder(model: Path, folder: Path) -> tempfile.TemporaryDirectory:
+    """A temporary folder for compiled variants of a model: in `folder`, or beside the model.
+
+    Weight files are hard-linked into compiled folders, which needs the model's file system.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    near = len(model_files(model)) == 1 or folder.stat().st_dev == model.stat().st_dev
+    try:
+        return tempfile.TemporaryDirectory(prefix=".work-", dir=folder if near else model.resolve().parent)
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="work-", dir=folder)
 
 
 class State:
