@@ -165,45 +165,64 @@ static void noteTypes(AttentionSite &site, SymbolicAnalysis &analysis) {
   }
 }
 
+/// Whether `block` is the graph's body, or of a branch of an If in it.
+static bool isBodyOrBranch(Block *block, onnx::GraphOp graph) {
+  while (block->getParentOp() != graph) {
+    auto node = dyn_cast<onnx::NodeOp>(block->getParentOp());
+    if (!node || !node.is("If") || block->getNumArguments() != 0)
+      return false;
+    block = node->getBlock();
+  }
+  return true;
+}
+
 static void findInGraph(onnx::GraphOp graph,
                         SmallVectorImpl<AttentionSite> &sites) {
-  // Most graphs that are no transformers need no analysis at all.
-  SmallVector<onnx::NodeOp> candidates;
-  Block &body = graph.getBody().front();
+  // Most graphs that are no transformers need no analysis at all. Each branch
+  // has one of its own: what is assumed of valid executions of one says nothing
+  // about the other.
+  llvm::DenseMap<Block *, std::unique_ptr<SymbolicAnalysis>> analyses;
+  Block *body = &graph.getBody().front();
+  // walk is post-order: the model's order, but for subgraphs before their node.
   graph.walk([&](onnx::NodeOp node) {
-    if (node->getBlock() == &body) {
-      if (!node.getDomain().empty() || node.is("Softmax") || node.is("Exp") ||
-          node.is("Attention"))
-        candidates.push_back(node);
+    Block *block = node->getBlock();
+    bool candidate = block == body
+                         ? !node.getDomain().empty() || node.is("Softmax") ||
+                               node.is("Exp") || node.is("Attention")
+                         : looksLikeAttention(node);
+    if (!candidate)
+      return;
+    AttentionSite site;
+    site.core = node;
+    site.layer = layerName(node);
+    if (!isBodyOrBranch(block, graph)) {
+      (void)site.refuse(node, "it is inside a subgraph that is no branch of an "
+                              "If");
+      sites.push_back(std::move(site));
       return;
     }
-    if (!looksLikeAttention(node))
-      return;
-    AttentionSite site;
-    site.core = node;
-    site.layer = layerName(node);
-    (void)site.refuse(node, "it is inside a subgraph");
-    sites.push_back(std::move(site));
-  });
-  if (candidates.empty())
-    return;
-  SymbolicAnalysis analysis(graph);
-  // walk is post-order: the model's order, but for subgraphs before their node.
-  for (onnx::NodeOp node : candidates) {
-    AttentionSite site;
-    site.core = node;
-    site.layer = layerName(node);
-    bool found = matchOpForm(node, analysis, site) ||
-                 matchSoftmaxForm(node, analysis, site) ||
+    auto &analysis = analyses[block];
+    if (!analysis)
+      analysis = std::make_unique<SymbolicAnalysis>(
+          graph, block == body ? nullptr : block);
+    bool found = matchOpForm(node, *analysis, site) ||
+                 matchSoftmaxForm(node, *analysis, site) ||
                  matchQuantizedSoftmax(node, site);
     if (!found)
-      continue;
+      return;
     if (!site.refused()) {
-      absorbRotation(analysis, site);
-      noteTypes(site, analysis);
+      absorbRotation(*analysis, site);
+      noteTypes(site, *analysis);
+      // Sizes of what others read, too, may be as assumed in this branch only.
+      for (auto &[value, type] : site.types)
+        if (auto known = dyn_cast<RankedTensorType>(type);
+            known && value.getParentBlock() != block)
+          type = RankedTensorType::get(
+              SmallVector<int64_t>(known.getRank(), ShapedType::kDynamic),
+              known.getElementType());
     }
     sites.push_back(std::move(site));
-  }
+  });
 }
 
 SmallVector<AttentionSite, 0> prefill::findAttention(ModuleOp module) {

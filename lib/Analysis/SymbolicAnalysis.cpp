@@ -162,7 +162,7 @@ static bool isTokens(Value input, unsigned depth = 0) {
   });
 }
 
-SymbolicAnalysis::SymbolicAnalysis(onnx::GraphOp graph)
+SymbolicAnalysis::SymbolicAnalysis(onnx::GraphOp graph, Block *branch)
     : graph(graph), opset(onnx::getOpsetVersion(graph)),
       constants(std::make_unique<Constants>()) {
   Block &body = graph.getBody().front();
@@ -175,7 +175,17 @@ SymbolicAnalysis::SymbolicAnalysis(onnx::GraphOp graph)
         if (e->is(Kind::Symbol))
           context.assumePositive(e);
   }
-  for (Operation &op : body) {
+  inferBlock(branch ? *branch : body, /*until=*/nullptr);
+}
+
+void SymbolicAnalysis::inferBlock(Block &block, Operation *until) {
+  // What stands before a branch is seen in it. What comes later is not: it may
+  // hold only where the other branch was taken.
+  if (Operation *holder = block.getParentOp(); holder != graph)
+    inferBlock(*holder->getBlock(), holder);
+  for (Operation &op : block) {
+    if (&op == until)
+      return;
     if (auto attention = dyn_cast<AttentionOp>(op))
       inferAttention(attention);
     else if (auto node = dyn_cast<onnx::NodeOp>(op))

@@ -58,7 +58,8 @@ def session(
         statistics: adds outputs ``prefill.density.N`` (float32 [batch, q_heads], visited
             share of the causal blocks) and ``prefill.block_map.N`` (uint8 [batch, q_heads,
             query blocks, key blocks]; 0 skipped, 1 visited, 2 visited as single columns) for
-            the N-th attention; see `attention_statistics`. Costs time and memory.
+            the N-th attention of the main graph (not of branches); see `attention_statistics`.
+            Costs time and memory.
         options: attributes of SessionOptions, e.g. ``intra_op_num_threads=2``.
 
     Raises `LoadError` if the folder lacks the model, and AttributeError for an unknown option.

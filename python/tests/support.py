@@ -176,9 +176,14 @@ def attention_sites(report: dict) -> list[dict]:
 
 
 def count_kernels(folder: Path) -> int:
-    """How many attention ops of ours a compiled model holds, subgraphs not counted."""
-    model = onnx.load(str(Path(folder) / "model.onnx"), load_external_data=False)
-    return sum(n.domain == "prefill.opt" and n.op_type == "Attention" for n in model.graph.node)
+    """How many attention ops of ours a compiled model holds, those in subgraphs too."""
+
+    def count(graph: onnx.GraphProto) -> int:
+        inside = (a.g for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH)
+        here = sum(n.domain == "prefill.opt" and n.op_type == "Attention" for n in graph.node)
+        return here + sum(count(g) for g in inside)
+
+    return count(onnx.load(str(Path(folder) / "model.onnx"), load_external_data=False).graph)
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> Path:

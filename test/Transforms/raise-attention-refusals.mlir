@@ -296,18 +296,42 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
 !u = !onnx.unknown
 !t = tensor<1x2x3x8xf32>
 
-// Graphs inside nodes are not analysed.
-// CHECK: Softmax 'inner': it is inside a subgraph
+// The body of a Loop has inputs of its own, which every turn may change.
+// CHECK: Softmax 'inner': it is inside a subgraph that is no branch of an If
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
-  onnx.graph @main(%c: tensor<i1>, %q: !t, %s: tensor<1x2x3x3xf32>) attributes {graph_name = "subgraph", inputs = ["c", "q", "s"]} {
+  onnx.graph @main(%n: tensor<i64>, %c: tensor<i1>, %q: !t) attributes {graph_name = "loop", inputs = ["n", "c", "q"]} {
+    %o = onnx.node "Loop"(%n, %c, %q) {body = #onnx.subgraph<0, {inputs = ["i", "go", "x"]}>} : (tensor<i64>, tensor<i1>, !t) -> !u
+    subgraphs {
+    ^bb0(%i: tensor<i64>, %go: tensor<i1>, %x: !t):
+      %kt = onnx.node "Transpose"(%q) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+      %s = onnx.node "MatMul"(%x, %kt) : (!t, !u) -> !u
+      %p = onnx.node "Softmax"(%s) {axis = -1 : si64} attributes {label = "inner"} : (!u) -> !u
+      %y = onnx.node "MatMul"(%p, %q) : (!u, !t) -> !u
+      onnx.return %go, %y : tensor<i1>, !u {output_names = ["go2", "y"]}
+    }
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<1x2x3x8xf32>
+
+// Scores that are computed before an If belong to both of its branches.
+// CHECK: MatMul 'shared': its result is also used outside of the attention
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%c: tensor<i1>, %q: !t, %k: !t) attributes {graph_name = "scores of both branches", inputs = ["c", "q", "k"]} {
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %s = onnx.node "MatMul"(%q, %kt) attributes {label = "shared"} : (!t, !u) -> !u
     %o = onnx.node "If"(%c) {then_branch = #onnx.subgraph<0, {inputs = []}>, else_branch = #onnx.subgraph<1, {inputs = []}>} : (tensor<i1>) -> !u
     subgraphs {
-      %p = onnx.node "Softmax"(%s) {axis = -1 : si64} attributes {label = "inner"} : (tensor<1x2x3x3xf32>) -> !u
+      %p = onnx.node "Softmax"(%s) {axis = -1 : si64} : (!u) -> !u
       %y = onnx.node "MatMul"(%p, %q) : (!u, !t) -> !u
       onnx.return %y : !u {output_names = ["y"]}
     }, {
-      %y = onnx.node "Neg"(%q) : (!t) -> !u
-      onnx.return %y : !u {output_names = ["y"]}
+      %z = onnx.node "MatMul"(%s, %q) : (!u, !t) -> !u
+      onnx.return %z : !u {output_names = ["z"]}
     }
     onnx.return %o : !u {output_names = ["o"]}
   }

@@ -258,3 +258,43 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
     onnx.return %o : !u {output_names = ["o"]}
   }
 }
+
+// -----
+
+!u = !onnx.unknown
+!q = tensor<?x4x?x16xf32, #onnx.dims<"B", "", "S", "">>
+!past = tensor<?x4x?x16xf32, #onnx.dims<"B", "", "P", "">>
+
+// Both branches of an If: what stands before it is known in them, and constants
+// are made where they are read.
+// CHECK-LABEL: graph_name = "branches"
+// CHECK: onnx.node "If"(%c)
+// CHECK: %[[K:.*]] = onnx.node "Concat"(%past, %k)
+// CHECK-NEXT: %[[O:.*]] = prefill.attention %q, %[[K]], %[[K]] {form = {{.*}}, head_dim = 16 : i64, kv_heads = 4 : i64
+// CHECK-NEXT: onnx.return %[[O]]
+// CHECK: }, {
+// CHECK-NEXT: %[[E:.*]] = prefill.attention %q, %k, %k {form = {{.*}}, head_dim = 16 : i64, kv_heads = 4 : i64
+// CHECK-NEXT: onnx.return %[[E]]
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%c: tensor<i1>, %q: !q, %k: !q, %past: !past) attributes {graph_name = "branches", inputs = ["c", "q", "k", "past"]} {
+    %factor = onnx.node "Constant"() {value_float = 2.500000e-01 : f32} : () -> !u
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!q) -> !u
+    %o = onnx.node "If"(%c) {then_branch = #onnx.subgraph<0, {inputs = []}>, else_branch = #onnx.subgraph<1, {inputs = []}>} : (tensor<i1>) -> !u
+    subgraphs {
+      %kk = onnx.node "Concat"(%past, %k) {axis = 2 : si64} : (!past, !q) -> !u
+      %t = onnx.node "Transpose"(%kk) {perm = array<i64: 0, 1, 3, 2>} : (!u) -> !u
+      %raw = onnx.node "MatMul"(%q, %t) : (!q, !u) -> !u
+      %s = onnx.node "Mul"(%raw, %factor) : (!u, !u) -> !u
+      %p = onnx.node "Softmax"(%s) {axis = -1 : si64} : (!u) -> !u
+      %y = onnx.node "MatMul"(%p, %kk) : (!u, !u) -> !u
+      onnx.return %y : !u {output_names = ["y"]}
+    }, {
+      %raw = onnx.node "MatMul"(%q, %kt) : (!q, !u) -> !u
+      %s = onnx.node "Mul"(%raw, %factor) : (!u, !u) -> !u
+      %p = onnx.node "Softmax"(%s) {axis = -1 : si64} : (!u) -> !u
+      %z = onnx.node "MatMul"(%p, %k) : (!u, !q) -> !u
+      onnx.return %z : !u {output_names = ["z"]}
+    }
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}

@@ -35,14 +35,17 @@ using Indices = llvm::SmallVector<ExprRef, 4>;
 /// used.
 class SymbolicAnalysis {
 public:
-  explicit SymbolicAnalysis(onnx::GraphOp graph);
+  /// `branch`: null, or the block of a branch of an `If`, however deep inside
+  /// of others. Then it is the values of that block and those before it that
+  /// are known, and what is assumed holds where the branch is taken.
+  explicit SymbolicAnalysis(onnx::GraphOp graph, mlir::Block *branch = nullptr);
   ~SymbolicAnalysis();
 
   ExprContext &expressions() { return context; }
   onnx::GraphOp getGraph() { return graph; }
   int64_t getOpset() const { return opset; }
 
-  /// What is known about `value`, which belongs to the graph's body.
+  /// What is known about `value`, which belongs to the graph's body or branch.
   const TensorFacts &facts(mlir::Value value) const;
   /// The tensor type that the facts give, or null when they do not even have an
   /// element type.
@@ -98,6 +101,8 @@ private:
   friend struct ElementRules;
 
   struct Constants;
+  /// Infers what `block` has before `until`, and what stands before `block`.
+  void inferBlock(mlir::Block &block, mlir::Operation *until);
   void inferNode(onnx::NodeOp node);
   void inferAttention(AttentionOp op);
   void setDeclared(mlir::Value value, bool trusted);
