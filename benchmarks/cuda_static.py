@@ -2,7 +2,8 @@
 
     build/venv/bin/python benchmarks/cuda_static.py [--tool build/bin/prefill-cuda-kernel]
 
-Compiles causal bf16 kernels, dense with copies by cp.async and by TMA, and sparse, and counts instructions of the loop over
+Compiles causal bf16 kernels, dense with copies by cp.async and by TMA, the same with persistent
+thread blocks, and sparse, and counts instructions of the loop over
 tiles without a mask, per tile and thread, in the PTX that ptxas gets. Registers, spills and
 shared memory are ptxas's. Nothing is timed.
 
@@ -165,8 +166,8 @@ def main() -> int:
     release = re.search(r"release [\d.]+, V[\d.]+", version.stdout)
     kernels, rows, targets = [], [], []
     for dim in (64, 96, 128, 192, 256):
-        for kind in ("", "tma", "lists"):
-            options = ["--causal", f"--head-dim={dim}"] + [f"--{kind}"] * bool(kind)
+        for kind in ("", "tma", "persistent", "persistent tma", "lists"):
+            options = ["--causal", f"--head-dim={dim}"] + [f"--{word}" for word in kind.split()]
             kernel = measure(tool, options)
             want = expected(kernel["k"], dim)
             kernels.append({"head_dim": dim, "kind": kind, "flash_attention_3": want, **kernel})
@@ -184,6 +185,8 @@ def main() -> int:
                 + [f"{counts.get(what, 0)} / {number}" for what, number in want.items()]
                 + [str(counts.get("shuffle", 0))]
             )
+            if "persistent" in kind:
+                targets.append(Target(f"{dim} {kind}: bytes spilled", kernel["spilled"], 0, False))
             if dim in (64, 128, 256) and not kind:
                 targets.append(Target(f"{dim}: bytes spilled", kernel["spilled"], 0, False))
                 for what, number in want.items():

@@ -167,12 +167,19 @@ static void bind_tensors(const pf_call *call, prefill_cuda_attention *args) {
 prefill_status pf_cuda_launch(const pf_call *call, const pf_cuda_device *device,
                               const pf_cuda_kernel *kernel, const char *what,
                               int64_t x, int64_t y, int64_t z, void *param) {
+  return pf_cuda_launch_with(call, device, kernel, what, x, y, z, &param);
+}
+
+prefill_status pf_cuda_launch_with(const pf_call *call,
+                                   const pf_cuda_device *device,
+                                   const pf_cuda_kernel *kernel,
+                                   const char *what, int64_t x, int64_t y,
+                                   int64_t z, void **params) {
   const prefill_cuda_image *image = kernel->image;
   if (x > INT32_MAX || y > UINT16_MAX || z > UINT16_MAX)
     return pf_fail(call, PREFILL_UNSUPPORTED,
                    "%s: a grid of %lld x %lld x %lld is more than GPUs take",
                    what, (long long)x, (long long)y, (long long)z);
-  void *params[] = {param};
   const CUresult code = device->driver->LaunchKernel(
       kernel->function, (unsigned)x, (unsigned)y, (unsigned)z,
       (unsigned)image->threads, 1, 1, (unsigned)image->shared_bytes,
@@ -182,12 +189,15 @@ prefill_status pf_cuda_launch(const pf_call *call, const pf_cuda_device *device,
 
 /* Batch entries [b, b + count) of the call. */
 static prefill_status launch(const pf_call *call, const pf_cuda_device *device,
-                             const pf_cuda_kernel *kernel,
+                             const pf_cuda_kernel *dense,
                              const pf_cuda_sparse *sparse,
                              pf_cuda_workspace *workspace,
                              const prefill_cuda_attention *all, int64_t b,
                              int64_t count) {
   prefill_cuda_attention args = *all;
+  prefill_cuda_tensor_maps maps;
+  void *params[] = {&args, &maps}; /* a kernel without maps has one parameter */
+  pf_cuda_kernel kernel = *dense;
   const int64_t bytes = call->element;
   args.q = (const char *)all->q + b * all->q_batch * bytes;
   args.k = (const char *)all->k + b * all->k_batch * bytes;
@@ -204,14 +214,16 @@ static prefill_status launch(const pf_call *call, const pf_cuda_device *device,
   prefill_status status = PREFILL_OK;
   const int before = workspace->count;
   if (sparse->patterns) {
-    kernel = &sparse->attention;
+    kernel = sparse->attention;
     status = pf_cuda_build_lists(call, device, sparse, workspace, count, &args);
+  } else {
+    status = pf_cuda_prefer_tma(call, device, &args, count, &kernel, &maps);
   }
-  const int64_t tiles = pf_ceil_div(call->s, kernel->image->block_q);
+  const int64_t tiles = pf_ceil_div(call->s, kernel.image->block_q);
   args.block_rows = (int32_t)tiles;
   if (!status)
-    status = pf_cuda_launch(call, device, kernel, "cuLaunchKernel", tiles,
-                            call->hq, count, &args);
+    status = pf_cuda_launch_with(call, device, &kernel, "cuLaunchKernel", tiles,
+                                 call->hq, count, params);
   pf_cuda_release(call, device, workspace, before);
   return status;
 }

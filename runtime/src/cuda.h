@@ -3,7 +3,7 @@
 |* The runtime reaches GPUs through the NVIDIA driver, libcuda.so.1, loaded when
 |* the first CUDA tensor is seen: libraries that never see one need no driver.
 |* cuda_driver.c loads it, cuda_modules.c hands code to it, cuda.c checks and
-|* launches.
+|* launches, cuda_tma.c describes tensors to the unit that copies tiles.
 |*
 |* NVIDIA's headers are not needed: its C interface is stable, and the part that
 |* is used is declared here.
@@ -34,6 +34,12 @@ enum { /* CUdevice_attribute */
 enum { CU_FUNC_MAX_DYNAMIC_SHARED_BYTES = 8 }; /* CUfunction_attribute */
 enum { CU_JIT_ERROR_LOG = 5, CU_JIT_ERROR_LOG_BYTES = 6 }; /* CUjit_option */
 
+/* CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion; 0 is none of
+ * interleaving and, out of bounds, zeros. */
+enum { CU_TENSOR_MAP_FLOAT16 = 6, CU_TENSOR_MAP_BFLOAT16 = 9 };
+enum { CU_TENSOR_MAP_SWIZZLE_128B = 3 };
+enum { CU_TENSOR_MAP_L2_PROMOTION_256B = 3 };
+
 /* Functions of the driver, by their names without `cu`. */
 typedef struct pf_cuda_driver {
   CUresult (*Init)(unsigned flags);
@@ -57,10 +63,16 @@ typedef struct pf_cuda_driver {
   CUresult (*MemAlloc)(CUdeviceptr *memory, size_t bytes);
   CUresult (*MemFree)(CUdeviceptr memory);
   CUresult (*MemcpyHtoD)(CUdeviceptr to, const void *from, size_t bytes);
-  /* May be missing (before CUDA 12 and 11.2): NULL. */
+  /* May be missing (before CUDA 12, 11.2 and 12): NULL. */
   CUresult (*CtxGetId)(CUcontext context, unsigned long long *id);
   CUresult (*MemAllocAsync)(CUdeviceptr *memory, size_t bytes, CUstream stream);
   CUresult (*MemFreeAsync)(CUdeviceptr memory, CUstream stream);
+  /* Also NULL where PREFILL_CUDA_COPIES=cp.async. */
+  CUresult (*TensorMapEncodeTiled)(void *map, int type, unsigned rank,
+                                   void *data, const uint64_t *dims,
+                                   const uint64_t *strides, const unsigned *box,
+                                   const unsigned *steps, int interleave,
+                                   int swizzle, int promotion, int fill);
 } pf_cuda_driver;
 
 /* The driver, initialised; NULL with the reason in *error (which lives as long
@@ -103,6 +115,13 @@ prefill_status pf_cuda_find_kernel(const pf_call *call,
 prefill_status pf_cuda_launch(const pf_call *call, const pf_cuda_device *device,
                               const pf_cuda_kernel *kernel, const char *what,
                               int64_t x, int64_t y, int64_t z, void *param);
+
+/* As pf_cuda_launch, with all of the kernel's parameters. */
+prefill_status pf_cuda_launch_with(const pf_call *call,
+                                   const pf_cuda_device *device,
+                                   const pf_cuda_kernel *kernel,
+                                   const char *what, int64_t x, int64_t y,
+                                   int64_t z, void **params);
 
 /* Whether the library has code of a kind for the device. */
 bool pf_cuda_has_kernel(const pf_call *call, const pf_cuda_device *device,
@@ -167,6 +186,18 @@ prefill_status pf_cuda_build_lists(const pf_call *call,
                                    const pf_cuda_sparse *sparse,
                                    pf_cuda_workspace *workspace, int64_t count,
                                    struct prefill_cuda_attention *args);
+
+/*===-- cuda_tma.c -------------------------------------------------------===*/
+
+struct prefill_cuda_tensor_maps;
+/* Where the launch that args describes, of `count` batch entries, can copy by
+ * TMA, *kernel becomes the kernel for it and *maps its second parameter. Where
+ * it cannot, that is no error, and *kernel stays. */
+prefill_status pf_cuda_prefer_tma(const pf_call *call,
+                                  const pf_cuda_device *device,
+                                  const struct prefill_cuda_attention *args,
+                                  int64_t count, pf_cuda_kernel *kernel,
+                                  struct prefill_cuda_tensor_maps *maps);
 
 #ifdef __cplusplus
 }

@@ -3,10 +3,25 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 static pf_cuda_driver driver;
 static char load_error[192];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* Which kernel copies dense tiles where both can: by TMA, as FlashAttention-3's
+ * does. Which is faster has not been measured; PREFILL_CUDA_COPIES=cp.async in
+ * the environment of the process chooses the other one. */
+static bool use_tma(void) {
+  const char *copies = getenv("PREFILL_CUDA_COPIES");
+  if (!copies || !*copies || strcmp(copies, "tma") == 0)
+    return true;
+  if (strcmp(copies, "cp.async") != 0)
+    snprintf(load_error, sizeof(load_error),
+             "PREFILL_CUDA_COPIES=%.60s: expected tma or cp.async", copies);
+  return false;
+}
 
 static void load(void) {
   void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -49,7 +64,10 @@ static void load(void) {
   *(void **)&driver.CtxGetId = dlsym(library, "cuCtxGetId");
   *(void **)&driver.MemAllocAsync = dlsym(library, "cuMemAllocAsync");
   *(void **)&driver.MemFreeAsync = dlsym(library, "cuMemFreeAsync");
-  CUresult code = driver.Init(0);
+  if (use_tma())
+    *(void **)&driver.TensorMapEncodeTiled =
+        dlsym(library, "cuTensorMapEncodeTiled");
+  CUresult code = load_error[0] ? 0 : driver.Init(0);
   if (code) {
     const char *name = NULL;
     driver.GetErrorName(code, &name);

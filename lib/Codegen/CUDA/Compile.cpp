@@ -96,7 +96,8 @@ bool Compilation::build() {
                                   error)))
     return false;
   if (!sums && options.arch == 90 && options.archSpecific)
-    schedule = chooseWarpgroupSchedule(spec, options.lists, options.tensorMaps);
+    schedule = chooseWarpgroupSchedule(spec, options.lists, options.tensorMaps,
+                                       options.persistent);
   if (options.blockQ)
     schedule.blockQ = options.blockQ;
   if (options.blockK)
@@ -123,6 +124,7 @@ bool Compilation::build() {
   }
   tile::KernelOp kernel = buildAttentionKernel(builder, spec);
   kernel.setName("prefill_" + getTileKey(spec) + "_" + schedule.chip() +
+                 (schedule.persistent ? "_persistent" : "") +
                  (schedule.lists        ? "_lists"
                   : schedule.tensorMaps ? "_tma"
                                         : ""));

@@ -63,8 +63,7 @@ LogicalResult WarpLowering::run() {
     function.setArgAttr(number, "nvvm.grid_constant", b.getUnitAttr());
   };
   const bool sums = kernel.getSchedule().getIndex() == warp::KeyOrder::Chunk;
-  byValue(0,
-          sums ? sizeof(prefill_cuda_index) : sizeof(prefill_cuda_attention),
+  byValue(0, sums ? sizeof(prefill_cuda_index) : sizeof(prefill_cuda_attention),
           8);
   if (maps)
     byValue(1, sizeof(prefill_cuda_tensor_maps), 64);
@@ -106,9 +105,10 @@ LogicalResult WarpLowering::lower(Operation *op) {
             warp::MmaOp, tile::StoreOp, tile::StoreSumsOp, tile::LoadOp,
             arith::ConstantOp, tile::ReduceRowOp, tile::BroadcastOp,
             tile::RowsOp, tile::PositionsOp, tile::MaskOp, warp::RolesOp,
-            warp::OrderWaitOp, warp::OrderPassOp, warp::FullTilesOp,
-            warp::MmaIssueOp, warp::MmaWaitOp, warp::PartSumOp,
-            warp::WholeSumOp>([&](auto typed) { return lower(typed); })
+            warp::ForWorkOp, warp::OrderWaitOp, warp::OrderPassOp,
+            warp::FullTilesOp, warp::MmaIssueOp, warp::MmaWaitOp,
+            warp::PartSumOp, warp::WholeSumOp>(
+          [&](auto typed) { return lower(typed); })
       .Case([&](warp::IsFirstThreadOp first) {
         map[first.getResult()] = {
             compare(arith::CmpIPredicate::eq, copyThread, i32(0))};
@@ -219,6 +219,9 @@ Value WarpLowering::sub(Value x, Value y) {
 }
 Value WarpLowering::mul(Value x, Value y) {
   return arith::MulIOp::create(b, loc, x, y);
+}
+Value WarpLowering::divide(Value x, Value y) {
+  return arith::DivUIOp::create(b, loc, x, y);
 }
 Value WarpLowering::bitAnd(Value x, Value y) {
   return arith::AndIOp::create(b, loc, x, y);

@@ -51,6 +51,8 @@ struct Job {
   CudaImage image;
   std::string cubin, ptx, error;
   bool cached = false;
+  /// An alternative that this kernel cannot have; the image's note says why.
+  bool declined() const { return cubin.empty() && ptx.empty(); }
 };
 
 } // namespace
@@ -78,8 +80,11 @@ bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
 }
 
 /// The kinds of code that calls of a kernel may need.
-static std::vector<int> kindsOf(const KernelSpec &spec) {
+static std::vector<int> kindsOf(const KernelSpec &spec,
+                                const CudaTarget &target) {
   std::vector<int> kinds = {PREFILL_CUDA_DENSE};
+  if (target.exact)
+    kinds.push_back(PREFILL_CUDA_DENSE_TMA);
   if (spec.rotary != Rotary::None || spec.hasKeyMask || spec.hasSink)
     kinds.push_back(PREFILL_CUDA_INPUTS);
   bool sparse = false, sums = false;
@@ -158,6 +163,7 @@ static void runJob(Job &job, const std::string &ptxas,
   cuda.runPtxas = !ptxas.empty() && !job.ptxOnly;
   cuda.allowSpills = options.allowSpills;
   cuda.lists = job.kind == PREFILL_CUDA_LISTS;
+  cuda.tensorMaps = job.kind == PREFILL_CUDA_DENSE_TMA;
   if (job.kind == PREFILL_CUDA_ROW_SUMS)
     cuda.kind = CudaKernelKind::RowSums;
   if (job.kind == PREFILL_CUDA_LINE_SUMS)
@@ -192,8 +198,13 @@ static void runJob(Job &job, const std::string &ptxas,
   job.image.spillBytes = report.ptxas.spillStores + report.ptxas.spillLoads;
   if (StringRef(report.note).starts_with("runs "))
     job.image.note = StringRef(report.note).split(';').first.str();
-  job.cubin = std::move(kernel.cubin);
-  job.ptx = std::move(kernel.ptx);
+  if (cuda.tensorMaps && !report.schedule.tensorMaps) {
+    // It is DENSE's code, or no better.
+    job.image.note = StringRef(report.note).split("; ").second.str();
+  } else {
+    job.cubin = std::move(kernel.cubin);
+    job.ptx = std::move(kernel.ptx);
+  }
   cache.insert(key, pack(job));
 }
 
@@ -264,7 +275,7 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
   for (const KernelSpec &spec : specs) {
     std::vector<size_t> &own = jobsOf[spec.name];
     auto want = [&](const CudaTarget &target, bool ptx, bool cubin) {
-      for (int kind : kindsOf(spec)) {
+      for (int kind : kindsOf(spec, target)) {
         const std::string key =
             (servesAll(kind) ? "" : getTileKey(getCudaSpec(spec)) + " ") +
             std::to_string(kind) + " " + target.name;
@@ -309,6 +320,12 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
     }
     ++(job.cached ? library.cached : library.compiled);
     std::vector<size_t> &images = imagesOf.emplace_back();
+    if (job.declined()) {
+      library.notes.push_back(
+          "kernel '" + job.spec->name + "' for " + job.target.name +
+          " has no code with copies by TMA: " + job.image.note);
+      continue;
+    }
     for (bool isPtx : {false, true}) {
       if (isPtx ? !job.wantPtx && !job.cubin.empty() : job.cubin.empty())
         continue;

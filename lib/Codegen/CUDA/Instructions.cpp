@@ -40,6 +40,10 @@ Value Instructions::blockId(int dimension) {
   return NVVM::BlockIdZOp::create(b, loc, type);
 }
 
+Value Instructions::blockCount() {
+  return NVVM::GridDimXOp::create(b, loc, b.getI32Type());
+}
+
 SmallVector<Value> Instructions::loadMatrices(Value address, bool transpose) {
   MLIRContext *context = b.getContext();
   auto type = LLVM::LLVMStructType::getLiteral(

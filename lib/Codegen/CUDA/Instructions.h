@@ -20,6 +20,8 @@ public:
   mlir::Value threadId();
   /// The block's number: 0 (x), 1 (y), 2 (z).
   mlir::Value blockId(int dimension);
+  /// How many blocks there are in x.
+  mlir::Value blockCount();
 
   /// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l %
   /// 8 of matrix l / 8. i32 each.

@@ -16,15 +16,26 @@ using arith::CmpIPredicate;
 
 #define FIELD(name) int64_t(offsetof(prefill_cuda_attention, name))
 
+Value WarpLowering::countQueryTiles() {
+  Value qLength = parameter(FIELD(q_len), b.getI32Type());
+  return divide(add(qLength, i32(blockQ - 1)), i32(blockQ));
+}
+
 LogicalResult WarpLowering::bindArguments() {
-  Type i32Type = b.getI32Type(), i64Type = b.getI64Type();
-  Value qLength = parameter(FIELD(q_len), i32Type);
-  Value tiles = arith::DivUIOp::create(b, loc, add(qLength, i32(blockQ - 1)),
-                                       i32(blockQ));
+  // warp.for_work does.
+  if (kernel.walk([](warp::ForWorkOp) { return WalkResult::interrupt(); })
+          .wasInterrupted())
+    return success();
   // The last tiles of a causal prompt have most to do: they start first.
-  tile = sub(sub(tiles, i32(1)), gpu.blockId(0));
+  tile = sub(sub(countQueryTiles(), i32(1)), gpu.blockId(0));
   head = gpu.blockId(1);
   batch = gpu.blockId(2);
+  return bindTile(kernel.getBody().getArguments());
+}
+
+LogicalResult WarpLowering::bindTile(ArrayRef<BlockArgument> args) {
+  Type i32Type = b.getI32Type(), i64Type = b.getI64Type();
+  Value qLength = parameter(FIELD(q_len), i32Type);
   kvHead =
       arith::DivUIOp::create(b, loc, head, parameter(FIELD(group), i32Type));
   row0 = mul(tile, i32(blockQ));
@@ -38,7 +49,7 @@ LogicalResult WarpLowering::bindArguments() {
   position =
       add(perBatch(FIELD(positions), FIELD(position), i64Type, 8), wide(row0));
   tile::KeyIndexType indexType;
-  for (auto [number, arg] : llvm::enumerate(kernel.getBody().getArguments())) {
+  for (auto [number, arg] : llvm::enumerate(args)) {
     auto field = kernel.getArgAttrOfType<StringAttr>(number, tile::kFieldAttr);
     hasKeyMask |= field == "key_mask";
     if (isa<tile::KeyIndexType>(arg.getType())) {

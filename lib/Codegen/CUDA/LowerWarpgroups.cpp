@@ -13,6 +13,8 @@ using namespace mlir;
 using namespace prefill;
 using arith::CmpIPredicate;
 
+#define FIELD(name) int64_t(offsetof(prefill_cuda_attention, name))
+
 //===----------------------------------------------------------------------===//
 // Roles and turns
 //===----------------------------------------------------------------------===//
@@ -55,6 +57,73 @@ LogicalResult WarpLowering::lower(warp::RolesOp op) {
   for (Operation &inner : op.getCompute().front())
     if (failed(lower(&inner)))
       return failure();
+  return success();
+}
+
+/// Blocks take every n-th of n tiles, but back and forth: the first block of a
+/// round is the last one of the next, so that nobody has the longest of every
+/// round.
+Value WarpLowering::placeInRound(Value round) {
+  Value odd = compare(CmpIPredicate::ne, bitAnd(round, i32(1)), i32(0));
+  Value block = gpu.blockId(0);
+  return select(odd, sub(sub(gpu.blockCount(), i32(1)), block), block);
+}
+
+/// The query tile that this block takes in a round. The launch's order: all
+/// tiles of some heads, then those of the next heads; of these the last tiles
+/// of all come first, as they have most to do.
+void WarpLowering::findTile(Value round) {
+  Type type = b.getI32Type();
+  Value tiles = countQueryTiles(), heads = parameter(FIELD(heads), type);
+  Value all = mul(heads, parameter(FIELD(batch), type));
+  Value together = parameter(FIELD(heads_together), type);
+  Value number = add(mul(round, gpu.blockCount()), placeInRound(round));
+  Value firstHead = mul(divide(number, mul(together, tiles)), together);
+  Value rank = sub(number, mul(firstHead, tiles));
+  Value width = arith::MinUIOp::create(b, loc, together, sub(all, firstHead));
+  Value turn = divide(rank, width);
+  Value column = add(firstHead, sub(rank, mul(turn, width)));
+  tile = sub(sub(tiles, i32(1)), turn);
+  batch = divide(column, heads);
+  head = sub(column, mul(batch, heads));
+}
+
+LogicalResult WarpLowering::lower(warp::ForWorkOp op) {
+  Type type = b.getI32Type();
+  Value total = mul(mul(countQueryTiles(), parameter(FIELD(heads), type)),
+                    parameter(FIELD(batch), type));
+  Value blocks = gpu.blockCount();
+  Value rounds = divide(total, blocks);
+  Value rest = sub(total, mul(rounds, blocks));
+  Value oneMore = arith::ExtUIOp::create(
+      b, loc, type, compare(CmpIPredicate::ult, placeInRound(rounds), rest));
+  auto loop = scf::ForOp::create(b, loc, i32(0), add(rounds, oneMore), i32(1),
+                                 ValueRange{i32(0)});
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(loop.getBody());
+  Value round = loop.getInductionVar();
+  map[op.getWork()] = {round};
+  map[op.getFirst()] = {loop.getRegionIterArg(0)};
+  auto bind = [&](Value round) {
+    findTile(round);
+    return bindTile(llvm::to_vector(op.getKernelArguments()));
+  };
+  if (failed(bind(round)))
+    return failure();
+  bool stores = false;
+  for (Operation &inner : op.getBody().front().without_terminator()) {
+    // Where the result goes is found again behind the loops over keys, which
+    // have no registers to keep it in.
+    if (isa<tile::StoreOp>(inner) && !stores) {
+      stores = true;
+      if (failed(bind(gpu.pin(round).front())))
+        return failure();
+    }
+    if (failed(lower(&inner)))
+      return failure();
+  }
+  auto next = cast<warp::NextWorkOp>(op.getBody().front().getTerminator());
+  scf::YieldOp::create(b, loc, scalar(next.getFirst()));
   return success();
 }
 
@@ -131,10 +200,12 @@ LogicalResult WarpLowering::copyByTMA(warp::CopyOp op) {
   auto acquire = op.getSlot().getDefiningOp<warp::AcquireOp>();
   auto view = dyn_cast<BlockArgument>(op.getView());
   StringRef field;
-  if (view)
-    if (auto attr = kernel.getArgAttrOfType<StringAttr>(view.getArgNumber(),
-                                                        tile::kFieldAttr))
+  if (view) {
+    const bool ofWork = isa<warp::ForWorkOp>(view.getOwner()->getParentOp());
+    if (auto attr = kernel.getArgAttrOfType<StringAttr>(
+            view.getArgNumber() - (ofWork ? 2 : 0), tile::kFieldAttr))
       field = attr;
+  }
   int64_t at;
   if (field == "q")
     at = offsetof(prefill_cuda_tensor_maps, q);

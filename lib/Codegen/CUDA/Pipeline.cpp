@@ -28,6 +28,7 @@ void prefill::addCudaPasses(OpPassManager &manager,
     options.takeTurns = schedule.takeTurns;
     options.lists = schedule.lists;
     options.tensorMaps = schedule.tensorMaps;
+    options.persistent = schedule.persistent;
     manager.addPass(createScheduleWarpgroups(options));
     return;
   }

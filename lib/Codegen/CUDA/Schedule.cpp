@@ -64,6 +64,12 @@ std::string prefill::checkCudaSpec(const KernelSpec &spec, int arch) {
   return checkKernelSpec(spec);
 }
 
+/// Masks and softcap want registers beside the accumulators.
+static bool isRich(const KernelSpec &spec) {
+  return spec.softcap != 0 || spec.hasKeyMask ||
+         spec.windowLeft < KernelSpec::Unbounded;
+}
+
 bool prefill::chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
                                  CudaSchedule &schedule, std::string &error) {
   error = checkCudaSpec(spec, arch);
@@ -80,9 +86,7 @@ bool prefill::chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
   schedule.blockK = 64;
   schedule.warps = size <= 64 ? 4 : 8;
   schedule.stages = size <= 128 ? 2 : 1;
-  // Lists and masks want registers beside the accumulators.
-  if (lists && (spec.softcap != 0 || spec.hasKeyMask ||
-                spec.windowLeft < KernelSpec::Unbounded)) {
+  if (lists && isRich(spec)) {
     schedule.warps = 8;
     if (size > 192)
       schedule.blockK = 32;
@@ -111,8 +115,9 @@ void prefill::setRegisterBudgets(const KernelSpec &spec,
   if (schedule.warps > 8) {
     schedule.copyRegisters = 32;
     schedule.computeRegisters = 160;
-  } else if (schedule.tensorMaps) {
-    // One thread copies, and needs next to nothing.
+  } else if (schedule.tensorMaps && !schedule.persistent && !isRich(spec)) {
+    // One thread copies, and needs next to nothing, unless it has to find its
+    // work or its rows' bounds, too.
     schedule.copyRegisters = 24;
     schedule.computeRegisters = 240;
   } else {
@@ -125,30 +130,31 @@ void prefill::setRegisterBudgets(const KernelSpec &spec,
 }
 
 CudaSchedule prefill::chooseWarpgroupSchedule(const KernelSpec &spec,
-                                              bool lists, bool tensorMaps) {
+                                              bool lists, bool tensorMaps,
+                                              bool persistent) {
   CudaSchedule schedule;
   schedule.arch = 90;
   schedule.archSpecific = schedule.warpgroups = true;
   schedule.lists = lists;
   schedule.stages = 2;
   schedule.tensorMaps = tensorMaps && !lists;
+  schedule.persistent = persistent && !lists;
   // FlashAttention-3's sizes with copies by cp.async. Accumulators, scores and
   // probabilities are size / 2, block_k / 2 and block_k / 4 registers.
   const int size = std::max(spec.headDim, spec.vHeadDim);
-  // Masks and softcap want registers beside them.
-  const bool rich = spec.softcap != 0 || spec.hasKeyMask ||
-                    spec.windowLeft < KernelSpec::Unbounded;
+  const bool rich = isRich(spec);
   schedule.warps = size <= 64 && !lists && !rich ? 12 : 8;
   setRegisterBudgets(spec, schedule);
   schedule.blockQ = 16 * schedule.warps;
   schedule.takeTurns = size <= 128;
   schedule.foldScale = std::isnan(spec.scale) || spec.scale > 1e-30f;
+  const bool crowded = rich && schedule.persistent;
   if (size <= 128)
     schedule.blockK = 128;
   else if (size <= 192)
-    schedule.blockK = lists ? 64 : 112;
+    schedule.blockK = lists ? 64 : crowded ? 80 : 112;
   else if (rich)
-    schedule.blockK = lists ? 32 : 64;
+    schedule.blockK = lists ? 32 : crowded ? 48 : 64;
   else
     schedule.blockK = lists ? 64 : 80;
   return schedule;

@@ -15,6 +15,12 @@
 // mask, because a branch over products in flight makes ptxas serialise them. An
 // index without tiles is taken for one whose tile has no keys.
 //
+// Persistent, both sides do all of this for one tile of query rows after the
+// other, and rings go on: the number of a stage's tile counts those of all
+// query tiles before. The next Q is copied once the last scores are computed,
+// its first keys as soon as stages are free, while this tile's last product and
+// its stores are under way.
+//
 //===----------------------------------------------------------------------===//
 
 #include "FragmentKinds.h"
@@ -36,7 +42,7 @@ namespace {
 struct Options {
   warp::ScheduleAttr schedule;
   int64_t stages, copyRegisters, computeRegisters;
-  bool takeTurns, tensorMaps;
+  bool takeTurns, tensorMaps, persistent;
 };
 
 class WarpgroupScheduler {
@@ -49,8 +55,10 @@ private:
   LogicalResult analyse();
   void findSums();
   void emitCopies();
+  /// Q and `tiles` tiles of keys.
+  void emitTileCopies(Value tiles);
   LogicalResult emitCompute();
-  void emitFirstTile(Value count);
+  void emitFirstTile();
   /// Tiles `begin` up to `end`; updates `carried`.
   void emitTiles(Value begin, Value end, bool masked, warp::KeyPart part);
 
@@ -130,6 +138,18 @@ private:
     unsigned arg;
   };
   SmallVector<RowSum> sums;
+
+  /// Persistent: what follows, until endWork, is for one tile of query rows.
+  void beginWork();
+  void endWork(Value tiles);
+  /// The number in K's and V's ring of tile `number` of this query tile, and of
+  /// Q in its ring.
+  Value inRing(Value number) {
+    return work ? arith::AddIOp::create(b, loc(), work.getFirst(), number)
+                : number;
+  }
+  Value leftNumber() { return work ? work.getWork() : integer(0); }
+  warp::ForWorkOp work; ///< null: a block has one tile of query rows
 
   Value leftRing, keyRing, valueRing, leftSlot;
   /// Iter args, the accumulator ready for P x V; then P.
@@ -261,24 +281,50 @@ void WarpgroupScheduler::clone(Operation *op, bool masked) {
   }
 }
 
+void WarpgroupScheduler::beginWork() {
+  if (!options.persistent)
+    return;
+  work = warp::ForWorkOp::create(b, loc());
+  Type i32 = b.getI32Type();
+  Block *body = b.createBlock(&work.getBody(), {}, {i32, i32}, {loc(), loc()});
+  for (BlockArgument arg : kernel.getBody().getArguments())
+    map.map(arg, body->addArgument(arg.getType(), arg.getLoc()));
+}
+
+void WarpgroupScheduler::endWork(Value tiles) {
+  if (!work)
+    return;
+  warp::NextWorkOp::create(b, loc(), inRing(tiles));
+  b.setInsertionPointAfter(work);
+  work = nullptr;
+}
+
 void WarpgroupScheduler::emitCopies() {
+  beginWork();
+  Value tiles = count();
+  emitTileCopies(tiles);
+  endWork(tiles);
+}
+
+void WarpgroupScheduler::emitTileCopies(Value tiles) {
   OpBuilder::InsertionGuard outside(b);
   if (options.tensorMaps) {
     Value first = warp::IsFirstThreadOp::create(b, loc(), b.getI1Type());
     auto branch = scf::IfOp::create(b, loc(), first, /*withElseRegion=*/false);
     b.setInsertionPoint(branch.thenBlock()->getTerminator());
   }
-  copy(leftRing, integer(0), left.getView(), Value());
-  auto target = scf::ForOp::create(b, loc(), integer(0), count(), integer(1));
+  copy(leftRing, leftNumber(), left.getView(), Value());
+  auto target = scf::ForOp::create(b, loc(), integer(0), tiles, integer(1));
   OpBuilder::InsertionGuard guard(b);
   b.setInsertionPointToStart(target.getBody());
   Value number = target.getInductionVar();
   Value tile = keys(number, /*masked=*/false);
-  copy(keyRing, number, keyLoad.getView(), tile);
-  copy(valueRing, number, valueLoad.getView(), tile);
+  Value stage = inRing(number);
+  copy(keyRing, stage, keyLoad.getView(), tile);
+  copy(valueRing, stage, valueLoad.getView(), tile);
 }
 
-void WarpgroupScheduler::emitFirstTile(Value count) {
+void WarpgroupScheduler::emitFirstTile() {
   Value zero = integer(0);
   map.map(loop.getKeys(), keys(zero, /*masked=*/true));
   for (auto [arg, init] : llvm::zip(loop.getIterArgs(), loop.getInits()))
@@ -292,10 +338,11 @@ void WarpgroupScheduler::emitFirstTile(Value count) {
     map.map(loop.getIterArgs()[sum.arg],
             arith::MulFOp::create(b, loc(), init, quarter));
   }
-  leftSlot = wait(leftRing, zero);
-  Value product = issue(scores, leftSlot, wait(keyRing, zero), Value());
+  leftSlot = wait(leftRing, leftNumber());
+  Value stage = inRing(zero);
+  Value product = issue(scores, leftSlot, wait(keyRing, stage), Value());
   map.map(scores.getResult(), finish(product, 0));
-  warp::ReleaseOp::create(b, loc(), keyRing, zero);
+  warp::ReleaseOp::create(b, loc(), keyRing, stage);
   cloneAll(middle, /*masked=*/true);
   cloneAll(rounding, true);
   cloneAll(scaling, true);
@@ -311,7 +358,8 @@ void WarpgroupScheduler::emitTiles(Value begin, Value end, bool masked,
   OpBuilder::InsertionGuard guard(b);
   b.setInsertionPointToStart(target.getBody());
   Value number = target.getInductionVar();
-  Value before = arith::SubIOp::create(b, loc(), number, integer(1));
+  Value stage = inRing(number);
+  Value before = arith::SubIOp::create(b, loc(), stage, integer(1));
   map.map(loop.getKeys(), keys(number, masked, part));
   for (auto [arg, value] :
        llvm::zip(loop.getIterArgs(), target.getRegionIterArgs()))
@@ -319,7 +367,7 @@ void WarpgroupScheduler::emitTiles(Value begin, Value end, bool masked,
   Value sum = target.getRegionIterArgs()[accumulator];
   Value weights = target.getRegionIterArgs().back();
 
-  Value keySlot = wait(keyRing, number);
+  Value keySlot = wait(keyRing, stage);
   if (options.takeTurns)
     warp::OrderWaitOp::create(b, loc());
   Value first = issue(scores, leftSlot, keySlot, Value());
@@ -327,7 +375,7 @@ void WarpgroupScheduler::emitTiles(Value begin, Value end, bool masked,
   if (options.takeTurns)
     warp::OrderPassOp::create(b, loc(), /*start=*/false);
   map.map(scores.getResult(), finish(first, 1));
-  warp::ReleaseOp::create(b, loc(), keyRing, number);
+  warp::ReleaseOp::create(b, loc(), keyRing, stage);
   cloneAll(middle, masked);
   map.map(loop.getIterArgs()[accumulator], finish(second, 0));
   warp::ReleaseOp::create(b, loc(), valueRing, before);
@@ -345,6 +393,11 @@ void WarpgroupScheduler::emitTiles(Value begin, Value end, bool masked,
 
 LogicalResult WarpgroupScheduler::emitCompute() {
   bool after = false;
+  // The last turn of a tile of query rows is the first one of the next.
+  if (options.takeTurns)
+    warp::OrderPassOp::create(b, loc(), /*start=*/true);
+  beginWork();
+  Value number;
   for (Operation &op : kernel.getBody().front().without_terminator()) {
     if (&op == left)
       continue;
@@ -356,10 +409,9 @@ LogicalResult WarpgroupScheduler::emitCompute() {
       continue;
     }
     after = true;
-    if (options.takeTurns)
-      warp::OrderPassOp::create(b, loc(), /*start=*/true);
-    Value number = count(), one = integer(1);
-    emitFirstTile(number);
+    number = count();
+    Value one = integer(1);
+    emitFirstTile();
     Type type = b.getI32Type();
     auto full = warp::FullTilesOp::create(b, loc(), type, type, type,
                                           map.lookup(loop.getIndex()));
@@ -378,7 +430,9 @@ LogicalResult WarpgroupScheduler::emitCompute() {
       if (endsMasked())
         emitTiles(end, number, /*masked=*/true, warp::KeyPart::Block);
     }
-    Value last = arith::SubIOp::create(b, loc(), number, one);
+    if (work)
+      warp::ReleaseOp::create(b, loc(), leftRing, leftNumber());
+    Value last = inRing(arith::SubIOp::create(b, loc(), number, one));
     Value product = issue(output, carried.back(), wait(valueRing, last),
                           carried[accumulator]);
     carried.pop_back();
@@ -390,6 +444,7 @@ LogicalResult WarpgroupScheduler::emitCompute() {
     for (auto [result, value] : llvm::zip(loop.getResults(), carried))
       map.map(result, value);
   }
+  endWork(number);
   return success(after);
 }
 
@@ -437,6 +492,7 @@ struct ScheduleWarpgroups
     options.computeRegisters = computeRegisters;
     options.takeTurns = takeTurns && warpgroups > 1;
     options.tensorMaps = tensorMaps;
+    options.persistent = persistent;
     if (lists && tensorMaps) {
       getOperation().emitError("columns of lists cannot be copied by TMA");
       return signalPassFailure();

@@ -38,6 +38,10 @@ public:
 private:
   // LowerMemory.cpp
   mlir::LogicalResult bindArguments();
+  /// What is known of query tile `tile` of `head` and `batch`, and the kernel's
+  /// arguments, or what stands for them.
+  mlir::LogicalResult bindTile(llvm::ArrayRef<mlir::BlockArgument> args);
+  Value countQueryTiles();
   mlir::LogicalResult bindArgument(mlir::BlockArgument arg,
                                    llvm::StringRef field);
   void bindIndex();
@@ -64,6 +68,9 @@ private:
 
   // LowerWarpgroups.cpp
   mlir::LogicalResult lower(warp::RolesOp op);
+  mlir::LogicalResult lower(warp::ForWorkOp op);
+  void findTile(Value round);
+  Value placeInRound(Value round);
   mlir::LogicalResult lower(warp::OrderWaitOp op);
   mlir::LogicalResult lower(warp::OrderPassOp op);
   mlir::LogicalResult lower(warp::FullTilesOp op);
@@ -106,6 +113,7 @@ private:
   Value add(Value x, Value y);
   Value sub(Value x, Value y);
   Value mul(Value x, Value y);
+  Value divide(Value x, Value y); ///< unsigned
   Value bitAnd(Value x, Value y);
   Value bitOr(Value x, Value y);
   Value shiftRight(Value x, int64_t bits);

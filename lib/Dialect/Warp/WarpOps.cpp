@@ -3,6 +3,7 @@
 #include "mlir/Interfaces/FunctionImplementation.h"
 #include "mlir/Interfaces/LoopLikeInterface.h"
 #include "prefill/Dialect/Warp/Warp.h"
+#include "llvm/ADT/TypeSwitch.h"
 
 using namespace mlir;
 using namespace prefill;
@@ -58,7 +59,8 @@ static LogicalResult verifyRing(AllocOp alloc) {
   // In a loop a stage comes round again, and must be released for that.
   for (Operation *user : ring.getUsers()) {
     auto wait = dyn_cast<WaitOp>(user);
-    if (!wait || !wait->getParentOfType<LoopLikeOpInterface>())
+    if (!wait || !(wait->getParentOfType<LoopLikeOpInterface>() ||
+                   wait->getParentOfType<ForWorkOp>()))
       continue;
     bool released = llvm::any_of(ring.getUsers(), [&](Operation *other) {
       auto release = dyn_cast<ReleaseOp>(other);
@@ -137,6 +139,28 @@ LogicalResult KernelOp::verify() {
   return failure(walk.wasInterrupted());
 }
 
+/// Both sides go through the same tiles of query rows, or neither does, and
+/// rings have one order of tiles.
+static LogicalResult verifyWork(RolesOp roles) {
+  auto copies = llvm::to_vector(roles.getCopy().getOps<ForWorkOp>());
+  auto computes = llvm::to_vector(roles.getCompute().getOps<ForWorkOp>());
+  if (copies.size() != computes.size() || copies.size() > 1)
+    return roles.emitOpError("has ")
+           << copies.size() << " warp.for_work that copy and "
+           << computes.size() << " that compute: one of each, or none";
+  Operation *outside = nullptr;
+  if (!copies.empty())
+    roles->walk([&](Operation *op) {
+      if (isa<AcquireOp, CommitOp, WaitOp, ReleaseOp>(op) &&
+          !op->getParentOfType<ForWorkOp>())
+        outside = op;
+    });
+  if (outside)
+    return outside->emitOpError("is outside of warp.for_work, which numbers "
+                                "the tiles of rings");
+  return success();
+}
+
 LogicalResult RolesOp::verify() {
   auto kernel = (*this)->getParentOfType<KernelOp>();
   const int64_t warps = kernel.getSchedule().getWarps();
@@ -168,6 +192,53 @@ LogicalResult RolesOp::verify() {
   });
   if (wrong)
     return wrong->emitOpError("is no work of the computing warpgroups");
+  return verifyWork(*this);
+}
+
+/// The number of a ring's tile, for ops that have one.
+static Value getTileNumber(Operation *op) {
+  return llvm::TypeSwitch<Operation *, Value>(op)
+      .Case<AcquireOp, CommitOp, WaitOp, ReleaseOp>(
+          [](auto typed) { return typed.getNumber(); })
+      .Default(Value());
+}
+
+/// Whether a value is made from one of the first two arguments of `work`.
+static bool countsWork(Value value, ForWorkOp work) {
+  llvm::SmallPtrSet<Value, 16> seen;
+  SmallVector<Value> todo = {value};
+  while (!todo.empty()) {
+    Value next = todo.pop_back_val();
+    if (!seen.insert(next).second)
+      continue;
+    if (next == work.getWork() || next == work.getFirst())
+      return true;
+    if (Operation *op = next.getDefiningOp())
+      llvm::append_range(todo, op->getOperands());
+  }
+  return false;
+}
+
+LogicalResult ForWorkOp::verify() {
+  auto kernel = (*this)->getParentOfType<KernelOp>();
+  TypeRange types = getBody().getArgumentTypes();
+  if (types.size() < 2 || !types[0].isInteger(32) || !types[1].isInteger(32) ||
+      types.drop_front(2) != TypeRange(kernel.getArgumentTypes()))
+    return emitOpError("takes two i32 and then what the kernel takes");
+  Operation *wrong = nullptr;
+  getBody().walk([&](Operation *op) {
+    Value number = getTileNumber(op);
+    if (number && !countsWork(number, *this))
+      wrong = op;
+  });
+  if (wrong)
+    return wrong->emitOpError("has the same number for all of warp.for_work's "
+                              "tiles: its ring does not go on");
+  for (Value argument : kernel.getBody().getArguments())
+    for (Operation *user : argument.getUsers())
+      if (getOperation()->isProperAncestor(user))
+        return user->emitOpError("uses an argument of the kernel in "
+                                 "warp.for_work, which has its own");
   return success();
 }
 

@@ -9,13 +9,20 @@
 |* says. Tiles are numbered from the last one down, as those of a causal prompt
 |* have most to do.
 |*
+|* Persistent kernels: grid (blocks), as many as there are multiprocessors, or
+|* query tiles of all heads and batch entries if these are fewer. Heads of batch
+|* entries, numbered batch * heads + head, are worked on heads_together (1 or
+|* more) at a time, as many as have K and V in the L2 cache; of these the last
+|* tiles of all heads, then the ones before. In this order block b of n takes
+|* tiles b, 2 n - 1 - b, 2 n + b, 4 n - 1 - b, ...
+|*
 \*===----------------------------------------------------------------------===*/
 #ifndef PREFILL_CUDA_ABI_H
 #define PREFILL_CUDA_ABI_H
 
 #include <stdint.h>
 
-#define PREFILL_CUDA_ABI 1
+#define PREFILL_CUDA_ABI 2
 
 /* Strides are in elements. Elements of a row are adjacent. Rows of Q, K, V are
  * read in 16-byte pieces: their addresses are multiples of 16 bytes, so strides
@@ -52,6 +59,7 @@ typedef struct prefill_cuda_attention {
   const int32_t *col_begin, *col_pos;
   const uint8_t *key_mask; /* [batch][key_mask_batch], nonzero: visible */
   int64_t key_mask_batch;
+  int32_t batch, heads_together; /* of persistent kernels */
 } prefill_cuda_attention;
 
 /* What brings inputs into the form that attention kernels read: element-wise
@@ -110,11 +118,12 @@ typedef struct prefill_cuda_convert {
  *   others       element strides 1, no interleave, CU_TENSOR_MAP_SWIZZLE_128B,
  *                L2 promotion 256 bytes, out of bounds: zeros (FLOAT_OOB_FILL_NONE)
  *
- * The dimensions are the true ones: rows past them are read as zeros, others
- * must hold numbers. So kv_lengths and positions are NULL, and a launch with
- * lengths of its own for each batch entry takes the kernel without TMA. */
-typedef struct prefill_cuda_tensor_maps {
+ * A dimension of one has any legal stride. The dimensions are the true ones:
+ * rows past them are read as zeros, others must hold numbers. So kv_lengths is
+ * NULL, and a launch with lengths of its own for each batch entry takes the
+ * kernel without TMA, as does one without keys: there are no maps of nothing. */
+typedef struct __attribute__((aligned(64))) prefill_cuda_tensor_maps {
   uint8_t q[128], k[128], v[128];
-} prefill_cuda_tensor_maps; /* aligned to 64 bytes */
+} prefill_cuda_tensor_maps;
 
 #endif

@@ -184,7 +184,10 @@ enum prefill_cuda_kind {
   PREFILL_CUDA_LISTS = 2,  /* attention, what lists name */
   PREFILL_CUDA_INDEX = 3,  /* a module with prefill_index_*, cuda_index.h */
   PREFILL_CUDA_ROW_SUMS = 4, /* its <sums rows> */
-  PREFILL_CUDA_LINE_SUMS = 5 /* its <sums columns> */
+  PREFILL_CUDA_LINE_SUMS = 5, /* its <sums columns> */
+  /* As DENSE, with copies by TMA: what it needs is in cuda_abi.h at
+   * prefill_cuda_tensor_maps, where it is missing DENSE runs */
+  PREFILL_CUDA_DENSE_TMA = 6
 };
 enum prefill_cuda_format { PREFILL_CUDA_CUBIN = 0, PREFILL_CUDA_PTX = 1 };
 typedef struct prefill_cuda_image {

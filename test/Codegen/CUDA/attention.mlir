@@ -54,7 +54,7 @@
 // 4 warps of 32 rows: 64 x 32 / 32 = 64 accumulators each of S and O, 4 numbers a
 // row twice: maximum and sum.
 // NVVM: llvm.mlir.global external @prefill_shared() {addr_space = 3 : i32
-// NVVM: llvm.func @attention(%{{.*}}: !llvm.ptr {llvm.align = 8 : i64, llvm.byval = !llvm.array<288 x i8>
+// NVVM: llvm.func @attention(%{{.*}}: !llvm.ptr {llvm.align = 8 : i64, llvm.byval = !llvm.array<296 x i8>
 // NVVM-SAME: nvvm.kernel, nvvm.maxntid = array<i32: 128>, prefill.shared_bytes = 49152
 // NVVM: nvvm.cp.async.shared.global {{.*}}, 16, cache = cg
 // NVVM: nvvm.cp.async.commit.group

@@ -108,3 +108,57 @@
 // TMA: nvvm.mbarrier.arrive.expect_tx
 // TMA: nvvm.cp.async.bulk.tensor.shared.cluster.global
 // TMA-NOT: nvvm.fence.proxy
+
+// Persistent: both sides go through the same tiles of query rows. Rings go on:
+// their numbers begin where the tile before ended. Q is free after the last
+// scores, before the last product; turns are given once.
+// RUN: prefill-opt %S/attention.mlir -tile-to-tensor-cores -schedule-warpgroups="warpgroups=2 persistent=true" | FileCheck %s --check-prefix=WORK
+// WORK: %[[QR:.*]] = warp.alloc
+// WORK: %[[KR:.*]] = warp.alloc
+// WORK: %[[VR:.*]] = warp.alloc
+// WORK: warp.roles copy
+// WORK-NEXT: warp.for_work {
+// WORK-NEXT: ^bb0(%[[WORK:[^:]*]]: i32, %[[FIRST:[^:]*]]: i32, %[[Q:[^:]*]]: !tile.view
+// WORK: %[[COUNT:.*]] = arith.maxsi
+// WORK: warp.acquire %[[QR]][%[[WORK]]]
+// WORK: warp.copy %[[Q]] to
+// WORK: scf.for %[[I:.*]] =
+// WORK: %[[STAGE:.*]] = arith.addi %[[FIRST]], %[[I]]
+// WORK: warp.acquire %[[KR]][%[[STAGE]]]
+// WORK: warp.acquire %[[VR]][%[[STAGE]]]
+// WORK: %[[NEXT:.*]] = arith.addi %[[FIRST]], %[[COUNT]]
+// WORK-NEXT: warp.next_work %[[NEXT]]
+// WORK: compute
+// WORK: warp.order_pass start
+// WORK-NEXT: warp.for_work {
+// WORK-NEXT: ^bb0(%[[WORK:[^:]*]]: i32, %[[FIRST:[^:]*]]: i32,
+// WORK-NOT: start
+// WORK: warp.wait %[[QR]][%[[WORK]]]
+// WORK: scf.for
+// WORK: scf.for
+// WORK: scf.yield
+// WORK: warp.release %[[QR]][%[[WORK]]]
+// WORK: warp.mma_issue
+// WORK: warp.mma_wait
+// WORK: tile.store
+// WORK: warp.next_work
+
+// A block's tiles: every n-th of n blocks, back and forth.
+// RUN: prefill-opt %S/attention.mlir -tile-to-tensor-cores -schedule-warpgroups="warpgroups=2 persistent=true" -convert-warp-to-nvvm | FileCheck %s --check-prefix=ROUNDS
+// ROUNDS: nvvm.setmaxregister decrease
+// ROUNDS: scf.for %[[ROUND:.*]] = {{.*}} iter_args
+// ROUNDS: %[[BLOCKS:.*]] = nvvm.read.ptx.sreg.nctaid.x
+// ROUNDS: %[[BEFORE:.*]] = arith.muli %[[ROUND]], %[[BLOCKS]]
+// ROUNDS: %[[ODD:.*]] = arith.cmpi ne
+// ROUNDS: %[[BLOCK:.*]] = nvvm.read.ptx.sreg.ctaid.x
+// ROUNDS: %[[BACK:.*]] = arith.subi %{{.*}}, %[[BLOCK]]
+// ROUNDS: %[[PLACE:.*]] = arith.select %[[ODD]], %[[BACK]], %[[BLOCK]]
+// ROUNDS: arith.addi %[[BEFORE]], %[[PLACE]]
+// The same where the others compute; where it is stored is found again.
+// ROUNDS: nvvm.setmaxregister increase
+// ROUNDS: scf.for %[[ROUND:.*]] = {{.*}} iter_args
+// ROUNDS: arith.muli %[[ROUND]],
+// ROUNDS: wgmma
+// ROUNDS: %[[AGAIN:.*]] = llvm.inline_asm has_side_effects "", "=r,0" %[[ROUND]]
+// ROUNDS: arith.muli %[[AGAIN]],
+// ROUNDS: llvm.store

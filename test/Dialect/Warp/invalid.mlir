@@ -302,3 +302,143 @@ warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
   }
   warp.return
 }
+
+// -----
+
+// One side alone has tiles after the first.
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  // expected-error@+1 {{has 1 warp.for_work that copy and 0 that compute: one of each, or none}}
+  warp.roles copy 40 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      warp.commit %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  } compute 232 {
+    %c0 = arith.constant 0 : i32
+  }
+  warp.return
+}
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  warp.roles copy 40 {
+    // expected-error@+1 {{takes two i32 and then what the kernel takes}}
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32):
+      warp.commit %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  } compute 232 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      %full = warp.wait %ring[%work] newer = 0 : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, full>
+      warp.release %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  }
+  warp.return
+}
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  warp.roles copy 40 {
+    %c0 = arith.constant 0 : i32
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      // expected-error@+1 {{has the same number for all of warp.for_work's tiles: its ring does not go on}}
+      warp.commit %ring[%c0] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  } compute 232 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      %full = warp.wait %ring[%work] newer = 0 : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, full>
+      warp.release %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  }
+  warp.return
+}
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  warp.roles copy 40 {
+    %c0 = arith.constant 0 : i32
+    // expected-error@+1 {{is outside of warp.for_work, which numbers the tiles of rings}}
+    warp.commit %ring[%c0] : !warp.ring<1, 64x64xf16>
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      warp.commit %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  } compute 232 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      %full = warp.wait %ring[%work] newer = 0 : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, full>
+      warp.release %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  }
+  warp.return
+}
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  warp.roles copy 40 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      %empty = warp.acquire %ring[%work] : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, empty>
+      // expected-error@+1 {{uses an argument of the kernel in warp.for_work, which has its own}}
+      warp.copy %q to %empty : !tile.view<?x64xf16> to !warp.smem<64x64xf16, empty>
+      warp.commit %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  } compute 232 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      %full = warp.wait %ring[%work] newer = 0 : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, full>
+      warp.release %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  }
+  warp.return
+}
+
+// Every stage comes round again, that of Q too.
+
+// -----
+
+warp.kernel @k(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  warp.roles copy 40 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      warp.commit %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  } compute 232 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      // expected-error@+1 {{in a loop is not followed by a release of the same tile in its block}}
+      %full = warp.wait %ring[%work] newer = 0 : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, full>
+      warp.next_work %first
+    }
+  }
+  warp.return
+}

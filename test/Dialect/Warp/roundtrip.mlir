@@ -49,3 +49,30 @@ warp.kernel @pending(%k: !tile.view<?x64xbf16> {tile.field = "k"})
   %t = warp.mma_wait %r newer = 0 : !warp.pending<tensor<64x64xf32, #warp.frag<acc>>> -> tensor<64x64xf32, #warp.frag<acc>>
   warp.return
 }
+
+// CHECK-LABEL: warp.kernel @persistent
+warp.kernel @persistent(%q: !tile.view<?x64xf16> {tile.field = "q"})
+    attributes {schedule = #warp.schedule<arch = 90, warps = 8, index = dense>} {
+  %ring = warp.alloc : !warp.ring<1, 64x64xf16>
+  warp.roles copy 40 {
+    // CHECK: warp.for_work {
+    // CHECK-NEXT: ^bb0(%[[WORK:.*]]: i32, %[[FIRST:.*]]: i32, %[[Q:.*]]: !tile.view<?x64xf16>):
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      %empty = warp.acquire %ring[%work] : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, empty>
+      // CHECK: warp.copy %[[Q]] to
+      warp.copy %mine to %empty : !tile.view<?x64xf16> to !warp.smem<64x64xf16, empty>
+      warp.commit %ring[%work] : !warp.ring<1, 64x64xf16>
+      // CHECK: warp.next_work %[[FIRST]]
+      warp.next_work %first
+    }
+  } compute 232 {
+    warp.for_work {
+    ^bb0(%work: i32, %first: i32, %mine: !tile.view<?x64xf16>):
+      %full = warp.wait %ring[%work] newer = 0 : !warp.ring<1, 64x64xf16> -> !warp.smem<64x64xf16, full>
+      warp.release %ring[%work] : !warp.ring<1, 64x64xf16>
+      warp.next_work %first
+    }
+  }
+  warp.return
+}

@@ -1,7 +1,6 @@
 /*===- FakeDriver.c - A libcuda.so.1 without a GPU ----------------*- C -*-===*/
 #include "FakeDriver.h"
 #include <pthread.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -133,6 +132,24 @@ int cuMemFreeAsync(unsigned long long memory, void *stream) {
   --state.pool_live;
   return 0;
 }
+int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *data,
+                           const uint64_t *dims, const uint64_t *strides,
+                           const unsigned *box, const unsigned *steps,
+                           int interleave, int swizzle, int promotion,
+                           int fill) {
+  int code = fails("cuTensorMapEncodeTiled");
+  if (code || (uintptr_t)map % 64 || state.major < 9)
+    return code ? code : INVALID_VALUE;
+  const fake_tensor_map asked = {type,    rank,      data,  dims,
+                                 strides, box,       steps, interleave,
+                                 swizzle, promotion, fill};
+  memset(map, 0, 128);
+  pthread_mutex_lock(&mutex);
+  if (state.encode)
+    code = state.encode(state.user, &asked, map);
+  pthread_mutex_unlock(&mutex);
+  return code;
+}
 int cuLaunchKernel(void *of, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
                    unsigned by, unsigned bz, unsigned shared, void *stream,
                    void **params, void **extra) {
@@ -140,9 +157,11 @@ int cuLaunchKernel(void *of, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
   if (code || !of || extra || !gx || !gy || !gz)
     return code ? code : INVALID_VALUE;
   const function *called = of;
-  fake_launch launch = {called->name, called->of->code, {gx, gy, gz},
-                        {bx, by, bz}, shared,           stream,
-                        params[0]};
+  const char *suffix = strrchr(called->name, '_');
+  const int maps = suffix && strcmp(suffix, "_tma") == 0;
+  fake_launch launch = {
+      called->name, called->of->code, {gx, gy, gz}, {bx, by, bz},
+      shared,       stream,           params[0],    maps ? params[1] : NULL};
   pthread_mutex_lock(&mutex);
   ++state.launches;
   if (state.launch)

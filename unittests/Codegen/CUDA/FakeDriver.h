@@ -9,6 +9,7 @@
 #define PREFILL_UNITTESTS_CODEGEN_CUDA_FAKEDRIVER_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -19,8 +20,19 @@ typedef struct fake_launch {
   const char *code; /* the first bytes of what was loaded */
   unsigned grid[3], block[3], shared_bytes;
   void *stream;
-  const void *params; /* the kernel's one parameter */
+  const void *params; /* the kernel's first parameter */
+  const void *maps;   /* the second one, if the function's name ends in _tma */
 } fake_launch;
+
+/* What cuTensorMapEncodeTiled is asked for. */
+typedef struct fake_tensor_map {
+  int type;
+  unsigned rank;
+  void *data;
+  const uint64_t *dims, *strides;
+  const unsigned *box, *steps;
+  int interleave, swizzle, promotion, fill;
+} fake_tensor_map;
 
 typedef struct fake_cuda {
   int major, minor, device;   /* of the current context */
@@ -36,6 +48,8 @@ typedef struct fake_cuda {
   /* Called by each launch; nonzero is what it returns. */
   int (*launch)(void *user, const fake_launch *launch);
   void *user;
+  /* Called for each tensor map, of 128 bytes; as `launch`. NULL: zeros. */
+  int (*encode)(void *user, const fake_tensor_map *asked, void *map);
 } fake_cuda;
 
 /* The one state, as new: sm_80, device 0, context 1. */

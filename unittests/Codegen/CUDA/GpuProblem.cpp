@@ -197,6 +197,7 @@ std::string GpuProblem::check(const emu::Options &how) {
   args.block_ids = blockIds.data();
   args.col_begin = colBegin.data(), args.col_pos = colPos.data();
   args.key_mask = keyMask.data(), args.key_mask_batch = keys;
+  args.batch = batch, args.heads_together = headsTogether;
 
   emu::Device device;
   auto input = [&](const auto &values, llvm::StringRef name) {
@@ -215,6 +216,8 @@ std::string GpuProblem::check(const emu::Options &how) {
   emu::Launch launch;
   launch.kernel = loaded->kernel.name;
   launch.grid.x = tiles, launch.grid.y = heads, launch.grid.z = batch;
+  if (schedule.persistent)
+    launch.grid = {uint32_t(blocks)};
   launch.block.x = loaded->kernel.report.threads;
   launch.dynamicSharedBytes = loaded->kernel.report.sharedBytes;
   launch.addScalar(args);

@@ -20,6 +20,8 @@ struct GpuProblem {
   bool bshd = false;               ///< rows of all heads beside each other
   float amplitude = 1;             ///< of q; large ones make huge scores
   bool wantLse = true;
+  /// With options.persistent: thread blocks, and heads worked on at a time.
+  int blocks = 3, headsTogether = 1;
   /// With options.lists: the share of blocks that are visited, and of the keys
   /// of the others that are gathered.
   double blockShare = 0.5, columnShare = 0;

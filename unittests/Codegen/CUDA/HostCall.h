@@ -13,6 +13,7 @@
 #include "prefill/Codegen/CUDA/CUDA.h"
 #include "prefill/Codegen/CUDA/Images.h"
 #include "prefill/Codegen/CUDA/IndexKernels.h"
+#include "prefill/Codegen/KernelBuilder.h"
 #include "prefill/Codegen/Library.h"
 #include "prefill/Emulator/Emulator.h"
 #include "prefill/cuda_abi.h"
@@ -45,6 +46,34 @@ struct World {
   };
   std::map<std::string, Kernel> kernels; ///< by function
   std::string error;
+
+  /// By function, what it is compiled from: a specification, with copies by TMA
+  /// or without.
+  std::map<std::string, std::pair<std::string, bool>> hopper;
+  /// The kernel in the emulator; null, with `why`: there is none.
+  emu::Program *find(const std::string &function, std::string &why) {
+    auto found = kernels.find(function);
+    if (found != kernels.end())
+      return found->second.program.get();
+    auto source = hopper.find(function);
+    CudaOptions options;
+    options.runPtxas = false;
+    options.arch = 90;
+    options.archSpecific = true;
+    CudaKernel code;
+    if (source == hopper.end()) {
+      why = "no kernel " + function;
+      return nullptr;
+    }
+    options.tensorMaps = source->second.second;
+    if (!compileCuda(getCudaSpec(specs[source->second.first]), options, code,
+                     error) ||
+        !load(function, std::move(code))) {
+      why = error;
+      return nullptr;
+    }
+    return kernels[function].program.get();
+  }
 
   void *library = nullptr;
   void *symbol(const char *name) { return dlsym(library, name); }
@@ -130,6 +159,17 @@ private:
         }
       });
     add("float", [](KernelSpec &spec) { spec.dtype = DType::F32; });
+    for (int size : {96, 128, 192, 256})
+      add(("d" + std::to_string(size)).c_str(), [&](KernelSpec &spec) {
+        spec.headDim = spec.vHeadDim = size;
+        spec.dtype = size % 128 ? DType::BF16 : DType::F16;
+        spec.causal = size != 192;
+        if (size == 128)
+          spec.alignment = Alignment::Operand;
+        if (size == 256)
+          spec.qLayout = spec.kLayout = spec.vLayout = spec.oLayout =
+              Layout::BSHD;
+      });
     std::vector<KernelSpec> list;
     for (auto &[name, spec] : specs)
       list.push_back(spec);
@@ -173,15 +213,17 @@ private:
            !load(std::string(code.name), std::move(code))))
         return false;
     }
-    {
-      CudaOptions hopper = plain;
-      hopper.arch = 90;
-      hopper.archSpecific = true;
-      CudaKernel code;
-      if (!compileCuda(specs["causal"], hopper, code, error) ||
-          !load(std::string(code.name), std::move(code)))
-        return false;
-    }
+    // Those of sm_90a when a test wants them.
+    for (const KernelSpec &spec : list)
+      for (bool tensorMaps : {false, true}) {
+        KernelSpec sized = getCudaSpec(spec);
+        const CudaSchedule schedule = chooseWarpgroupSchedule(
+            sized, /*lists=*/false, tensorMaps, /*persistent=*/false);
+        sized.blockQ = schedule.blockQ;
+        sized.blockK = schedule.blockK;
+        hopper["prefill_" + getTileKey(sized) + "_sm_90a" +
+               (tensorMaps ? "_tma" : "")] = {spec.name, tensorMaps};
+      }
     plain.lists = true;
     CudaKernel lists, index;
     if (!compileCuda(getCudaSpec(specs["ashape"]), plain, lists, error) ||
@@ -233,20 +275,23 @@ private:
 
 /// A call with CUDA tensors, which lie in the host's memory.
 struct Call {
+  /// `otherLayout`: the tensors lie in memory as if the kernel had the other
+  /// one of BHSD and BSHD, which their strides say.
   explicit Call(const char *kernel, int batch = 1, int queries = 100,
-                int keys = 100)
+                int keys = 100, bool otherLayout = false)
       : spec(World::get().specs.at(kernel)), batch(batch), queries(queries),
-        keys(keys) {
+        keys(keys), size(spec.headDim),
+        rowsBesideHeads((spec.qLayout == Layout::BSHD) != otherLayout) {
     const bool bshd = spec.qLayout == Layout::BSHD;
     auto rows = [&](int heads, int length, int size) -> std::vector<int64_t> {
       if (bshd)
         return {batch, length, heads, size};
       return {batch, heads, length, size};
     };
-    shapes = {rows(spec.qHeads, queries, 64),
-              rows(spec.kvHeads, keys, 64),
-              rows(spec.kvHeads, keys, 64),
-              rows(spec.qHeads, queries, 64),
+    shapes = {rows(spec.qHeads, queries, size),
+              rows(spec.kvHeads, keys, size),
+              rows(spec.kvHeads, keys, size),
+              rows(spec.qHeads, queries, size),
               {batch, spec.qHeads, queries},
               {batch, keys},
               {spec.qHeads},
@@ -279,8 +324,13 @@ struct Call {
             std::uniform_real_distribution<float>(-1, 1)(random));
     const DLDataType half{
         uint8_t(spec.dtype == DType::BF16 ? kDLBfloat : kDLFloat), 16, 1};
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 4; ++i) {
       tensors[i] = tensor(shapes[i], data[i].data(), half);
+      const std::vector<int64_t> &dims = shapes[i];
+      strides[i] = {dims[1] * dims[2] * dims[3], dims[3], dims[1] * dims[3], 1};
+      if (otherLayout)
+        tensors[i].strides = strides[i].data();
+    }
     tensors[4] = tensor(shapes[4], lse.data(), {kDLFloat, 32, 1});
     tensors[5] = tensor(shapes[5], mask.data(), {kDLUInt, 8, 1});
     tensors[6] = tensor(shapes[6], sinks.data(), {kDLFloat, 32, 1});
@@ -339,6 +389,9 @@ struct Call {
       driver->launch = [](void *user, const fake_launch *launch) {
         return static_cast<Call *>(user)->execute(*launch);
       };
+      driver->encode = [](void *user, const fake_tensor_map *asked, void *map) {
+        return static_cast<Call *>(user)->encode(*asked, map);
+      };
       driver->user = this;
     }
     return World::get().run(&context, spec.name.c_str(), inputs.data(),
@@ -346,11 +399,10 @@ struct Call {
   }
 
   int execute(const fake_launch &launch) {
-    auto found = World::get().kernels.find(launch.function);
-    if (found == World::get().kernels.end()) {
-      emulation = std::string("no kernel ") + launch.function;
+    const llvm::StringRef function = launch.function;
+    emu::Program *program = World::get().find(function.str(), emulation);
+    if (!program)
       return 500;
-    }
     streams.push_back(launch.stream);
     functions.push_back(launch.function);
     batches.push_back(launch.grid[2]);
@@ -379,19 +431,24 @@ struct Call {
     emulated.grid = {launch.grid[0], launch.grid[1], launch.grid[2]};
     emulated.block = {launch.block[0], launch.block[1], launch.block[2]};
     emulated.dynamicSharedBytes = launch.shared_bytes;
-    if (found->first == "prefill_rotate")
+    if (function == "prefill_rotate")
       emulated.addScalar(
           *static_cast<const prefill_cuda_rotate *>(launch.params));
-    else if (found->first == "prefill_convert")
+    else if (function == "prefill_convert")
       emulated.addScalar(
           *static_cast<const prefill_cuda_convert *>(launch.params));
-    else if (llvm::StringRef(found->first).starts_with("prefill_attention"))
+    else if (function.starts_with("prefill_attention"))
       emulated.addScalar(
           last = *static_cast<const prefill_cuda_attention *>(launch.params));
     else
       emulated.addScalar(
           *static_cast<const prefill_cuda_index *>(launch.params));
-    auto report = found->second.program->run(device, emulated);
+    if (launch.maps)
+      emulated.addScalar(
+          *static_cast<const prefill_cuda_tensor_maps *>(launch.maps));
+    emu::Options how;
+    how.late = late;
+    auto report = program->run(device, emulated, how);
     if (!report)
       emulation = llvm::toString(report.takeError());
     else if (!report->clean())
@@ -399,12 +456,36 @@ struct Call {
     return emulation.empty() ? 0 : 700;
   }
 
+  /// What the driver's cuTensorMapEncodeTiled does; 1: it refuses.
+  int encode(const fake_tensor_map &asked, void *map) {
+    emu::TensorMap wanted;
+    wanted.base = asked.data;
+    wanted.dims.assign(asked.dims, asked.dims + asked.rank);
+    wanted.strides.assign(asked.strides, asked.strides + asked.rank - 1);
+    wanted.box.assign(asked.box, asked.box + asked.rank);
+    wanted.swizzleBytes = asked.swizzle ? 16 << asked.swizzle : 0;
+    const int type = spec.dtype == DType::BF16 ? 9 : 6;
+    for (unsigned i = 0; i < asked.rank; ++i)
+      if (asked.steps[i] != 1)
+        return 1;
+    if (asked.type != type || asked.interleave || asked.fill)
+      return 1;
+    auto bytes = emu::encodeTensorMap(wanted);
+    if (!bytes) {
+      llvm::consumeError(bytes.takeError());
+      return 1;
+    }
+    std::memcpy(map, bytes->data(), bytes->size());
+    ++maps;
+    return 0;
+  }
+
   size_t at(bool ofQuery, int b, int h, int row) const {
     const int heads = ofQuery ? spec.qHeads : spec.kvHeads;
     const int length = ofQuery ? queries : keys;
-    return spec.qLayout == Layout::BSHD
-               ? ((size_t(b) * length + row) * heads + h) * 64
-               : ((size_t(b) * heads + h) * length + row) * 64;
+    return (rowsBesideHeads ? (size_t(b) * length + row) * heads + h
+                            : (size_t(b) * heads + h) * length + row) *
+           size;
   }
 
   /// Element c of a row of Q (0) or K (1) as attention sees it.
@@ -431,7 +512,7 @@ struct Call {
     for (int b = 0; b < batch; ++b)
       for (int h = 0; h < spec.qHeads; ++h)
         for (int row = 0; row < queries; ++row) {
-          std::vector<double> want(64);
+          std::vector<double> want(size);
           const int64_t position = offsets[b] + row;
           double sum = 0, max = spec.hasSink ? sinks[h] : -INFINITY;
           std::vector<std::pair<int, double>> scores;
@@ -442,10 +523,10 @@ struct Call {
                 !isVisited(b, h, row, key))
               continue;
             double score = 0;
-            for (int c = 0; c < 64; ++c)
+            for (int c = 0; c < size; ++c)
               score += rotated(0, at(true, b, h, row), position, c) *
                        rotated(1, at(false, b, h / 2, key), key, c);
-            score /= 8;
+            score /= std::sqrt(double(size));
             if (spec.softcap)
               score = spec.softcap * std::tanh(score / spec.softcap);
             scores.push_back({key, score});
@@ -455,10 +536,10 @@ struct Call {
           for (auto [key, score] : scores) {
             const double p = std::exp(score - max);
             sum += p;
-            for (int c = 0; c < 64; ++c)
+            for (int c = 0; c < size; ++c)
               want[c] += p * value(2, at(false, b, h / 2, key) + c);
           }
-          for (int c = 0; c < 64; ++c)
+          for (int c = 0; c < size; ++c)
             worst =
                 std::max(worst, std::fabs(value(3, at(true, b, h, row) + c) -
                                           (sum > 0 ? want[c] / sum : 0)));
@@ -498,8 +579,12 @@ struct Call {
   }
 
   KernelSpec spec;
-  int batch, queries, keys;
+  int batch, queries, keys, size; ///< size: of a row
+  bool rowsBesideHeads;           ///< in memory: BSHD
+  bool late = false;              ///< the emulator's mode
+  int maps = 0;                   ///< tensor maps that were encoded
   std::vector<std::vector<int64_t>> shapes;
+  std::vector<int64_t> strides[4]; ///< with `otherLayout`
   std::vector<uint16_t> data[4];
   std::vector<float> lse, sinks;
   std::vector<uint8_t> mask;

@@ -1,7 +1,6 @@
 //===- HostTest.cpp - Libraries with CUDA code, as hosts call them --------===//
 
-#include "HostCall.h"
-#include "gtest/gtest.h"
+#include "HostFixture.h"
 #include <atomic>
 #include <thread>
 
@@ -9,37 +8,6 @@ using namespace prefill;
 using namespace prefill::harness;
 
 namespace {
-
-class CudaHost : public ::testing::Test {
-protected:
-  void SetUp() override {
-    ASSERT_EQ(World::get().error, "");
-    driver = World::get().reset();
-    // Code of earlier tests is not in this test's context.
-    static unsigned long long contexts = 100;
-    driver->context = ++contexts;
-  }
-  /// The message contains `word`, nothing was launched, and the next call
-  /// works.
-  void refused(Call &call, prefill_status status, const char *word) {
-    EXPECT_EQ(call.run(driver, false), status) << call.context.message;
-    EXPECT_NE(std::string(call.context.message).find(word), std::string::npos)
-        << call.context.message;
-    EXPECT_NE(std::string(call.context.message).find(call.spec.name),
-              std::string::npos)
-        << call.context.message;
-    EXPECT_EQ(driver->launches, 0);
-  }
-  fake_cuda *driver = nullptr;
-};
-
-#define EXPECT_RUNS(call)                                                      \
-  do {                                                                         \
-    EXPECT_EQ((call).run(driver), PREFILL_OK) << (call).context.message;       \
-    EXPECT_EQ((call).emulation, "");                                           \
-    EXPECT_LT((call).error(), tolerance);                                      \
-  } while (0)
-constexpr double tolerance = 2.5e-2; // bf16; probabilities are rounded too
 
 TEST_F(CudaHost, Causal) {
   Call call("causal", 2, 100, 130);
@@ -278,7 +246,7 @@ TEST_F(CudaHost, Hopper) {
   driver->shared_limit = 227 << 10;
   Call call("causal", 1, 200, 300);
   EXPECT_RUNS(call);
-  EXPECT_TRUE(llvm::StringRef(call.functions[0]).ends_with("_sm_90a"));
+  EXPECT_TRUE(llvm::StringRef(call.functions[0]).ends_with("_sm_90a_tma"));
   // A later GPU of the same family does not.
   driver->minor = 1;
   Call later("causal");

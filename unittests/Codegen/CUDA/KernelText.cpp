@@ -3,7 +3,8 @@
 // prefill-cuda-kernel [--level=tile|warp|nvvm|llvm|ptx|report]
 // [--dtype=bf16|f16]
 //   [--head-dim=N] [--value-dim=N] [--causal] [--window=N] [--softcap] [--sink]
-//   [--key-mask] [--lists] [--tma] [--block-q=N] [--block-k=N] [--warps=N]
+//   [--key-mask] [--lists] [--tma] [--persistent] [--block-q=N] [--block-k=N]
+//   [--warps=N]
 //   [--stages=N]
 //   [--arch=80|86|89|90|90a] [--allow-spills]
 //
@@ -24,7 +25,7 @@ static cl::opt<int> headDim("head-dim", cl::init(128)), valueDim("value-dim");
 static cl::opt<int> window("window");
 static cl::opt<bool> causal("causal"), softcap("softcap"), sink("sink"),
     keyMask("key-mask"), lists("lists"), tensorMaps("tma"),
-    allowSpills("allow-spills");
+    persistent("persistent"), allowSpills("allow-spills");
 static cl::opt<int> blockQ("block-q"), blockK("block-k"), warps("warps"),
     stages("stages");
 static cl::opt<std::string> arch("arch", cl::init("80"));
@@ -53,6 +54,7 @@ int main(int argc, char **argv) {
   }
   options.lists = lists;
   options.tensorMaps = tensorMaps;
+  options.persistent = persistent;
   options.allowSpills = allowSpills;
   options.blockQ = blockQ;
   options.blockK = blockK;

@@ -17,6 +17,12 @@ static KernelSpec makeSpec(int headDim) {
   return spec;
 }
 
+static void addFeatures(KernelSpec &spec) {
+  spec.windowLeft = 100;
+  spec.softcap = 30;
+  spec.hasSink = spec.hasKeyMask = true;
+}
+
 TEST(Ptxas, Log) {
   PtxasReport report = parsePtxasLog(
       "ptxas info    : 0 bytes gmem\n"
@@ -61,9 +67,7 @@ TEST(Ptxas, NoSpillsWithAllFeatures) {
     GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
   for (int headDim : {64, 128, 192, 256}) {
     KernelSpec spec = makeSpec(headDim);
-    spec.windowLeft = 100;
-    spec.softcap = 30;
-    spec.hasSink = spec.hasKeyMask = true;
+    addFeatures(spec);
     CudaOptions options;
     options.lists = true;
     CudaKernel kernel;
@@ -96,19 +100,17 @@ TEST(Ptxas, Warpgroups) {
   if (findPtxas("").empty())
     GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
   for (int headDim : {64, 96, 128, 192, 256})
-    for (bool lists : {false, true})
+    for (const char *kind : {"", "tma", "lists"})
       for (bool all : {false, true}) {
+        SCOPED_TRACE(testing::Message() << headDim << kind << all);
         KernelSpec spec = makeSpec(headDim);
-        if (all) {
-          spec.windowLeft = 100;
-          spec.softcap = 30;
-          spec.hasSink = spec.hasKeyMask = true;
-        }
+        if (all)
+          addFeatures(spec);
         CudaOptions options;
         options.arch = 90;
         options.archSpecific = true;
-        options.lists = lists;
-        options.tensorMaps = headDim % 128 == 0;
+        options.lists = kind == llvm::StringRef("lists");
+        options.tensorMaps = kind == llvm::StringRef("tma");
         CudaKernel kernel;
         std::string error;
         EXPECT_TRUE(compileCuda(spec, options, kernel, error)) << error;
@@ -117,6 +119,30 @@ TEST(Ptxas, Warpgroups) {
         EXPECT_NE(kernel.ptx.find(".target sm_90a"), std::string::npos);
         EXPECT_NE(kernel.ptx.find("wgmma.mma_async"), std::string::npos);
       }
+}
+
+/// The same for persistent thread blocks. (benchmarks/cuda_static.py compiles
+/// what is left out here.)
+TEST(Ptxas, Persistent) {
+  if (findPtxas("").empty())
+    GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
+  for (int headDim : {64, 96, 128, 192, 256})
+    for (bool all : {false, true}) {
+      SCOPED_TRACE(testing::Message() << headDim << all);
+      KernelSpec spec = makeSpec(headDim);
+      if (all)
+        addFeatures(spec);
+      CudaOptions options;
+      options.arch = 90;
+      options.archSpecific = true;
+      options.persistent = true;
+      options.tensorMaps = all == (headDim % 128 == 0);
+      CudaKernel kernel;
+      std::string error;
+      EXPECT_TRUE(compileCuda(spec, options, kernel, error)) << error;
+      EXPECT_TRUE(kernel.report.schedule.persistent) << kernel.report.note;
+      EXPECT_NE(kernel.name.find("_persistent"), std::string::npos);
+    }
 }
 
 /// Where sm_90a's kernel does not assemble, sm_90's takes its place and the

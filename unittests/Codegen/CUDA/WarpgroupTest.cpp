@@ -208,3 +208,74 @@ TEST(Warpgroup, TensorMaps) {
   few.options.lists = true;
   EXPECT_RIGHT(few);
 }
+
+/// Several tiles of query rows a block, one after the other: with and without
+/// TMA, a number of blocks that does and does not divide that of tiles, rings
+/// that go on at odd stages.
+TEST(Warpgroup, Persistent) {
+  for (bool tensorMaps : {false, true})
+    for (int headDim : {64, 128, 256}) {
+      SCOPED_TRACE(testing::Message() << headDim << " " << tensorMaps);
+      KernelSpec spec = makeSpec(DType::BF16, headDim, true);
+      spec.qHeads = 2;
+      spec.kvHeads = 1;
+      GpuProblem problem = makeProblem(spec, 270, 350);
+      problem.options.persistent = true;
+      problem.options.tensorMaps = tensorMaps;
+      problem.blocks = 2;
+      problem.batch = headDim == 64 ? 2 : 1;
+      problem.bshd = headDim == 128;
+      EXPECT_RIGHT(problem);
+    }
+}
+
+/// Numbers of blocks and of heads at a time; one block alone, more blocks than
+/// there is work for.
+TEST(Warpgroup, PersistentOrders) {
+  KernelSpec spec = makeSpec(DType::F16, 64, true);
+  spec.qHeads = 3;
+  for (int blocks : {1, 2, 7, 50})
+    for (int heads : {1, 4, 100}) {
+      SCOPED_TRACE(testing::Message() << blocks << " " << heads);
+      GpuProblem problem = makeProblem(spec, 200, 200);
+      problem.options.persistent = true;
+      problem.blocks = blocks;
+      problem.headsTogether = heads;
+      problem.batch = 2;
+      EXPECT_EQ(problem.check(), "");
+    }
+}
+
+/// Tiles without keys, ragged batches, every mask; three computing warpgroups
+/// and two, one stage and three.
+TEST(Warpgroup, PersistentShapes) {
+  KernelSpec spec = makeSpec(DType::F16, 64, true);
+  spec.qHeads = 2;
+  for (auto [queries, keys] : {std::pair(1, 1), std::pair(500, 130)}) {
+    GpuProblem problem = makeProblem(spec, queries, keys);
+    problem.options.persistent = true;
+    problem.blocks = 2;
+    EXPECT_RIGHT(problem);
+    problem.batch = 3;
+    problem.keyLengths = {keys, keys / 2, 0};
+    EXPECT_RIGHT(problem);
+  }
+  spec.windowLeft = 150;
+  spec.softcap = 20;
+  spec.hasSink = spec.hasKeyMask = true;
+  GpuProblem rich = makeProblem(spec, 300, 500);
+  rich.options.persistent = true;
+  rich.batch = 2;
+  rich.keyLengths = {500, 211};
+  EXPECT_RIGHT(rich);
+  for (int stages : {1, 3}) {
+    GpuProblem ring = makeProblem(makeSpec(DType::BF16, 64, false), 450, 333);
+    ring.options.persistent = true;
+    ring.options.stages = stages;
+    ring.blocks = 2;
+    EXPECT_RIGHT(ring);
+  }
+  // Lists are not for persistent blocks.
+  rich.options.lists = true;
+  EXPECT_RIGHT(rich);
+}

@@ -42,6 +42,9 @@ struct CudaSchedule {
   /// With warpgroups: copies by TMA. The kernel has a second parameter,
   /// prefill_cuda_tensor_maps, and takes no lengths by batch entry.
   bool tensorMaps = false;
+  /// With warpgroups: a block takes tiles of query rows until there are none
+  /// (prefill_cuda_attention says in which order).
+  bool persistent = false;
   /// Threads of a block.
   int threads() const { return 32 * warps + (warpgroups ? 128 : 0); }
   /// "sm_80", "sm_90a".
@@ -59,7 +62,7 @@ bool chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
 /// The schedule with warpgroups for sm_90a, for a kernel that
 /// chooseCudaSchedule has one for.
 CudaSchedule chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
-                                     bool tensorMaps);
+                                     bool tensorMaps, bool persistent);
 
 /// Why this kernel cannot run on tensor cores of this architecture, with what
 /// could be done about it; empty when it can.
@@ -83,6 +86,11 @@ struct CudaOptions {
   bool lists = false; ///< blocks and columns from the launch
   /// Copies by TMA where there are warpgroups and no lists, else as without.
   bool tensorMaps = false;
+  /// One thread block a multiprocessor, which takes tiles of query rows one
+  /// after the other, those with most keys first. Where there are warpgroups
+  /// and no lists, else as without. Not what libraries carry: whether it is
+  /// faster has not been measured.
+  bool persistent = false;
   std::string ptxas;        ///< empty: CUDA_HOME/bin, then PATH
   bool allowSpills = false; ///< spills and ptxas warnings are no errors
   bool runPtxas = true;

@@ -64,6 +64,8 @@ def ScheduleWarpgroups : Pass<"schedule-warpgroups", "::mlir::ModuleOp"> {
            "warpgroups start products in turn">,
     Option<"tensorMaps", "tensor-maps", "bool", "false",
            "copies are TMA's, by one thread">,
+    Option<"persistent", "persistent", "bool", "false",
+           "a block takes one tile of query rows after the other">,
     Option<"lists", "lists", "bool", "false",
            "the launch names the tiles to visit">];
   let dependentDialects = ["::prefill::warp::WarpDialect",

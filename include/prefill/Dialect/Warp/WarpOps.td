@@ -67,6 +67,41 @@ def Warp_RolesOp : Warp_Op<"roles", [HasParent<"KernelOp">, NoTerminator,
   let hasVerifier = 1;
 }
 
+def Warp_ForWorkOp : Warp_Op<"for_work", [HasParent<"RolesOp">, SingleBlock,
+                                          MemoryEffects<[MemRead, MemWrite]>]> {
+  let summary = "The tiles of query rows that a persistent thread block takes";
+  let description = [{
+    A launch of fewer blocks than tiles. Blocks take tiles in an order that both
+    roles know from the launch alone (cuda_abi.h), those with most to do first.
+    The region's arguments are the number of the tile among the block's own, from
+    0; the number of key tiles that went through the rings before; and, for this
+    tile, what the kernel's arguments are elsewhere. Rings go on from tile to
+    tile: their numbers count from the kernel's begin.
+  }];
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = "$body attr-dict";
+  let hasVerifier = 1;
+  let extraClassDeclaration = [{
+    ::mlir::Value getWork() { return getBody().getArgument(0); }
+    ::mlir::Value getFirst() { return getBody().getArgument(1); }
+    /// What stands for the kernel's arguments.
+    ::mlir::Block::BlockArgListType getKernelArguments() {
+      return getBody().getArguments().drop_front(2);
+    }
+  }];
+}
+
+def Warp_NextWorkOp : Warp_Op<"next_work", [Pure, Terminator,
+                                            HasParent<"ForWorkOp">]> {
+  let summary = "Ends one tile of query rows";
+  let description = [{
+    `first` is what the next one begins with: how many key tiles have gone through
+    the rings.
+  }];
+  let arguments = (ins I32:$first);
+  let assemblyFormat = "$first attr-dict";
+}
+
 def Warp_IsFirstThreadOp : Warp_Op<"is_first_thread", [Pure]> {
   let summary = "Whether this is the first thread of the copying warpgroup";
   let results = (outs I1:$result);
