@@ -493,7 +493,7 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
     return failure();
   site.maskedRow = masks.emptyRow();
   if (form.logarithm && !masks.neverEmpty() &&
-      (site.maskedRow == MaskedRowRule::Mean || numbers))
+      (isAverage(site.maskedRow) || numbers))
     return refuse(softmax, "rows without a visible key have logarithms of sums "
                            "that their lowest numbers swallow");
   if (!form.stable && !masks.neverEmpty()) {
@@ -503,7 +503,7 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
                     "exponentials of scores with a bias are summed without "
                     "their maximum being subtracted first",
                     site.bias.value);
-    if (site.maskedRow == MaskedRowRule::Mean)
+    if (isAverage(site.maskedRow))
       site.maskedRow = MaskedRowRule::NaN;
   }
   bool nan = site.maskedRow == MaskedRowRule::NaN;
@@ -517,8 +517,17 @@ LogicalResult Matcher::matchAll(Value scores, onnx::NodeOp pv) {
       site.maskedRow = MaskedRowRule::Zero;
   }
   // Those rows are 0 whatever numbers hide their keys.
-  if (zeroRows && numbers)
-    hideLowNumbers(analysis, site, std::max(lowestNumber(type), -3e38));
+  if (zeroRows && numbers) {
+    // Those of float16 that were added up in float32 are the least number and
+    // something.
+    const bool joined =
+        type.isF16() && site.bias.kind == PlannedValue::Kind::Node &&
+        onnx::getElementType(
+            site.nodes[site.bias.node].resultTypes[site.bias.result])
+            .isF32();
+    hideLowNumbers(analysis, site,
+                   joined ? -6e4 : std::max(lowestNumber(type), -3e38));
+  }
   if (zeroRows || sinks || (zeroNaN && nan))
     site.maskedRow = MaskedRowRule::Zero;
   if (nanGuard)

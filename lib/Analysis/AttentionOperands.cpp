@@ -166,15 +166,18 @@ LogicalResult Matcher::matchOperands(const Product &qk, const Product &product,
   auto typeOf = [&](const Rows &r) {
     return analysis.facts(r.value).elementType;
   };
+  SmallVector<Rows> allK = k, allV = v;
+  auto isNarrower = [&](const Rows &r) {
+    Type t = typeOf(r);
+    return isFloat(t) &&
+           t.getIntOrFloatBitWidth() < type.getIntOrFloatBitWidth();
+  };
   for (SmallVector<Rows> *list : {&q, &k, &v}) {
     bool any =
         llvm::any_of(*list, [&](const Rows &r) { return typeOf(r) == type; });
     Value first = list->front().value;
     llvm::erase_if(*list, [&](const Rows &r) {
-      Type t = typeOf(r);
-      return any ? t != type
-                 : !isFloat(t) || t.getIntOrFloatBitWidth() >=
-                                      type.getIntOrFloatBitWidth();
+      return any ? typeOf(r) != type : !isNarrower(r);
     });
     if (list->empty())
       return refuse(qk.node,
@@ -182,11 +185,22 @@ LogicalResult Matcher::matchOperands(const Product &qk, const Product &product,
                     "f16 or bf16",
                     first);
   }
-  // The fewest KV heads that keys and values both have.
+  // The fewest KV heads that keys and values both have; narrower ones only
+  // where they are fewer: heads that were repeated before they were cast.
   const Rows *bestK = nullptr, *bestV = nullptr;
   for (const Rows &x : k)
     for (const Rows &y : v)
       if (x.heads == y.heads && (!bestK || x.heads <= bestK->heads)) {
+        bestK = &x;
+        bestV = &y;
+      }
+  auto mayCast = [&](const Rows &r) {
+    return typeOf(r) == type || isNarrower(r);
+  };
+  for (const Rows &x : allK)
+    for (const Rows &y : allV)
+      if (bestK && x.heads == y.heads && x.heads < bestK->heads && mayCast(x) &&
+          mayCast(y)) {
         bestK = &x;
         bestV = &y;
       }

@@ -223,6 +223,23 @@ bool MaskBuilder::joinBias(PlannedValue tensor, bool isBool, Parts &parts) {
   }
   Type element =
       isBool ? IntegerType::get(site.core->getContext(), 1) : scoreType;
+  // In float16, the least number would swallow the other one or become -inf;
+  // ONNX Runtime adds both to the scores in float32.
+  if (!isBool && scoreType.isF16()) {
+    element = Float32Type::get(site.core->getContext());
+    Builder builder(site.core->getContext());
+    for (PlannedValue *value : {&other, &tensor}) {
+      Type known =
+          value->kind == PlannedValue::Kind::Existing
+              ? analysis.facts(value->value).elementType
+              : onnx::getElementType(
+                    parts.nodes[value->node].resultTypes[value->result]);
+      if (known != element)
+        *value =
+            planner.node("Cast", {*value}, UnrankedTensorType::get(element),
+                         {onnx::intAttr(builder, "to", 1)});
+    }
+  }
   parts.bias = planner.node(isBool ? "And" : "Add", {other, tensor},
                             UnrankedTensorType::get(element));
   parts.biasIsBool = isBool;

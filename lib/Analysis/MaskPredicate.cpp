@@ -461,12 +461,20 @@ bool MaskBuilder::commit(Parts &parts) {
          parts.qSegment || parts.biasIsBool))
       return false;
   }
+  // ONNX Runtime adds float16 in float32 on CPUs: -65504 swallows no score
+  // there. Rows without a visible key are what their scores say, biases
+  // included.
+  const bool leaves = scoreType && scoreType.isF16() && finite && !floor &&
+                      parts.addedFinite > 0 && !rowsNeverEmpty;
+  if (leaves && (parts.bias || site.bias || parts.qSegment || site.qSegment))
+    return false;
   // A bias that hides keys itself is added as the model does it, finite minima
   // included: what remains are rows of -inf. (Not with a floor: see `finite`.)
   if (parts.opaqueBias && !floor)
     infinite = true;
   rule = rowsNeverEmpty        ? MaskedRowRule::Zero
          : infinite || !finite ? MaskedRowRule::NaN
+         : leaves              ? MaskedRowRule::Scores
                                : MaskedRowRule::Mean;
   if (!parts.keyMasks.empty()) {
     PlannedValue mask = parts.keyMasks[0];

@@ -1,5 +1,6 @@
 //===- OpForms.cpp - Fused attention operators: common parts --------------===//
 #include "prefill/Analysis/OpForms.h"
+#include "Rules.h"
 #include "prefill/Analysis/MaskPredicate.h"
 
 #include "llvm/ADT/APFloat.h"
@@ -384,12 +385,12 @@ void OpForm::setMask(Value mask, const MaskDims &dims, const MaskRules &rules) {
               return number <= lowestNumber(type) && std::isfinite(number);
             });
         if (found == MaskedRowRule::NaN ||
-            (found == MaskedRowRule::Mean && rules.lowestHides && hasLowest))
+            (isAverage(found) && rules.lowestHides && hasLowest))
           found = rules.infinite;
       }
       // "Mean" is the mean of all values; with keys that are invisible for good
       // it would be the mean of the others. The tensor itself says it right.
-      if (neverEmpty || found != MaskedRowRule::Mean || !rules.hard) {
+      if (neverEmpty || !isAverage(found) || !rules.hard) {
         site.maskedRow = neverEmpty ? before.maskedRow : found;
         if (site.bias && !isBool && rules.lowestHides)
           hideLowNumbers(analysis, site, lowestNumber(type));

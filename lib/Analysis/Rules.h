@@ -7,6 +7,7 @@
 #define PREFILL_LIB_ANALYSIS_RULES_H
 
 #include "prefill/Analysis/SymbolicAnalysis.h"
+#include "prefill/Dialect/Prefill/Prefill.h"
 
 namespace prefill {
 
@@ -25,6 +26,12 @@ inline bool isIntegerLike(mlir::Type type) {
 inline bool isBool(mlir::Type type) { return type && type.isInteger(1); }
 inline bool isFloat(mlir::Type type) {
   return type && mlir::isa<mlir::FloatType>(type);
+}
+
+/// Whether rows without a visible key average over keys that finite numbers
+/// hide.
+inline bool isAverage(MaskedRowRule rule) {
+  return rule == MaskedRowRule::Mean || rule == MaskedRowRule::Scores;
 }
 
 /// Axis `axis` of a tensor of `rank` counted from the front, or nothing when it

@@ -92,8 +92,10 @@ ShapeRules::broadcast(ArrayRef<unsigned> inputs) {
     while (result.size() < f.shape.size())
       result.insert(result.begin(), ctx.getInt(1));
     size_t skipped = result.size() - f.shape.size();
-    for (auto [axis, size] : llvm::enumerate(f.shape))
-      result[axis + skipped] = broadcastDim(ctx, result[axis + skipped], size);
+    // From the back: what columns of a stored mask say tells about its rows.
+    for (size_t axis = f.shape.size(); axis-- > 0;)
+      result[axis + skipped] =
+          broadcastDim(ctx, result[axis + skipped], f.shape[axis]);
   }
   return result;
 }

@@ -298,17 +298,22 @@ ExprRef prefill::broadcastDim(ExprContext &ctx, ExprRef a, ExprRef b) {
   if (b->is(Kind::Int))
     return b;
   // min(c, x) with c > 1 is 1 only where x is: it equals x or the execution is
-  // invalid. Such sizes come from slices of a stored mask.
+  // invalid. Such sizes come from slices of a stored mask, whose rows are known
+  // to be inside of it when its columns are.
   auto clipped = [&](ExprRef m, ExprRef x) {
     return m->is(Kind::Min) && llvm::is_contained(m->operands, x) &&
            llvm::any_of(m->operands, [&](ExprRef o) {
              return o != x && ctx.proveNonNegative(ctx.sub(o, ctx.getInt(2)));
            });
   };
-  if (clipped(a, b))
+  if (clipped(a, b)) {
+    ctx.assumeMin(a, b);
     return b;
-  if (clipped(b, a))
+  }
+  if (clipped(b, a)) {
+    ctx.assumeMin(b, a);
     return a;
+  }
   // s + p and s + q with s > 0: both are at least 1, and 1 only for a single
   // token without a cache. In all other executions they are equal. Exporters
   // that name every dimension give each layer's cache a length of its own.

@@ -218,6 +218,11 @@ void ExprContext::assumeEqual(ExprRef a, ExprRef b) {
   resolved.clear();
 }
 
+void ExprContext::assumeMin(ExprRef min, ExprRef x) {
+  solved[min] = x;
+  resolved.clear();
+}
+
 ExprRef ExprContext::resolve(ExprRef a) {
   if (solved.empty())
     return a;

@@ -136,6 +136,10 @@ std::string prefill::checkKernelSpec(const KernelSpec &spec) {
     reason = "the plan does not have one entry a query head";
   if (reason.empty() && spec.softcap < 0)
     reason = "softcap is negative";
+  if (reason.empty() && spec.maskedRow == MaskedRow::Scores &&
+      (spec.hasBias || spec.hasSegments))
+    reason = "rows without a visible key cannot be their scores beside a bias "
+             "or segments";
   return named(reason);
 }
 

@@ -27,6 +27,7 @@ typedef struct tile_memory {
   char *q;              /* rotated rows, [bq][d] */
   float *rotary;        /* scratch of pf_rotate_queries */
   char *exact;          /* scratch of pf_exact_rows */
+  char *unmasked;       /* scratch of pf_unmask_rows */
   void *tile_workspace; /* the tile function's own */
   int64_t bytes;
 } tile_memory;
@@ -64,6 +65,7 @@ static tile_memory lay_out(const pf_call *call, void *base) {
   PART(q, call->rotary ? call->bq * call->d * call->element : 0);
   PART(rotary, call->rotary ? 2 * (call->d + call->rotary_width) : 0);
   PART(exact, bias_needs_care(call) ? pf_exact_bytes(call) : 0);
+  PART(unmasked, pf_unmasked_bytes(call));
 #undef PART
   m.tile_workspace = (void *)at;
   at += (uintptr_t)pf_round_up((int64_t)call->variant->workspace_bytes, 64);
@@ -265,7 +267,8 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
   else if (lse_out || call->may_mask_rows || bias_needs_care(call))
     args.lse = m.lse;
 
-  if (args.block_count || args.col_count) {
+  const bool any = args.block_count || args.col_count;
+  if (any || pf_unmasks(call)) {
     if (call->rotary) {
       pf_rotate_queries(call, b, h, row, rows, m.q, m.rotary);
       args.q = m.q;
@@ -276,6 +279,8 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
                    call->element;
       args.q_stride = call->q.row;
     }
+  }
+  if (any) {
     call->variant->attention(&args);
     if (bias_needs_care(call))
       pf_exact_rows(call, &args, m.exact);
@@ -287,7 +292,9 @@ static void tile_body(pf_call *call, void *worker, int64_t item) {
         args.lse[i] = args.sink;
     }
   }
-  if (call->may_mask_rows)
+  if (pf_unmasks(call))
+    pf_unmask_rows(call, b, h, &args, m.unmasked);
+  else if (call->may_mask_rows)
     for (int64_t i = 0; i < rows; ++i)
       if (args.lse[i] == PF_MINUS_INF)
         pf_write_masked_row(call, b, h, o + i * call->o.row * call->element,

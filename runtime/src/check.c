@@ -30,6 +30,8 @@ static prefill_status check_desc(pf_call *call) {
       desc->variant_count >= 0 && (desc->variants || !desc->variant_count) &&
       (!desc->rotary || (desc->rotary_dim > 0 && desc->rotary_dim % 2 == 0 &&
                          desc->rotary_dim <= desc->head_dim)) &&
+      (desc->masked_row != PREFILL_MASKED_SCORES ||
+       !(desc->features & (PREFILL_TILE_BIAS | PREFILL_TILE_SEGMENTS))) &&
       (!desc->plan ||
        (desc->plan->head_count == desc->q_heads && desc->plan->heads));
   if (!sane)

@@ -366,6 +366,19 @@ void pf_exact_rows(const pf_call *call, const prefill_tile_args *args,
                    void *memory);
 int64_t pf_exact_bytes(const pf_call *call);
 
+/*===-- unmasked.c -------------------------------------------------------===*/
+
+/* Whether rows that see no key may occur and are to see all of them. */
+static inline bool pf_unmasks(const pf_call *call) {
+  return call->may_mask_rows && call->desc->masked_row == PREFILL_MASKED_SCORES;
+}
+/* Computes rows of `tile` whose lse is -inf as if all keys were visible, and
+ * writes their rows of O. tile: q, o, lse and rows are read. memory:
+ * pf_unmasked_bytes, 64-byte aligned. */
+void pf_unmask_rows(const pf_call *call, int64_t b, int64_t h,
+                    const prefill_tile_args *tile, void *memory);
+int64_t pf_unmasked_bytes(const pf_call *call);
+
 /*===-- visibility.c -----------------------------------------------------===*/
 
 /* What the masks leave for a tile of rows of batch entry b: blocks

@@ -168,7 +168,8 @@ prefill_status pf_prepare_batches(pf_call *call, const DLTensor *key_mask,
     return status;
   if ((status = pf_prepare_modalities(call, batch, modality)))
     return status;
-  if ((desc->features & PREFILL_TILE_KEY_MASK) && !key_mask) {
+  if ((desc->features & PREFILL_TILE_KEY_MASK) &&
+      (!key_mask || desc->masked_row == PREFILL_MASKED_SCORES)) {
     const int64_t keys = pf_max(call->t, call->cache_rows);
     uint8_t *ones = pf_alloc(call, keys, 1);
     if (!ones)

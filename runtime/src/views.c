@@ -283,7 +283,7 @@ pf_work pf_views_work(const pf_head_index *index, const pf_call *call,
 typedef struct strip_memory {
   pf_strip_keys keys;
   float *lse, *row, *rotary;
-  char *q, *col_k, *col_v;
+  char *q, *col_k, *col_v, *unmasked;
   void *tile_workspace;
 } strip_memory;
 
@@ -298,6 +298,7 @@ static strip_memory lay_out(const pf_call *call, char *base, int64_t *bytes) {
                      sizeof(float));
   m.col_k = pf_take(&at, call->most_gathered * call->d, call->element);
   m.col_v = pf_take(&at, call->most_gathered * call->e, call->element);
+  m.unmasked = pf_take(&at, pf_unmasked_bytes(call), 1);
   m.tile_workspace = pf_take(&at, (int64_t)call->variant->workspace_bytes, 1);
   *bytes = at - base;
   return m;
@@ -392,7 +393,8 @@ static void strip_body(pf_call *call, void *worker, int64_t item) {
   if (lse_out || call->may_mask_rows)
     args.lse = m.lse;
   const int64_t o_bytes = args.o_stride * call->element;
-  if (args.block_count || args.col_count) {
+  const bool any = args.block_count || args.col_count;
+  if (any || pf_unmasks(call)) {
     if (call->rotary) {
       for (int64_t i = 0; i < strip.rows; ++i)
         pf_rotate_queries(call, b, h, strip.row + i * strip.step, 1,
@@ -404,6 +406,8 @@ static void strip_body(pf_call *call, void *worker, int64_t item) {
                                strip.row * call->q.row) *
                                   call->element;
     }
+  }
+  if (any) {
     call->variant->attention(&args);
   } else {
     for (int64_t i = 0; i < strip.rows; ++i) {
@@ -412,7 +416,9 @@ static void strip_body(pf_call *call, void *worker, int64_t item) {
         args.lse[i] = args.sink;
     }
   }
-  if (call->may_mask_rows)
+  if (pf_unmasks(call))
+    pf_unmask_rows(call, b, h, &args, m.unmasked);
+  else if (call->may_mask_rows)
     for (int64_t i = 0; i < strip.rows; ++i)
       if (args.lse[i] == PF_MINUS_INF)
         pf_write_masked_row(call, b, h, o + i * o_bytes, m.row);

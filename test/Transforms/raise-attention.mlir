@@ -298,3 +298,93 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
     onnx.return %o : !u {output_names = ["o"]}
   }
 }
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<2x2x3x8xf16>
+
+// float16's least number, added, leaves the scores of a row that sees nothing;
+// put in place of them it does not.
+// CHECK-LABEL: graph_name = "least number of float16"
+// CHECK: prefill.attention %q, %k, %v key_mask(%pad : tensor<2x3xi1>) {
+// CHECK-SAME: masked_row = #prefill<masked_row scores>
+// CHECK: prefill.attention %q, %k, %v key_mask(%pad : tensor<2x3xi1>) {
+// CHECK-SAME: masked_row = #prefill<masked_row mean>
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t, %pad: tensor<2x3xi1>) attributes {graph_name = "least number of float16", inputs = ["q", "k", "v", "pad"]} {
+    %zero = onnx.initializer "zero" : tensor<f16> = dense<0.0> : tensor<f16>
+    %low = onnx.initializer "low" : tensor<f16> = dense<-6.550400e+04> : tensor<f16>
+    %axes = onnx.initializer "axes" : tensor<2xi64> = dense<[1, 2]> : tensor<2xi64>
+    %see = onnx.node "Unsqueeze"(%pad, %axes) : (tensor<2x3xi1>, tensor<2xi64>) -> !u
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %s = onnx.node "MatMul"(%q, %kt) : (!t, !u) -> !u
+    %bias = onnx.node "Where"(%see, %zero, %low) : (!u, tensor<f16>, tensor<f16>) -> !u
+    %m = onnx.node "Add"(%s, %bias) : (!u, !u) -> !u
+    %p = onnx.node "Softmax"(%m) {axis = -1 : si64} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
+    %s2 = onnx.node "MatMul"(%q, %kt) : (!t, !u) -> !u
+    %m2 = onnx.node "Where"(%see, %s2, %low) : (!u, !u, tensor<f16>) -> !u
+    %p2 = onnx.node "Softmax"(%m2) {axis = -1 : si64} : (!u) -> !u
+    %o2 = onnx.node "MatMul"(%p2, %v) : (!u, !t) -> !u
+    onnx.return %o, %o2 : !u, !u {output_names = ["o", "o2"]}
+  }
+}
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<2x2x3x8xf16>
+!k = tensor<2x1x3x8xf16>
+
+// Heads that are repeated in float16 and multiplied in float32: cast before they
+// are repeated, so that the groups remain.
+// CHECK-LABEL: graph_name = "repeated, then cast"
+// CHECK-DAG: %[[K:.*]] = onnx.node "Cast"(%k) {to = 1 : si64} : (tensor<2x1x3x8xf16>) -> tensor<2x1x3x8xf32>
+// CHECK-DAG: %[[V:.*]] = onnx.node "Cast"(%v) {to = 1 : si64} : (tensor<2x1x3x8xf16>) -> tensor<2x1x3x8xf32>
+// CHECK: prefill.attention %{{.*}}, %[[K]], %[[V]] {
+// CHECK-SAME: kv_heads = 1 : i64
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !k, %v: !k) attributes {graph_name = "repeated, then cast", inputs = ["q", "k", "v"]} {
+    %shape = onnx.initializer "shape" : tensor<4xi64> = dense<[2, 2, 3, 8]> : tensor<4xi64>
+    %kk = onnx.node "Expand"(%k, %shape) : (!k, tensor<4xi64>) -> !u
+    %vv = onnx.node "Expand"(%v, %shape) : (!k, tensor<4xi64>) -> !u
+    %kt = onnx.node "Transpose"(%kk) {perm = array<i64: 0, 1, 3, 2>} : (!u) -> !u
+    %qw = onnx.node "Cast"(%q) {to = 1 : si64} : (!t) -> !u
+    %kw = onnx.node "Cast"(%kt) {to = 1 : si64} : (!u) -> !u
+    %vw = onnx.node "Cast"(%vv) {to = 1 : si64} : (!u) -> !u
+    %s = onnx.node "MatMul"(%qw, %kw) : (!u, !u) -> !u
+    %p = onnx.node "Softmax"(%s) {axis = -1 : si64} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %vw) : (!u, !u) -> !u
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}
+
+// -----
+
+!u = !onnx.unknown
+!t = tensor<2x2x3x8xf16>
+
+// A mask of float16's least number and a bias: added up in float32, where
+// neither swallows the other.
+// CHECK-LABEL: graph_name = "float16 mask and bias"
+// CHECK-DAG: onnx.node "Cast"(%other) {to = 1 : si64}
+// CHECK: %[[B:.*]] = onnx.node "Add"(%{{.*}}, %{{.*}}) : (tensor<*xf32>, tensor<*xf32>) -> tensor<*xf32>
+// CHECK: prefill.attention %q, %k, %v bias(%[[B]] :
+// CHECK-NOT: masked_row scores
+module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {
+  onnx.graph @main(%q: !t, %k: !t, %v: !t, %pad: tensor<2x3xi1>, %other: tensor<2x3x3xf16>) attributes {graph_name = "float16 mask and bias", inputs = ["q", "k", "v", "pad", "other"]} {
+    %zero = onnx.initializer "zero" : tensor<f16> = dense<0.0> : tensor<f16>
+    %low = onnx.initializer "low" : tensor<f16> = dense<-6.550400e+04> : tensor<f16>
+    %axes = onnx.initializer "axes" : tensor<2xi64> = dense<[1, 2]> : tensor<2xi64>
+    %see = onnx.node "Unsqueeze"(%pad, %axes) : (tensor<2x3xi1>, tensor<2xi64>) -> !u
+    %kt = onnx.node "Transpose"(%k) {perm = array<i64: 0, 1, 3, 2>} : (!t) -> !u
+    %s = onnx.node "MatMul"(%q, %kt) : (!t, !u) -> !u
+    %bias = onnx.node "Where"(%see, %zero, %low) : (!u, tensor<f16>, tensor<f16>) -> !u
+    %s2 = onnx.node "Add"(%s, %other) : (!u, tensor<2x3x3xf16>) -> !u
+    %m = onnx.node "Add"(%s2, %bias) : (!u, !u) -> !u
+    %p = onnx.node "Softmax"(%m) {axis = -1 : si64} : (!u) -> !u
+    %o = onnx.node "MatMul"(%p, %v) : (!u, !t) -> !u
+    onnx.return %o : !u {output_names = ["o"]}
+  }
+}

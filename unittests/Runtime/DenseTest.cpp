@@ -50,8 +50,8 @@ TEST(Dense, RaggedLengths) {
 
 TEST(Dense, MoreQueriesThanKeys) {
   // With END alignment the first rows are at negative positions.
-  for (int masked :
-       {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN, PREFILL_MASKED_NAN}) {
+  for (int masked : {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN,
+                     PREFILL_MASKED_NAN, PREFILL_MASKED_SCORES}) {
     Problem<8, 4, 16, 16, float, Causal> p;
     p.s = 50;
     p.t = 20;
@@ -152,8 +152,8 @@ TEST(Dense, Types) {
 TEST(Dense, KeyMask) {
   constexpr unsigned F = Causal | PREFILL_TILE_KEY_MASK;
   for (uint8_t bits : {8, 32, 64})
-    for (int masked :
-         {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN, PREFILL_MASKED_NAN}) {
+    for (int masked : {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN,
+                       PREFILL_MASKED_NAN, PREFILL_MASKED_SCORES}) {
       Problem<8, 4, 16, 16, float, F> p;
       p.b = 3;
       p.s = p.t = 83;
@@ -181,6 +181,40 @@ TEST(Dense, KeyMask) {
     }
 }
 
+TEST(Dense, RowsWithoutKeysSeeAll) {
+  // Windows, caps, half precision, grouped heads; a mask that leaves nothing of
+  // whole tiles, and one that leaves a batch row nothing at all.
+  constexpr unsigned F = Causal | PREFILL_TILE_WINDOW | PREFILL_TILE_KEY_MASK |
+                         PREFILL_TILE_SOFTCAP;
+  Problem<8, 4, 16, 16, _Float16, F> p;
+  p.b = 3;
+  p.hq = 4;
+  p.hk = 2;
+  p.s = 70;
+  p.t = 75;
+  p.windowLeft = 20;
+  p.maskedRow = PREFILL_MASKED_SCORES;
+  p.build();
+  p.wantStatistics();
+  Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
+  mask.make({p.b, p.t}, kDLInt, 64);
+  for (int64_t j = 0; j < p.t; ++j) {
+    mask.at<int64_t>({0, j}) = j >= 45;
+    mask.at<int64_t>({1, j}) = 0;
+    mask.at<int64_t>({2, j}) = j < 31;
+  }
+  expectClose(p, 2e-3);
+  p.out[PREFILL_OUT_LSE].absent = true;
+  expectClose(p, 2e-3);
+}
+
+TEST(Dense, RowsWithoutKeysHaveNoBias) {
+  Problem<8, 4, 16, 16, float, PREFILL_TILE_BIAS> p;
+  p.maskedRow = PREFILL_MASKED_SCORES;
+  p.build();
+  EXPECT_EQ(p.run(), PREFILL_INVALID_ARGUMENT);
+}
+
 TEST(Dense, KernelWithKeyMaskButNoMask) {
   Problem<8, 4, 16, 16, float,
           PREFILL_TILE_CAUSAL | PREFILL_TILE_KEY_MASK | PREFILL_TILE_BIAS |
@@ -195,7 +229,7 @@ TEST(Dense, KvLengths) {
     Problem<8, 4, 16, 16, float, 0> p;
     p.b = 4;
     p.t = 60;
-    p.maskedRow = PREFILL_MASKED_MEAN;
+    p.maskedRow = bits == 32 ? PREFILL_MASKED_MEAN : PREFILL_MASKED_SCORES;
     p.build();
     p.wantStatistics();
     Tensor &lengths = p.in[PREFILL_IN_KV_LENGTHS];
@@ -569,8 +603,8 @@ TEST(Dense, Offsets) {
 }
 
 TEST(Dense, EmptyDimensions) {
-  for (int masked :
-       {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN, PREFILL_MASKED_NAN}) {
+  for (int masked : {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN,
+                     PREFILL_MASKED_NAN, PREFILL_MASKED_SCORES}) {
     Problem<8, 4, 16, 16, float, Causal> noKeys;
     noKeys.t = 0;
     noKeys.maskedRow = masked;

@@ -149,7 +149,8 @@ TEST(Grid, LayoutsAndThreads) {
 TEST(Grid, PaddingMasksSinksAndLengths) {
   constexpr unsigned F =
       Causal | PREFILL_TILE_KEY_MASK | PREFILL_TILE_SOFTCAP | PREFILL_TILE_SINK;
-  for (int masked : {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN}) {
+  for (int masked :
+       {PREFILL_MASKED_ZERO, PREFILL_MASKED_MEAN, PREFILL_MASKED_SCORES}) {
     Problem<8, 4, 16, 16, float, F> p;
     p.b = 4;
     p.s = p.t = 250;

@@ -440,16 +440,19 @@ struct Problem {
     const int64_t kh = h / (hq / hk);
     std::vector<double> logits(static_cast<size_t>(t), MinusInf);
     double m = MinusInf;
-    for (int64_t j = 0; j < t; ++j) {
-      if (!visible(bi, i, j) || (kept && !kept(j)))
-        continue;
+    auto score = [&](int64_t j) {
       double x = 0;
       for (int c = 0; c < D; ++c)
         x += element(true, bi, h, i, c) * element(false, bi, kh, j, c);
       x *= static_cast<double>(1.0f / std::sqrt(static_cast<float>(D)));
       if (F & PREFILL_TILE_SOFTCAP)
         x = softcap * std::tanh(x / softcap);
-      x += biasAt(bi, h, i, j);
+      return x;
+    };
+    for (int64_t j = 0; j < t; ++j) {
+      if (!visible(bi, i, j) || (kept && !kept(j)))
+        continue;
+      double x = score(j) + biasAt(bi, h, i, j);
       // Models add in float32: next to a bias of -3.4e38 scores vanish.
       if (x < -1e30)
         x = static_cast<float>(x);
@@ -472,6 +475,20 @@ struct Problem {
             o[c] += widen(v(bi, kh, j, c)) / static_cast<double>(t);
       if (t && maskedRow == PREFILL_MASKED_NAN)
         o.assign(E, NAN);
+      if (t && maskedRow == PREFILL_MASKED_SCORES) {
+        // The softmax over all keys.
+        double total = 0, most = MinusInf;
+        for (int64_t j = 0; j < t; ++j)
+          most = std::max(most, score(j));
+        for (int64_t j = 0; j < t; ++j) {
+          const double w = std::exp(score(j) - most);
+          total += w;
+          for (int c = 0; c < E; ++c)
+            o[c] += w * widen(v(bi, kh, j, c));
+        }
+        for (double &x : o)
+          x /= total;
+      }
       return;
     }
     double l = sink ? std::exp(sinkLogit - m) : 0;

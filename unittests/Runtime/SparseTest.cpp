@@ -108,6 +108,25 @@ TEST(Sparse, Types) {
   checkSparse(brain, 3e-2);
 }
 
+TEST(Sparse, RowsWithoutKeysSeeAll) {
+  Problem<8, 4, 16, 16, float, Causal | PREFILL_TILE_KEY_MASK> p;
+  p.b = 3;
+  p.s = p.t = 250;
+  p.maskedRow = PREFILL_MASKED_SCORES;
+  p.heads = {verticalSlash(20, 60), strided(8, 30, 4), blockSparse(4),
+             verticalSlash(0, 0, 16, 0.4f)};
+  p.build();
+  p.plan.dense_below = 0;
+  Tensor &mask = p.in[PREFILL_IN_KEY_MASK];
+  mask.make({3, 250}, kDLInt, 64);
+  for (int64_t j = 0; j < 250; ++j) {
+    mask.at<int64_t>({0, j}) = 1;
+    mask.at<int64_t>({1, j}) = j >= 77;
+    mask.at<int64_t>({2, j}) = 0;
+  }
+  checkSparse(p);
+}
+
 TEST(Sparse, MasksWindowsAndLengths) {
   constexpr unsigned F = Causal | PREFILL_TILE_WINDOW | PREFILL_TILE_KEY_MASK |
                          PREFILL_TILE_SOFTCAP | PREFILL_TILE_SINK;

@@ -159,8 +159,9 @@ struct MaskDims {
 /// (causal already set in `site`, with its alignment, stays and is combined).
 /// A bool mask is true where visible; any other is added. `neverEmpty` is set
 /// when every row provably sees a key. `maskedRow` is set to what an additive
-/// mask gives for an empty row (Mean for finite minima, NaN for -inf) and left
-/// alone for a bool mask. Fails only when the mask cannot be an operand either.
+/// mask gives for an empty row (Mean or Scores for finite minima, NaN for -inf)
+/// and left alone for a bool mask. Fails only when the mask cannot be an
+/// operand either.
 mlir::LogicalResult applyMask(SymbolicAnalysis &analysis, AttentionSite &site,
                               mlir::Value mask, const MaskDims &dims,
                               bool &neverEmpty);

@@ -132,6 +132,8 @@ public:
   /// Records that a valid execution has a == b; later proofs may use it. Only
   /// facts that solve for a symbol are kept.
   void assumeEqual(ExprRef a, ExprRef b);
+  /// Takes `min`, a minimum of `x` and something else, for `x`.
+  void assumeMin(ExprRef min, ExprRef x);
   /// Records that `symbol` is at least 1 wherever it matters.
   void assumePositive(ExprRef symbol) { positive.insert(symbol); }
   bool isPositive(ExprRef symbol) const { return positive.contains(symbol); }

@@ -20,7 +20,7 @@ namespace prefill {
 
 enum class DType : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
 enum class Layout : int32_t { BHSD = 0, BSHD = 1 };
-enum class MaskedRow : int32_t { Zero = 0, Mean = 1, NaN = 2 };
+enum class MaskedRow : int32_t { Zero = 0, Mean = 1, NaN = 2, Scores = 3 };
 enum class Alignment : int32_t { End = 0, Start = 1, Operand = 2 };
 enum class Rotary : int32_t { None = 0, Half = 1, Interleaved = 2 };
 /// One exported kernel (prefill_attention_desc). Two specs that agree in

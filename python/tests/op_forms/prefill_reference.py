@@ -90,6 +90,8 @@ def prefill_attention(
     if key_mask is not None:
         allowed &= (np.asarray(key_mask) != 0)[:, None, :]
     visible &= allowed[:, None]
+    if masked_row == "scores":
+        visible |= ~visible.any(-1, keepdims=True)
     scores = np.where(visible, scores, -np.inf)
     top = scores.max(-1, keepdims=True) if t else np.full((b, q_heads, s, 1), -np.inf)
     if sinks is not None:

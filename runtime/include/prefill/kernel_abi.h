@@ -23,13 +23,15 @@ enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
 enum prefill_layout { PREFILL_BHSD = 0, PREFILL_BSHD = 1 };
 
 /* What a query row without any visible key gives. MEAN: the mean of all t
- * values (softmax over equal finite minima); NAN: unguarded -inf masks. Unless it
- * is MEAN, the runtime computes rows that a float bias hides by finite minima
- * itself (exact.c). */
+ * values (softmax over equal finite minima); NAN: unguarded -inf masks; SCORES:
+ * what it would give if all t keys were visible (minima that swallow no score;
+ * not with a bias or segments). Unless it is MEAN, the runtime computes rows that
+ * a float bias hides by finite minima itself (exact.c). */
 enum prefill_masked_row {
   PREFILL_MASKED_ZERO = 0,
   PREFILL_MASKED_MEAN = 1,
-  PREFILL_MASKED_NAN = 2
+  PREFILL_MASKED_NAN = 2,
+  PREFILL_MASKED_SCORES = 3
 };
 
 /* Key position of query row i: i + (t - s) with END, i with START, i + offset

@@ -44,7 +44,8 @@ def Prefill_LayoutAttr : EnumAttr<PrefillDialect, Prefill_Layout, "layout">;
 def Prefill_RowRule : Prefill_Enum<"MaskedRowRule",
   "What a query row without any visible key gives", [
     I32EnumAttrCase<"Zero", 0, "zero">, I32EnumAttrCase<"Mean", 1, "mean">,
-    I32EnumAttrCase<"NaN", 2, "nan">]>;
+    I32EnumAttrCase<"NaN", 2, "nan">,
+    I32EnumAttrCase<"Scores", 3, "scores">]>;
 def Prefill_RowRuleAttr : EnumAttr<PrefillDialect, Prefill_RowRule, "masked_row">;
 
 def Prefill_Align : Prefill_Enum<"QueryAlignment",

@@ -53,8 +53,8 @@ defvar attentionDescription = [{
     `+ bias`, then masked, then soft-maxed in fp32 over visible keys (`sinks` adds
     one logit a head to the denominator).
 
-    * `bias`: `[b|1, hq|1, s|1, t]` or lower rank, bool (true: visible) or the
-      type of q (added; -inf: invisible. Rows with nothing but finite minima are
+    * `bias`: `[b|1, hq|1, s|1, t]` or lower rank, bool (true: visible) or
+      floats (added in fp32; -inf: invisible. Rows with nothing but finite minima are
       what softmax in fp32 gives; with `masked_row` mean they are rows without
       keys).
     * `key_mask`: `[b,t]` bool or integer; nonzero: visible.
@@ -85,7 +85,9 @@ defvar attentionDescription = [{
       the call the cache holds these of the new rows and no others; they stand
       side by side behind the ones held before. The call itself sees all rows.
     * `masked_row`: a row without visible keys gives 0, the mean of all values
-      (additive masks with equal finite minima) or NaN (unguarded -inf).
+      (additive masks with equal finite minima), NaN (unguarded -inf), or scores:
+      what it would give if no key were masked (float16's -65504 is added to every
+      score and swallows none). The last one not with a bias or segments.
     * `rotary`: the first rotary_dim elements of q's and k's rows are rotated by
       `cos`, `sin` (`[s', w]` or `[b|1, s', w]`, w = rotary_dim / 2 or
       rotary_dim) before the product; table row p is for key position p (Su et
