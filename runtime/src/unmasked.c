@@ -3,7 +3,7 @@
 |* A mask of float16's least number, added in float32, leaves the scores: a row
 |* that sees no key is what it would be without a mask (PREFILL_MASKED_SCORES).
 |* The tile function computes the tile of such a row once more, all keys
-visible.
+|* visible.
 |*
 \*===----------------------------------------------------------------------===*/
 #include "internal.h"
