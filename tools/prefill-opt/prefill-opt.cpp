@@ -25,6 +25,7 @@
 #include "llvm/Support/WithColor.h"
 
 #include <cerrno>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <unistd.h>
@@ -286,6 +287,8 @@ static bool hasDriverFlag() {
 
 int main(int argc, char **argv) {
   llvm::InitLLVM init(argc, argv);
+  // Past a limit on the size of files a write fails, which is reported.
+  (void)signal(SIGXFSZ, SIG_IGN);
   if (argc > 1 && llvm::StringRef(argv[1]) == "calibrate")
     return calibrate(argc, argv);
   mlir::DialectRegistry registry;
