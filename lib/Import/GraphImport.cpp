@@ -323,6 +323,7 @@ bool GraphImporter::importNode(Nodes &nodes, int index, Scope &scope,
 
 bool GraphImporter::importNodes(Nodes &nodes, Scope &scope,
                                 const Declared &declared) {
+  sortNodes(nodes);
   for (int i = 0; i < nodes.size(); ++i)
     if (!importNode(nodes, i, scope, declared))
       return false;

@@ -152,6 +152,18 @@ bool exportAttribute(llvm::StringRef name, mlir::Attribute value,
                      ::onnx::AttributeProto &proto, SubgraphExport subgraph,
                      std::string &error);
 
+//===----------------------------------------------------------------------===//
+// Order
+//===----------------------------------------------------------------------===//
+
+/// Moves nodes that stand before one whose output they read, themselves or in
+/// a subgraph, behind it. ONNX demands that order; ONNX Runtime does not, and
+/// its converter to float16 does not write it. The order is kept where it can
+/// be, and wholly where there is a cycle.
+void sortNodes(google::protobuf::RepeatedPtrField<::onnx::NodeProto> &nodes);
+/// Sorts the nodes of all graphs and functions, as the importer does.
+void sortNodes(::onnx::ModelProto &model);
+
 } // namespace prefill
 
 #endif // PREFILL_IMPORT_PROTOCODEC_H

@@ -17,6 +17,7 @@
 #include "prefill/Dialect/ONNX/ONNX.h"
 #include "prefill/Export/ONNXExport.h"
 #include "prefill/Import/ONNXImport.h"
+#include "prefill/Import/ProtoCodec.h"
 #include <cstdio>
 #include <cstdlib>
 #include <google/protobuf/stubs/logging.h>
@@ -63,6 +64,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   ::onnx::ModelProto model;
   if (!model.ParseFromArray(data, size))
     fail("imported what protobuf refuses");
+  sortNodes(model);
   std::string wanted = model.SerializeAsString(), exported;
   if (!exportONNX(*module, exported, error))
     fail("the imported module cannot be exported", error);
