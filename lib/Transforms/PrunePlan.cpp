@@ -11,6 +11,7 @@
 
 #include "PrunePlan.h"
 
+#include "mlir/Interfaces/SideEffectInterfaces.h"
 #include "llvm/ADT/STLExtras.h"
 
 using namespace mlir;
@@ -42,6 +43,7 @@ struct Planner {
   std::string &error;
   ExprContext &ctx;
   ExprRef batch = nullptr, count = nullptr; ///< of the prompts
+  ExprRef fewer = nullptr; ///< rows behind a Slice of all but the first
   DenseMap<Value, unsigned> produced; ///< levels of results; 0 is not stored
   DenseMap<Value, unsigned> cutLevel; ///< level of a cut's readers
   DenseMap<Value, RowAxis> demanded;
@@ -68,10 +70,15 @@ struct Planner {
 
   bool hasRows(ExprRef size) { return size && ctx.proveEqual(size, count); }
 
+  /// How many rows `value` has where it has rows.
+  ExprRef countOf(Value value) {
+    return plan.behindSlice.contains(value) ? fewer : count;
+  }
+
   /// Where `value` has a row for every token of the prompt, if anywhere.
   std::optional<RowAxis> rowsOf(Value value) {
     for (auto [i, size] : llvm::enumerate(analysis.facts(value).shape))
-      if (hasRows(size))
+      if (ctx.proveEqual(size, countOf(value)))
         return RowAxis{static_cast<int64_t>(i), false};
     return std::nullopt;
   }
@@ -84,6 +91,7 @@ struct Planner {
     count = analysis.dim(first.getQ(), rowAxis(first.getQLayout()));
     if (!batch || !count)
       return fail(first, "the number of its rows is not known");
+    fewer = ctx.sub(count, ctx.getInt(1));
     // Rows are told from features by their number.
     for (uint64_t other : {first.getQHeads(), first.getHeadDim(),
                            first.getQHeads() * first.getHeadDim()})
@@ -181,6 +189,12 @@ struct Planner {
       if (!level || isa<onnx::ReturnOp>(op))
         continue;
       auto node = dyn_cast<onnx::NodeOp>(op);
+      if (!(node && node.is("Shape")) &&
+          (dropsFirst(&op) ||
+           llvm::any_of(op.getOperands(), [&](Value operand) {
+             return plan.behindSlice.contains(operand);
+           })))
+        plan.behindSlice.insert_range(op.getResults());
       if (node && node.is("Shape")) {
         const TensorFacts &f = analysis.facts(node.getInput(0));
         auto [begin, end] = shapeRange(node, f.shape.size());
@@ -227,6 +241,10 @@ struct Planner {
     OpOperand &operand = op->getOpOperand(number);
     Value value = operand.get();
     unsigned own = produced.lookup(value);
+    if (op->getNumResults() && plan.behindSlice.contains(op->getResult(0)) &&
+        !plan.behindSlice.contains(value) && !dropsFirst(op))
+      return fail(op, "an operand of it has a row for every patch, and is not "
+                      "computed from those that are left");
     if (own != level) {
       ArrayRef<ExprRef> shape(analysis.facts(value).shape);
       bool isCut = cutLevel.lookup(value) == level;
@@ -326,8 +344,15 @@ struct Planner {
     auto node = dyn_cast<onnx::NodeOp>(op);
     if (!node)
       return fail(op, "it is not an operator");
-    RowRule rule = findRowRule(
-        analysis, node, cast<OpResult>(value).getResultNumber(), rows, count);
+    if (auto axis = dropsFirst(op)) {
+      if (rows.merged || rows.axis != *axis)
+        return fail(op, "the rows that it takes are not those of the outputs");
+      plan.butFirst = node;
+      return use(op, 0, rows, level, false);
+    }
+    RowRule rule =
+        findRowRule(analysis, node, cast<OpResult>(value).getResultNumber(),
+                    rows, countOf(value));
     if (!rule.refusal.empty())
       return fail(node, rule.refusal);
     bool isNew = visitedNodes.insert(node).second;
@@ -356,11 +381,6 @@ struct Planner {
         return fail(op, "it takes rows before the last layer that leaves some "
                         "out");
       if (selection->kind == RowSelection::Kind::Slice &&
-          dropsFirst(*selection)) {
-        plan.butFirst = selection->node;
-        return demand(op->getOperand(0), RowAxis{selection->axis, false}, op);
-      }
-      if (selection->kind == RowSelection::Kind::Slice &&
           (!selection->last || !startsFromEnd(selection->node)))
         return fail(op, "it takes rows by bounds that count all of them");
       if (levelOf(op->getOperand(1)))
@@ -369,7 +389,7 @@ struct Planner {
         selectionNodes.push_back(op);
         plan.selections.push_back(*selection);
       }
-      return demand(op->getOperand(0), RowAxis{selection->axis, false}, op);
+      return use(op, 0, RowAxis{selection->axis, false}, levelOf(op), false);
     }
     for (Value operand : op->getOperands()) {
       if (!produced.lookup(operand))
@@ -383,14 +403,19 @@ struct Planner {
   }
   SmallVector<Operation *> selectionNodes;
 
-  /// A Slice of an encoder's rows but the first, which stays where it is: what
-  /// the model gives, and nothing else that may count them.
-  bool dropsFirst(const RowSelection &selection) {
-    onnx::NodeOp slice = selection.node;
-    auto start = analysis.constantInts(slice->getOperand(1));
-    Value result = slice.getResult(0);
-    return encoder && selection.last && start && start->front() == 1 &&
-           llvm::all_of(result.getUsers(), llvm::IsaPred<onnx::ReturnOp>);
+  /// The axis that `op` cuts, if it is a Slice of an encoder's rows but the
+  /// first, which stays where it is.
+  std::optional<int64_t> dropsFirst(Operation *op) {
+    auto node = dyn_cast<onnx::NodeOp>(op);
+    if (!encoder || !node || !node.is("Slice"))
+      return std::nullopt;
+    auto selection = matchSelection(analysis, op);
+    if (!selection || !selection->last || !hasRows(selection->count))
+      return std::nullopt;
+    auto start = analysis.constantInts(op->getOperand(1));
+    if (!start || start->front() != 1)
+      return std::nullopt;
+    return selection->axis;
   }
 
   /// A Slice of the last rows that begins at a negative number.
@@ -420,6 +445,7 @@ struct Planner {
   bool walk() {
     auto ret = cast<onnx::ReturnOp>(
         analysis.getGraph().getBody().front().getTerminator());
+    unsigned index = 0;
     for (auto [value, name] :
          llvm::zip_equal(ret.getValues(), ret.getOutputNames())) {
       auto rows = rowsOf(value);
@@ -428,7 +454,11 @@ struct Planner {
         return fail(nullptr, "the output 'logits' has a row for every token, "
                              "and rows are left out; ask for -logits=last or "
                              "-logits=rows");
-      if (!demand(value, rows, ret))
+      // An encoder's features may be the very value that rows leave.
+      bool isCut = encoder && rows && cutLevel.contains(value);
+      unsigned number = index++;
+      if (isCut ? !use(ret, number, *rows, cutLevel.lookup(value), false)
+                : !demand(value, rows, ret))
         return false;
     }
     while (!work.empty()) {
@@ -440,6 +470,46 @@ struct Planner {
   }
 };
 } // namespace
+
+/// The operations of the graph that its outputs need, or that do more than
+/// giving results.
+static llvm::DenseSet<Operation *> findNeeded(onnx::GraphOp graph) {
+  llvm::DenseSet<Operation *> needed;
+  Block &body = graph.getBody().front();
+  SmallVector<Operation *> work;
+  for (Operation &op : body)
+    if (!wouldOpBeTriviallyDead(&op))
+      work.push_back(&op);
+  while (!work.empty()) {
+    Operation *op = work.pop_back_val();
+    if (!needed.insert(op).second)
+      continue;
+    // Also what is read inside of its subgraphs.
+    op->walk([&](Operation *inner) {
+      for (Value operand : inner->getOperands())
+        if (Operation *from = operand.getDefiningOp())
+          if (Operation *here = body.findAncestorOpInBlock(*from))
+            work.push_back(here);
+    });
+  }
+  return needed;
+}
+
+SmallVector<AttentionOp> prefill::getLiveAttentions(onnx::GraphOp graph) {
+  llvm::DenseSet<Operation *> needed = findNeeded(graph);
+  SmallVector<AttentionOp> live;
+  for (AttentionOp op : graph.getBody().front().getOps<AttentionOp>())
+    if (needed.contains(op))
+      live.push_back(op);
+  return live;
+}
+
+void prefill::eraseUnread(onnx::GraphOp graph) {
+  for (Operation &op :
+       llvm::make_early_inc_range(llvm::reverse(graph.getBody().front())))
+    if (isOpTriviallyDead(&op))
+      op.erase();
+}
 
 bool prefill::planPruning(SymbolicAnalysis &analysis, ArrayRef<int64_t> layers,
                           bool encoder, PrunePlan &plan, std::string &error) {

@@ -44,7 +44,17 @@ struct PrunePlan {
   /// An encoder's Slice of all rows but the first, or null: right only where
   /// the first one never goes.
   onnx::NodeOp butFirst;
+  /// What is computed from such Slices (a projector): one row less.
+  llvm::DenseSet<mlir::Value> behindSlice;
 };
+
+/// The attentions that the graph's outputs need, in order: what nobody reads
+/// (the last layer of an encoder whose features are those of the one before) is
+/// no layer.
+llvm::SmallVector<AttentionOp> getLiveAttentions(onnx::GraphOp graph);
+
+/// Erases what the graph's outputs do not need.
+void eraseUnread(onnx::GraphOp graph);
 
 /// Proves that rows can go after `layers` (from 1) of the attentions of the
 /// graph and finds what that changes. `encoder`: it is a vision encoder, whose

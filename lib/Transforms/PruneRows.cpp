@@ -397,9 +397,14 @@ struct Rewriter {
       makeLevel(stage);
     for (auto [op, level] : plan.reshapes) {
       unsigned own = level;
-      retargetReshape(builder, analysis, op,
-                      plan.rows.lookup(op->getResult(0)).first,
-                      [&] { return getCount(own); });
+      Value result = op->getResult(0);
+      retargetReshape(builder, analysis, op, plan.rows.lookup(result).first,
+                      [&] {
+                        Value count = getCount(own);
+                        return plan.behindSlice.contains(result)
+                                   ? node("Sub", {count, ints({1})})
+                                   : count;
+                      });
     }
     for (const PruneUse &use : plan.uses)
       use.operand->set(take(use.operand->get(), use.axis, use.level));
@@ -413,10 +418,11 @@ struct Rewriter {
       flow->setOperands(0, 3, {op.getQ(), op.getK(), op.getV()});
     for (auto [value, where] : plan.rows)
       if (where.second)
-        value.setType(withSize(
-            value.getType(), where.first.axis, ShapedType::kDynamic,
-            where.first.merged ? StringRef()
-                               : StringRef(levels[where.second].name)));
+        value.setType(
+            withSize(value.getType(), where.first.axis, ShapedType::kDynamic,
+                     where.first.merged || plan.behindSlice.contains(value)
+                         ? StringRef()
+                         : StringRef(levels[where.second].name)));
     addOutputs();
     eraseDeadShapes();
     sortTopologically(&graph.getBody().front());
@@ -460,6 +466,14 @@ private:
            "anchor=mean";
   }
 
+  /// How many rows a vision encoder has, those of its first attention.
+  static std::optional<int64_t> countPatches(onnx::GraphOp graph) {
+    SymbolicAnalysis analysis(graph);
+    AttentionOp first = getLiveAttentions(graph).front();
+    ExprRef rows = analysis.dim(first.getQ(), rowAxis(first.getQLayout()));
+    return rows ? rows->asInt() : std::nullopt;
+  }
+
   /// What the model's inputs must be, or what they are instead.
   static std::string checkInputs(onnx::GraphOp graph,
                                  SymbolicAnalysis &analysis,
@@ -499,8 +513,7 @@ private:
       return "-prune: the model's opset is below 13";
     if (spec.isQuickPrefill())
       return "-prune=" + prune + ": prune-rows does lazyllm and mustdrop";
-    int64_t count =
-        llvm::range_size(graph.getBody().front().getOps<AttentionOp>());
+    int64_t count = getLiveAttentions(graph).size();
     std::vector<int64_t> layers;
     if (!resolveLayers(spec, count, layers, error))
       return "-prune=" + prune + ": " + error;
@@ -513,6 +526,17 @@ private:
     }
     if (spec.keepsAll())
       return "";
+    bool cls = false;
+    if (spec.isFlowCut()) {
+      auto rows = countPatches(graph);
+      (void)findAnchor(spec, rows, cls);
+      if (rows && *rows - cls <= spec.target) {
+        if (report)
+          report->layers.clear();
+        return "";
+      }
+    }
+    eraseUnread(graph);
     SmallVector<AttentionOp> attentions(
         graph.getBody().front().getOps<AttentionOp>());
     for (int64_t layer : layers)
@@ -522,7 +546,6 @@ private:
     PrunePlan plan;
     if (!planPruning(analysis, layers, spec.isFlowCut(), plan, error))
       return "-prune: " + error;
-    bool cls = false;
     if (spec.isFlowCut()) {
       auto rows = analysis.dim(plan.tokens, 1)->asInt();
       if (error = findAnchor(spec, rows, cls); !error.empty())
@@ -532,11 +555,6 @@ private:
                plan.butFirst.getNodeName().str() +
                "': it takes all rows but the first, which is no class token "
                "and may go";
-      if (rows && *rows - cls <= spec.target) {
-        if (report)
-          report->layers.clear();
-        return "";
-      }
       // By default nothing but the class token: patches are all alike.
       if (protect.empty())
         protection.bos = 0;

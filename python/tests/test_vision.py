@@ -405,8 +405,11 @@ def flow_drop(shares, target, left):
     return int(np.clip(np.rint((count - target) / np.sqrt(left) * (1 - evenness**2)), 0, count - target))
 
 
-def flowcut(weights, pixels, target, cls, protected=()):
-    """Images [b, 3, 36, 36]: (rows after each stage by layer, last_hidden_state, tightest choice)."""
+def flowcut(weights, pixels, target, cls, protected=(), final_norm=True, forced=None):
+    """Images [b, 3, 36, 36]: (rows after each stage by layer, last_hidden_state, tightest choice).
+
+    final_norm: without a class token, the last norm too. forced: rows to keep by layer, instead.
+    """
     weights = {n.removeprefix("vision_model."): p for n, p in weights.items()}
     epsilon = 1e-5 if cls else 1e-6
     b = len(pixels)
@@ -450,7 +453,11 @@ def flowcut(weights, pixels, target, cls, protected=()):
         size = np.abs(v.mean(1)).sum(-1)[:, int(cls) :]
         flow[:, int(cls) :] = flow[:, int(cls) :] / 2 + (shares + values) * size / 2
         left = layers - 1 - number
-        if left < 0 or left % 2:
+        if forced is not None and number in forced:
+            place = np.array([np.searchsorted(a, b) for a, b in zip(rows, forced[number], strict=True)])
+            rows, flow = (np.take_along_axis(z, place, 1) for z in (rows, flow))
+            x = np.take_along_axis(x, place[..., None], 1)
+        if forced is not None or left < 0 or left % 2:
             continue
         drop = max(flow_drop(s, target, left) for s in shares)
         stay = []
@@ -464,7 +471,9 @@ def flowcut(weights, pixels, target, cls, protected=()):
         rows, flow = (np.take_along_axis(z, np.array(stay), 1) for z in (rows, flow))
         x = np.take_along_axis(x, np.array(stay)[..., None], 1)
         stages[number] = rows
-    return stages, x if cls else layer_norm(x, weights, "post_layernorm", epsilon), tight
+    if final_norm and not cls:
+        x = layer_norm(x, weights, "post_layernorm", epsilon)
+    return stages, x, tight
 
 
 def images(seed, count):
