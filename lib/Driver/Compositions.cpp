@@ -86,10 +86,9 @@ bool prefill::checkCompositions(const CompilerOptions &options,
         "-prune with -pack: after pruning a prompt's keys and values do "
         "not lie where its tokens do, and run_packed would hand out "
         "those of its neighbour");
-  if (prune.isFlowCut() && options.logits != "all")
-    return fail(
-        "-prune=flowcut with -logits: it is for a vision encoder, which "
-        "gives none");
+  if (prune.isEncoder() && options.logits != "all")
+    return fail("-prune=" + options.prune +
+                " with -logits: it is for a vision encoder, which gives none");
   if (prunes && options.chunk != "off")
     return fail("-prune with -chunk: rows are scored by the prompt's last "
                 "rows, which only the last chunk has; the chunks before it "

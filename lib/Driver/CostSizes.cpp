@@ -211,13 +211,18 @@ static void bindRows(Sizes &sizes, SelectRowsOp op) {
   SymbolicAnalysis &analysis = sizes.analysis;
   auto attention = op.getScore().getDefiningOp<AttentionOp>();
   auto norm = op.getScore().getDefiningOp<KeyNormOp>();
+  auto flow = op.getScore().getDefiningOp<FlowScoreOp>();
   ArrayRef<ExprRef> rows(analysis.facts(op.getRows()).shape);
-  if ((!attention && !norm) || rows.size() != 2)
+  if ((!attention && !norm && !flow) || rows.size() != 2)
     return;
-  Shape keys = sizes.shape(attention ? attention.getK() : norm.getK());
+  Shape keys = sizes.shape(attention ? attention.getK()
+                           : norm    ? norm.getK()
+                                     : flow.getK());
   if (!keys)
     return;
-  TensorLayout layout = attention ? attention.getKLayout() : norm.getKLayout();
+  TensorLayout layout = attention ? attention.getKLayout()
+                        : norm    ? norm.getKLayout()
+                                  : flow.getKLayout();
   int64_t all = (*keys)[layout == TensorLayout::BSHD ? 1 : 2];
   double share =
       (op.getKeep() ? op.getKeep()->convertToDouble() : 1) * double(all);

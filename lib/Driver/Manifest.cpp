@@ -138,6 +138,8 @@ static json::Object describePruning(const CompilerOptions &options,
   std::string error; // The options were read before.
   (void)parsePruneSpec(options.prune, spec, error);
   (void)parseProtectSpec(options.protect, protection, error);
+  if (spec.isEncoder())
+    protectNoEnds(options.protect, protection);
   auto ranges = [](llvm::ArrayRef<std::pair<int64_t, int64_t>> list) {
     json::Array array;
     for (auto [low, high] : list)
@@ -168,9 +170,18 @@ static json::Object describePruning(const CompilerOptions &options,
   for (int64_t layer : report.layers)
     layers.push_back(layer);
   object["layers"] = std::move(layers);
-  if (spec.isFlowCut()) {
+  if (spec.isFlowCut() || spec.isFlowCutText()) {
     object["method"] = "flowcut";
     object["target"] = spec.target;
+    if (spec.isFlowCutText())
+      object["llm_layer"] = spec.layers.front();
+  } else if (spec.isMergePatches()) {
+    object["method"] = "mustdrop";
+    if (spec.merges())
+      object["vit_merge"] = json::Object{{"height", spec.windowHeight},
+                                         {"width", spec.windowWidth},
+                                         {"similarity", spec.similarity}};
+    object["key"] = spec.key;
   } else if (spec.isMustDrop()) {
     object["method"] = "mustdrop";
     object["global"] = spec.global;

@@ -29,8 +29,11 @@ static void replace(Operation *op, StringRef name, ArrayRef<Value> operands,
   auto node =
       onnx::NodeOp::create(builder, op->getLoc(), name, "prefill.opt", inputs,
                            SmallVector<Type>(op->getResultTypes()), attributes);
+  // Results that nothing reads are left out, but not the first one, which all of
+  // these ops have to give: without names all are given.
   SmallVector<StringRef> unnamed(op->getNumResults());
-  node.setOutputNamesAttr(builder.getStrArrayAttr(unnamed));
+  if (!op->getResult(0).use_empty())
+    node.setOutputNamesAttr(builder.getStrArrayAttr(unnamed));
   op->replaceAllUsesWith(node->getResults());
   op->erase();
 }
@@ -71,37 +74,74 @@ static std::string rangesText(ArrayRef<int64_t> ranges) {
   return text;
 }
 
-/// The plug-in's FlowScore reads float32.
+/// `value`, which may be null, as float32, which the plug-in reads.
+static Value asFloat(OpBuilder &b, Value value) {
+  Type element = value ? onnx::getElementType(value.getType()) : Type();
+  if (!value || (element && element.isF32()))
+    return value;
+  return onnx::NodeOp::create(b, value.getLoc(), "Cast", "", {value},
+                              onnx::UnknownType::get(b.getContext()),
+                              {onnx::intAttr(b, "to", 1)})
+      .getResult(0);
+}
+
+static NamedAttribute number(Builder &b, StringRef name, int64_t value) {
+  return onnx::stringAttr(b, name, std::to_string(value));
+}
+
+static void outlineMerge(MergeWindowsOp merge) {
+  OpBuilder b(merge);
+  // As whole numbers: every machine rounds those alike.
+  const int64_t similarity =
+      std::llround(merge.getSimilarity().convertToDouble() * 1e6);
+  Value x = asFloat(b, merge.getX());
+  if (x != merge.getX()) {
+    // What follows gets the type that it had.
+    b.setInsertionPointAfter(merge);
+    auto back = onnx::NodeOp::create(
+        b, merge.getLoc(), "CastLike", "", {merge.getY(), merge.getX()},
+        merge.getY().getType(), ArrayRef<NamedAttribute>());
+    merge.getY().replaceAllUsesExcept(back.getResult(0), back);
+    merge.getY().setType(onnx::UnknownType::get(b.getContext()));
+    b.setInsertionPoint(merge);
+  }
+  replace(merge, "MergeWindows", {x, merge.getProtect()},
+          {number(b, "grid", merge.getGrid()),
+           number(b, "height", merge.getHeight()),
+           number(b, "width", merge.getWidth()),
+           number(b, "skip", merge.getSkip()),
+           number(b, "similarity", similarity)});
+}
+
 static void outlineFlow(FlowScoreOp flow) {
   OpBuilder b(flow);
-  auto asFloat = [&](Value value) -> Value {
-    Type element = onnx::getElementType(value.getType());
-    if (element && element.isF32())
-      return value;
-    return onnx::NodeOp::create(b, flow.getLoc(), "Cast", "", {value},
-                                onnx::UnknownType::get(b.getContext()),
-                                {onnx::intAttr(b, "to", 1)})
-        .getResult(0);
-  };
-  auto number = [&](StringRef name, int64_t value) {
-    return onnx::stringAttr(b, name, std::to_string(value));
-  };
   // The bits of the scale: text would be read by the host's locale.
-  int64_t scale = flow.getScale().bitcastToAPInt().getZExtValue();
+  auto bits = [](const APFloat &value) -> int64_t {
+    return value.bitcastToAPInt().getZExtValue();
+  };
   replace(flow, "FlowScore",
-          {asFloat(flow.getQ()), asFloat(flow.getK()), asFloat(flow.getV()),
-           flow.getPrevious()},
-          {number("heads", flow.getHeads()), number("dim", flow.getHeadDim()),
-           number("scale", scale), number("cls", flow.getCls()),
-           number("q", flow.getQLayout() == TensorLayout::BSHD),
-           number("k", flow.getKLayout() == TensorLayout::BSHD),
-           number("v", flow.getVLayout() == TensorLayout::BSHD)});
+          {asFloat(b, flow.getQ()), asFloat(b, flow.getK()),
+           asFloat(b, flow.getV()), flow.getPrevious(), flow.getColumns(),
+           flow.getAlive(), asFloat(b, flow.getCos()),
+           asFloat(b, flow.getSin())},
+          {number(b, "heads", flow.getHeads()),
+           number(b, "kv_heads", flow.getKvHeads()),
+           number(b, "dim", flow.getHeadDim()),
+           number(b, "scale", bits(flow.getScale())),
+           number(b, "value_scale", bits(flow.getValueScale())),
+           number(b, "cls", flow.getCls()),
+           number(b, "rotary", static_cast<int64_t>(flow.getRotary())),
+           number(b, "rotary_dim", flow.getRotaryDim()),
+           number(b, "q", flow.getQLayout() == TensorLayout::BSHD),
+           number(b, "k", flow.getKLayout() == TensorLayout::BSHD),
+           number(b, "v", flow.getVLayout() == TensorLayout::BSHD)});
 }
 
 void prefill::outlineRows(ModuleOp module) {
   SmallVector<Operation *> ops;
   module.walk([&](Operation *op) {
-    if (isa<ProtectRowsOp, SelectRowsOp, FlowScoreOp, KeyNormOp>(op))
+    if (isa<ProtectRowsOp, SelectRowsOp, FlowScoreOp, KeyNormOp,
+            MergeWindowsOp>(op))
       ops.push_back(op);
   });
   Builder b(module.getContext());
@@ -122,6 +162,10 @@ void prefill::outlineRows(ModuleOp module) {
       outlineFlow(flow);
       continue;
     }
+    if (auto merge = dyn_cast<MergeWindowsOp>(op)) {
+      outlineMerge(merge);
+      continue;
+    }
     if (auto norm = dyn_cast<KeyNormOp>(op)) {
       outlineKeyNorm(norm);
       continue;
@@ -133,10 +177,10 @@ void prefill::outlineRows(ModuleOp module) {
     };
     SmallVector<NamedAttribute> rule;
     if (select.getTarget()) {
-      for (auto [name, value] : {std::pair{"target", *select.getTarget()},
-                                 std::pair{"left", *select.getLeft()},
-                                 std::pair{"skip", *select.getSkip()}})
-        rule.push_back(onnx::stringAttr(b, name, std::to_string(value)));
+      rule.push_back(number(b, "target", *select.getTarget()));
+      if (select.getLeft())
+        rule.append({number(b, "left", *select.getLeft()),
+                     number(b, "skip", *select.getSkip())});
     } else if (select.getKeep()) {
       rule.push_back(
           onnx::stringAttr(b, "keep", scaled(select.getKeep(), 1e6)));

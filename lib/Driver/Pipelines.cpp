@@ -52,6 +52,11 @@ void prefill::buildRowPipeline(OpPassManager &pm,
   if (groups) {
     pm.addPass(
         createPruneGroups({options.prune, options.protect}, report.pruning));
+  } else if (PruneSpec spec;
+             parsePruneSpec(options.prune, spec, error) && // false: no -prune
+             spec.isMergePatches()) {
+    pm.addPass(
+        createMergePatches({options.prune, options.protect}, report.pruning));
   } else if (!options.prune.empty()) {
     PruneRowsOptions prune;
     prune.prune = options.prune;

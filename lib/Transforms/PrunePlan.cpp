@@ -11,23 +11,10 @@
 
 #include "PrunePlan.h"
 
-#include "mlir/Interfaces/SideEffectInterfaces.h"
 #include "llvm/ADT/STLExtras.h"
 
 using namespace mlir;
 using namespace prefill;
-
-/// The name of `op` for a reader, with a colon.
-static std::string nameOf(Operation *op) {
-  if (auto attention = dyn_cast_or_null<AttentionOp>(op))
-    return "attention '" + attention.getLayer().value_or("").str() + "': ";
-  auto node = dyn_cast_or_null<onnx::NodeOp>(op);
-  if (!node)
-    return "";
-  StringRef name =
-      node.getNodeName().empty() ? node.getOutputName(0) : node.getNodeName();
-  return (node.getOpType() + " '" + name + "': ").str();
-}
 
 namespace {
 struct Planner {
@@ -176,7 +163,7 @@ struct Planner {
       cutLevel[stage.cut] = plan.stages.size() + 1;
       plan.stages.push_back(stage);
     }
-    if (encoder)
+    if (encoder && !plan.stages.empty())
       plan.tokens = plan.stages.front().cut;
     return true;
   }
@@ -470,46 +457,6 @@ struct Planner {
   }
 };
 } // namespace
-
-/// The operations of the graph that its outputs need, or that do more than
-/// giving results.
-static llvm::DenseSet<Operation *> findNeeded(onnx::GraphOp graph) {
-  llvm::DenseSet<Operation *> needed;
-  Block &body = graph.getBody().front();
-  SmallVector<Operation *> work;
-  for (Operation &op : body)
-    if (!wouldOpBeTriviallyDead(&op))
-      work.push_back(&op);
-  while (!work.empty()) {
-    Operation *op = work.pop_back_val();
-    if (!needed.insert(op).second)
-      continue;
-    // Also what is read inside of its subgraphs.
-    op->walk([&](Operation *inner) {
-      for (Value operand : inner->getOperands())
-        if (Operation *from = operand.getDefiningOp())
-          if (Operation *here = body.findAncestorOpInBlock(*from))
-            work.push_back(here);
-    });
-  }
-  return needed;
-}
-
-SmallVector<AttentionOp> prefill::getLiveAttentions(onnx::GraphOp graph) {
-  llvm::DenseSet<Operation *> needed = findNeeded(graph);
-  SmallVector<AttentionOp> live;
-  for (AttentionOp op : graph.getBody().front().getOps<AttentionOp>())
-    if (needed.contains(op))
-      live.push_back(op);
-  return live;
-}
-
-void prefill::eraseUnread(onnx::GraphOp graph) {
-  for (Operation &op :
-       llvm::make_early_inc_range(llvm::reverse(graph.getBody().front())))
-    if (isOpTriviallyDead(&op))
-      op.erase();
-}
 
 bool prefill::planPruning(SymbolicAnalysis &analysis, ArrayRef<int64_t> layers,
                           bool encoder, PrunePlan &plan, std::string &error) {

@@ -7,6 +7,7 @@
 #define PREFILL_LIB_TRANSFORMS_PRUNEPLAN_H
 
 #include "RowPlan.h"
+#include "prefill/Transforms/Pruning.h"
 
 namespace prefill {
 
@@ -55,6 +56,22 @@ llvm::SmallVector<AttentionOp> getLiveAttentions(onnx::GraphOp graph);
 
 /// Erases what the graph's outputs do not need.
 void eraseUnread(onnx::GraphOp graph);
+
+/// The name of `op` for a reader, with a colon.
+std::string nameOf(mlir::Operation *op);
+
+/// Removes Shape nodes of the plan that nothing reads any more, and what was
+/// made for them: targets of Reshapes in it may count all rows.
+void eraseDeadShapes(const PrunePlan &plan);
+
+/// Whether row 0 of an encoder's `rows` is a class token, or why that is not
+/// known.
+std::string findClassToken(const PruneSpec &spec, std::optional<int64_t> rows,
+                           bool &cls);
+
+/// FlowCut's score of the rows of a vision encoder's attention.
+FlowScoreOp createFlowScore(mlir::OpBuilder &builder, AttentionOp op,
+                            mlir::Value previous, bool cls);
 
 /// Proves that rows can go after `layers` (from 1) of the attentions of the
 /// graph and finds what that changes. `encoder`: it is a vision encoder, whose

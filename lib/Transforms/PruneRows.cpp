@@ -24,6 +24,12 @@
 //   %rows = prefill.select_rows %score protect(%protect) shares(%shares)
 //           target 64 left 4 skip 1
 //
+// In a language model FlowCut keeps so many vision rows:
+//
+//   %score, %_ = prefill.flow_score %q, %k, %v columns(%vision) rotary(...)
+//   %rows = prefill.select_rows %score protect(%protect) columns(%vision)
+//           target 64
+//
 // PrunePlan.cpp finds what shrinks, this file rewrites it.
 //
 //===----------------------------------------------------------------------===//
@@ -92,7 +98,8 @@ struct Rewriter {
     Value absolute; ///< [b, m] rows of the prompt
     Value protect;  ///< [b, m]
     Value alive;    ///< [b, m], or null
-    Value vision;   ///< [b, m] bool, of MustDrop: rows of an image
+    Value vision;   ///< [b, m] bool, of MustDrop and FlowCut in a language
+                    ///< model: rows of an image
     Value asking;   ///< [b, m] bool, of MustDrop: text after it
     Value starts;   ///< [segments + 1], or null
     Value count;    ///< [1], made when asked for
@@ -198,10 +205,10 @@ struct Rewriter {
     AttentionOp first = plan.stages.front().attention;
     all.starts = first.getSegmentStarts();
     all.alive = first.getKeyMask() ? asInt64(first.getKeyMask()) : Value();
-    if (spec.isMustDrop()) {
+    if (spec.needsVisionRows())
       all.vision = addRowsInput(graph, plan.tokens, "vision_rows");
+    if (spec.isMustDrop())
       all.asking = getAsking(all.vision, all.alive);
-    }
     all.protect = createProtection(builder, loc, getIds(), protection,
                                    {given, all.alive, all.starts, getWanted(),
                                     all.vision, /*parts=*/Value()});
@@ -225,13 +232,7 @@ struct Rewriter {
         if (fewer)
           previous = ofRows(previous, levels[level].relative);
       }
-      Type scores = rowsType(builder.getF32Type(), "");
-      auto flow = FlowScoreOp::create(
-          builder, loc, scores, scores, op.getQ(), op.getK(), op.getV(),
-          previous, op.getQHeadsAttr(), op.getHeadDimAttr(), op.getScaleAttr(),
-          cls ? builder.getUnitAttr() : UnitAttr(), op.getQLayoutAttr(),
-          op.getKLayoutAttr(), op.getVLayoutAttr());
-      flows.push_back({flow, op});
+      flows.push_back({createFlowScore(builder, op, previous, cls), op});
     }
     return flows.back().first;
   }
@@ -250,6 +251,32 @@ struct Rewriter {
         builder.getI64IntegerAttr(spec.target), builder.getI64IntegerAttr(left),
         builder.getI64IntegerAttr(cls), /*topk=*/IntegerAttr(),
         /*round_down=*/UnitAttr());
+  }
+
+  /// FlowCut's selection of vision rows in a language model: as the last row
+  /// reads those of the stage's own attention.
+  SelectRowsOp selectVision(const PruneStage &stage, const Level &before) {
+    AttentionOp op = stage.attention;
+    Type scores = rowsType(builder.getF32Type(), "");
+    const auto valueScale =
+        static_cast<float>(1 / std::sqrt(static_cast<double>(op.getHeadDim())));
+    auto flow = FlowScoreOp::create(
+        builder, loc, scores, scores, op.getQ(), op.getK(), op.getV(),
+        /*previous=*/Value(), before.vision, before.alive, op.getCos(),
+        op.getSin(), op.getQHeadsAttr(), op.getKvHeadsAttr(),
+        op.getHeadDimAttr(), op.getScaleAttr(),
+        builder.getF32FloatAttr(valueScale), /*cls=*/UnitAttr(),
+        op.getRotaryAttr(), op.getRotaryDimAttr(), op.getQLayoutAttr(),
+        op.getKLayoutAttr(), op.getVLayoutAttr());
+    return SelectRowsOp::create(
+        builder, loc,
+        rowsType(builder.getI64Type(),
+                 "rows_after_" + std::to_string(stage.layer)),
+        Type(), flow.getScore(), before.protect, Value(), Value(), Value(),
+        before.vision, /*shares=*/Value(), FloatAttr(), FloatAttr(),
+        FloatAttr(), builder.getI64IntegerAttr(spec.target),
+        /*left=*/IntegerAttr(), /*skip=*/IntegerAttr(),
+        /*topk=*/IntegerAttr(), /*round_down=*/UnitAttr());
   }
 
   /// The selection of the others, by the stage's own attention.
@@ -280,8 +307,9 @@ struct Rewriter {
     Level level;
     level.name = "rows_after_" + std::to_string(stage.layer);
     Type i64 = builder.getI64Type();
-    SelectRowsOp select = spec.isFlowCut() ? selectPatches(stage, before)
-                                           : selectRows(stage, before);
+    SelectRowsOp select = spec.isFlowCut()       ? selectPatches(stage, before)
+                          : spec.isFlowCutText() ? selectVision(stage, before)
+                                                 : selectRows(stage, before);
     level.relative = level.absolute = select.getRows();
     level.starts = select.getStarts();
     if (before.absolute)
@@ -290,7 +318,7 @@ struct Rewriter {
     level.protect = ofRows(before.protect, level.relative);
     if (before.alive)
       level.alive = ofRows(before.alive, level.relative);
-    if (before.vision) {
+    if (before.asking) {
       level.vision = ofRows(before.vision, level.relative);
       level.asking = ofRows(before.asking, level.relative);
     }
@@ -371,23 +399,6 @@ struct Rewriter {
     ret.setOutputNamesAttr(builder.getArrayAttr(names));
   }
 
-  /// Removes Shape nodes that nothing reads any more, and what was made for
-  /// them: targets of Reshapes in it may count all rows.
-  void eraseDeadShapes() {
-    llvm::SetVector<Operation *> dead;
-    for (onnx::NodeOp shape : plan.shapes)
-      dead.insert(shape);
-    while (!dead.empty()) {
-      Operation *op = dead.pop_back_val();
-      if (!op->use_empty())
-        continue;
-      for (Value operand : op->getOperands())
-        if (auto from = operand.getDefiningOp<onnx::NodeOp>())
-          dead.insert(from);
-      op->erase();
-    }
-  }
-
   void run() {
     // Shapes are asked about before anything changes.
     for (onnx::NodeOp shape : plan.shapes)
@@ -424,7 +435,7 @@ struct Rewriter {
                          ? StringRef()
                          : StringRef(levels[where.second].name)));
     addOutputs();
-    eraseDeadShapes();
+    eraseDeadShapes(plan);
     sortTopologically(&graph.getBody().front());
   }
 };
@@ -448,24 +459,6 @@ struct PruneRowsPass final : prefill::impl::PruneRowsBase<PruneRowsPass> {
 private:
   PruneReport *report = nullptr;
 
-  /// Whether row 0 of `rows` is a class token, or why that is not known.
-  static std::string findAnchor(const PruneSpec &spec,
-                                std::optional<int64_t> rows, bool &cls) {
-    cls = spec.anchor == PruneSpec::Anchor::Cls;
-    if (spec.anchor != PruneSpec::Anchor::Auto)
-      return "";
-    auto isSquare = [](int64_t number) {
-      auto root = static_cast<int64_t>(std::llround(std::sqrt(number)));
-      return root * root == number;
-    };
-    cls = rows && isSquare(*rows - 1);
-    if (cls || (rows && isSquare(*rows)))
-      return "";
-    return "whether the first of " + (rows ? std::to_string(*rows) : "its") +
-           " rows is a class token cannot be told; say anchor=cls or "
-           "anchor=mean";
-  }
-
   /// How many rows a vision encoder has, those of its first attention.
   static std::optional<int64_t> countPatches(onnx::GraphOp graph) {
     SymbolicAnalysis analysis(graph);
@@ -482,7 +475,7 @@ private:
     SmallVector<StringRef> added;
     if (protection.system)
       added.push_back("protected_rows");
-    if (spec.isMustDrop())
+    if (spec.needsVisionRows())
       added.push_back("vision_rows");
     for (Attribute name : graph.getInputs())
       if (llvm::is_contained(added, onnx::getEntryName(name).getValue()))
@@ -492,12 +485,17 @@ private:
         analysis.facts(plan.tokens).shape.size() != 2)
       return "-protect=ids: the model has no input 'input_ids'; protect rows "
              "with rows:A-B or system";
-    if (spec.isMustDrop() &&
-        llvm::any_of(plan.stages, [](const PruneStage &stage) {
-          return AttentionOp(stage.attention).getSegmentStarts();
-        }))
-      return "-prune: mustdrop is for one prompt, and this model takes several "
-             "in one sequence";
+    for (const PruneStage &stage : plan.stages) {
+      AttentionOp op = stage.attention;
+      if (spec.needsVisionRows() && op.getSegmentStarts())
+        return "-prune: vision rows are those of one prompt, and this model "
+               "takes several in one sequence";
+      if (spec.isFlowCutText() &&
+          (op.getSoftcap() || op.getHeadDim() != op.getVHeadDim()))
+        return "-prune: " + nameOf(op) +
+               "its scores are capped, or its keys and values have heads of "
+               "different sizes, and FlowCut's score is not defined for it";
+    }
     return "";
   }
 
@@ -511,8 +509,10 @@ private:
       return "-protect=" + protect + ": " + error;
     if (onnx::getOpsetVersion(graph) < 13)
       return "-prune: the model's opset is below 13";
-    if (spec.isQuickPrefill())
-      return "-prune=" + prune + ": prune-rows does lazyllm and mustdrop";
+    if (spec.isQuickPrefill() || spec.isMergePatches())
+      return "-prune=" + prune +
+             ": prune-rows does lazyllm, flowcut, and mustdrop in a language "
+             "model";
     int64_t count = getLiveAttentions(graph).size();
     std::vector<int64_t> layers;
     if (!resolveLayers(spec, count, layers, error))
@@ -529,7 +529,7 @@ private:
     bool cls = false;
     if (spec.isFlowCut()) {
       auto rows = countPatches(graph);
-      (void)findAnchor(spec, rows, cls);
+      (void)findClassToken(spec, rows, cls);
       if (rows && *rows - cls <= spec.target) {
         if (report)
           report->layers.clear();
@@ -540,7 +540,7 @@ private:
     SmallVector<AttentionOp> attentions(
         graph.getBody().front().getOps<AttentionOp>());
     for (int64_t layer : layers)
-      if (!spec.isFlowCut())
+      if (!spec.isFlowCut() && !spec.isFlowCutText())
         addScore(attentions[layer - 1], spec.isMustDrop());
     SymbolicAnalysis analysis(graph);
     PrunePlan plan;
@@ -548,18 +548,13 @@ private:
       return "-prune: " + error;
     if (spec.isFlowCut()) {
       auto rows = analysis.dim(plan.tokens, 1)->asInt();
-      if (error = findAnchor(spec, rows, cls); !error.empty())
+      if (error = findClassToken(spec, rows, cls); !error.empty())
         return "-prune=" + prune + ": " + error;
       if (plan.butFirst && !cls)
-        return "-prune: " + plan.butFirst.getOpType().str() + " '" +
-               plan.butFirst.getNodeName().str() +
-               "': it takes all rows but the first, which is no class token "
+        return "-prune: " + nameOf(plan.butFirst) +
+               "it takes all rows but the first, which is no class token "
                "and may go";
-      // By default nothing but the class token: patches are all alike.
-      if (protect.empty())
-        protection.bos = 0;
-      if (!StringRef(protect).contains("last:"))
-        protection.last = 0;
+      protectNoEnds(protect, protection);
       protection.bos = std::max<int64_t>(protection.bos, cls);
     }
     if (error = checkInputs(graph, analysis, plan, spec, protection);

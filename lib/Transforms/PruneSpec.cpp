@@ -95,10 +95,50 @@ bool prefill::isQuickPrefill(StringRef text) {
   return text.split(':').first == "quickprefill";
 }
 
-/// Reads one option of MustDrop, whose part in the vision encoder is not there.
+/// `cls` or `mean`.
+static bool parseAnchor(StringRef value, PruneSpec &spec, std::string &error) {
+  const bool cls = value == "cls";
+  spec.anchor = cls ? PruneSpec::Anchor::Cls : PruneSpec::Anchor::Mean;
+  if (!cls && value != "mean")
+    error = ("anchor=" + value + ": expected cls or mean").str();
+  return error.empty();
+}
+
+/// `3x3@0.8`: the sides of a window, and how much alike its patches are.
+static bool parseWindow(StringRef value, PruneSpec &spec, std::string &error) {
+  auto [sides, similarity] = value.split('@');
+  auto [height, width] = sides.split('x');
+  if (wholeNumber(height, spec.windowHeight) && spec.windowHeight > 0 &&
+      wholeNumber(width, spec.windowWidth) && spec.windowWidth > 0 &&
+      !similarity.getAsDouble(spec.similarity) && spec.similarity >= -1 &&
+      spec.similarity <= 1)
+    return true;
+  error = ("vit-merge=" + value +
+           ": expected the sides of a window of patches and the cosine from "
+           "which on they are alike, from -1 to 1, as in 3x3@0.8")
+              .str();
+  return false;
+}
+
+/// Reads one option of MustDrop, in the language model or in the vision
+/// encoder, and says which.
 static bool parseMustDrop(StringRef key, StringRef value, PruneSpec &spec,
                           std::string &error) {
-  if (key == "global" || key == "individual") {
+  if (key == "vit-merge" || key == "key" || key == "anchor")
+    spec.method = PruneSpec::Method::MergePatches;
+  if (key == "vit-merge")
+    return parseWindow(value, spec, error);
+  if (key == "anchor")
+    return parseAnchor(value, spec, error);
+  if (key == "key") {
+    if (!value.getAsDouble(spec.key) && spec.key >= 0 && spec.key <= 1 &&
+        (spec.key == 0 || spec.key >= 1e-6))
+      return true;
+    error = (key + "=" + value +
+             ": expected the share of patches that is the key set, 0 (none) or "
+             "from 0.000001 to 1")
+                .str();
+  } else if (key == "global" || key == "individual") {
     double &threshold = key == "global" ? spec.global : spec.individual;
     // The runtime counts in 10^-12, so that every machine rounds alike.
     if (!value.getAsDouble(threshold) && threshold >= 0 && threshold <= 1 &&
@@ -115,13 +155,10 @@ static bool parseMustDrop(StringRef key, StringRef value, PruneSpec &spec,
              ": expected preserve (rows that are left keep their positions; to "
              "renumber them is a loss of its own)")
                 .str();
-  } else if (key == "vit-merge" || key == "key") {
-    error = (key + " is not there: rows of the vision encoder are not merged; "
-                   "give the language model's part only")
-                .str();
   } else {
     error = ("unknown option '" + key +
-             "': expected layers, global, individual, positions")
+             "': expected layers, global, individual, positions; of a vision "
+             "encoder vit-merge, key, anchor")
                 .str();
   }
   return false;
@@ -138,18 +175,21 @@ static bool parseFlowCut(StringRef key, StringRef value, PruneSpec &spec,
              "from 1 on")
                 .str();
   } else if (key == "anchor") {
-    if (value == "cls" || value == "mean") {
-      spec.anchor =
-          value == "cls" ? PruneSpec::Anchor::Cls : PruneSpec::Anchor::Mean;
+    return parseAnchor(value, spec, error);
+  } else if (key == "llm-layer") {
+    spec.method = PruneSpec::Method::FlowCutText;
+    int64_t layer;
+    if (wholeNumber(value, layer) && layer > 0) {
+      spec.layers = {layer};
       return true;
     }
-    error = ("anchor=" + value + ": expected cls or mean").str();
-  } else if (key == "llm-layer") {
-    error =
-        "llm-layer is not there: FlowCut prunes in the vision encoder only; "
-        "mustdrop prunes vision rows in the language model";
+    error = ("llm-layer=" + value +
+             ": expected the layer of the language model after which vision "
+             "rows go, from 1 on")
+                .str();
   } else {
-    error = ("unknown option '" + key + "': expected target, anchor").str();
+    error = ("unknown option '" + key + "': expected target, anchor, llm-layer")
+                .str();
   }
   return false;
 }
@@ -171,20 +211,24 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
   else if (method != "lazyllm")
     return fail("unknown method '" + method +
                 "': expected lazyllm, mustdrop, flowcut, quickprefill");
+  const char *language = "layers, global, individual and positions";
+  bool forLanguage = false;
   if (spec.isFlowCut() && options.empty())
     return fail("expected target=, the number of patches that stay");
   while (!options.empty()) {
     auto [part, rest] = options.split(',');
     options = rest;
     auto [key, value] = part.split('=');
-    if (spec.isFlowCut()) {
+    if (method == "flowcut") {
       if (!parseFlowCut(key, value, spec, error))
         return false;
-    } else if (key == "layers") {
-      if (!parseLayers(value, spec.layers, error))
-        return false;
-    } else if (spec.isMustDrop()) {
+    } else if (method == "mustdrop" && key != "layers") {
+      forLanguage |= key != "vit-merge" && key != "key" && key != "anchor";
       if (!parseMustDrop(key, value, spec, error))
+        return false;
+    } else if (key == "layers") {
+      forLanguage = true;
+      if (!parseLayers(value, spec.layers, error))
         return false;
     } else if (key == "keep") {
       if (!parseShare(key, value, spec.keep, error))
@@ -206,8 +250,15 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
                   "': expected layers, keep, aux, positions");
     }
   }
-  if (spec.isFlowCut() && !spec.target)
+  if (method == "flowcut" && !spec.target)
     return fail("expected target=, the number of patches that stay");
+  if (spec.isFlowCutText() && spec.anchor != PruneSpec::Anchor::Auto)
+    return fail("anchor is for the vision encoder, llm-layer for the language "
+                "model: compile each with its own");
+  if (spec.isMergePatches() && forLanguage)
+    return fail("vit-merge, key and anchor are for the vision encoder, " +
+                llvm::Twine(language) +
+                " for the language model: compile each with its own");
   return true;
 }
 
@@ -269,6 +320,13 @@ bool prefill::parseProtectSpec(StringRef text, ProtectSpec &spec,
     return false;
   }
   return true;
+}
+
+void prefill::protectNoEnds(StringRef given, ProtectSpec &spec) {
+  if (given.empty())
+    spec.bos = 0;
+  if (!given.contains("last:"))
+    spec.last = 0;
 }
 
 int64_t prefill::queryRows(const PruneSpec &spec,

@@ -1,4 +1,4 @@
-/*===- flow.h - What flows through the rows of a vision encoder ---*- C -*-===*\
+/*===- flow.h - What flows through the rows of an image -----------*- C -*-===*\
 |*
 |* FlowCut's score of a row and its number of rows to leave out
 |* (arXiv:2505.19536). One row's products with all others a head: no n x n
@@ -21,21 +21,36 @@ typedef struct pf_flow_rows {
   int64_t head, row; /* strides in elements */
 } pf_flow_rows;
 
-/* One image: n rows of `heads` heads of d elements. */
+/* What q and k are rotated by: the first `dim` elements of row i by row i of
+ * cos and sin, [n][width] with width dim or dim / 2 (RoFormer,
+ * arXiv:2104.09864).
+ */
+typedef struct pf_flow_rotary {
+  const float *cos, *sin;
+  int64_t width, dim; /* dim 0: no rotation */
+  bool interleaved;   /* pairs are neighbours, not halves */
+} pf_flow_rotary;
+
+/* One image or prompt: n rows of `heads` heads of d elements; of k and v
+ * kv_heads, each for heads / kv_heads of q's. */
 typedef struct pf_flow {
   pf_flow_rows q, k, v;
-  int64_t n, heads, d;
-  float scale;
-  bool cls;              /* row 0 is the anchor and no patch */
-  const float *previous; /* [n], the layer before's score; NULL: none */
+  pf_flow_rotary rotary;
+  int64_t n, heads, kv_heads, d;
+  float scale, value_scale; /* of products with keys, and with values */
+  int64_t anchor;           /* a row; -1: the mean of all */
+  bool cls;                 /* row 0 is no patch */
+  const uint8_t *columns;   /* [n]: rows that are read at all; NULL: all */
+  const float *previous;    /* [n], the layer before's score; NULL: none */
 } pf_flow;
 
 /* With r the mean over the heads of the softmax of the anchor's scaled products
- * with all keys and m of that with all values, each made to sum up to 1 over
- * the patches (where the sum is 0 it stays 0): shares[n] = r, and score[n] =
- * previous / 2 + (r + m) * sum |mean of v over the heads| / 2. Without cls the
- * anchor is the mean query, and the mean value. Row 0 with cls gets 0 for both.
- * shares may be NULL. False: out of memory. */
+ * with all keys of `columns` and m of that with all values, each made to sum up
+ * to 1 over the patches (where the sum is 0 it stays 0): shares[n] = r, and
+ * score[n] = previous / 2 + (r + m) * sum |mean of v over the heads| / 2. What
+ * is no column, and row 0 with cls, gets 0 for both. The mean anchor is the
+ * mean query, and the mean value; it is not for rotated rows. shares may be
+ * NULL. False: out of memory. */
 bool pf_flow_score(const pf_flow *flow, float *score, float *shares);
 
 /* How many of `count` patches go: round((count - target) / sqrt(left) *

@@ -15,11 +15,9 @@
 |*     attributes keep: millionths of a segment's rows; topk: at most so many,
 |*     and all where there are no more; round: "down". With columns instead
 |*     global, individual: in 10^-12, batch 1, without starts. With shares
-|*     instead target, left, skip, without alive and starts.
-|*   FlowScore(q, k, v float [b, h, n, d] or [b, n, h, d] or [b, n, h * d],
-|*             [previous float [b, n]])
-|*     -> score float [b, n], shares float [b, n]. String attributes heads, dim,
-|*     scale (the bits of a float), cls; q, k, v: 1 if rows come before heads.
+|*     instead target, left, skip, without alive and starts. With columns and
+|*     target: so many of the columns, with what is protected.
+|*   FlowScore, MergeWindows: see ort_vision.c.
 |*   FindRows(rows int64 [b, m], count int64 [1], wanted int64)
 |*     -> index int64, of wanted's shape.
 |*
@@ -27,50 +25,11 @@
 |*
 \*===----------------------------------------------------------------------===*/
 #include "ort_rows.h"
-#include "flow.h"
-#include "ort_op.h"
+#include "ort_row_op.h"
 #include "rows.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { MAX_RANK = 8, MAX_INPUTS = 7, MAX_RANGES = 64 };
-
-/* One op: its schema, and what it does with the inputs it was given. */
-typedef struct row_op row_op;
-struct row_kernel;
-struct row_op {
-  OrtCustomOp op; /* first: ONNX Runtime hands back pointers to it */
-  const OrtApi *api;
-  const char *name;
-  size_t inputs, required, outputs;
-  int input_type[MAX_INPUTS], output_type[2];
-  OrtStatus *(*run)(const struct row_kernel *kernel, OrtKernelContext *context);
-};
-
-/* A node's attributes. */
-typedef struct row_kernel {
-  const row_op *op;
-  int64_t bos, last, global, individual, target, left, skip;
-  int64_t heads, dim, cls, rows_first[3];
-  float scale;
-  pf_keep_rule keep;
-  int64_t ids[MAX_RANGES][2], rows[MAX_RANGES][2];
-  int64_t id_count, row_count;
-} row_kernel;
-
-/* An input: absent when data is NULL. */
-typedef struct view {
-  const void *data;
-  int64_t shape[MAX_RANK], count;
-  size_t rank;
-} view;
-
-static OrtStatus *refuse(const row_op *op, const char *text) {
-  char line[256];
-  snprintf(line, sizeof(line), "prefill.opt %s: %s", op->name, text);
-  return ort_CreateStatus(op->api, ORT_INVALID_ARGUMENT, line);
-}
 
 /*===-- attributes -------------------------------------------------------===*/
 
@@ -93,6 +52,15 @@ static int64_t read_number(const OrtApi *api, const OrtKernelInfo *info,
   return strtoll(text, NULL, 10);
 }
 
+/* A float from its bits. */
+static float read_float(const OrtApi *api, const OrtKernelInfo *info,
+                        const char *name) {
+  const uint32_t bits = (uint32_t)read_number(api, info, name);
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 /* "a-b,c-d" into range; returns their number. */
 static int64_t read_ranges(const OrtApi *api, const OrtKernelInfo *info,
                            const char *name, int64_t range[][2]) {
@@ -110,52 +78,7 @@ static int64_t read_ranges(const OrtApi *api, const OrtKernelInfo *info,
   return count;
 }
 
-/*===-- inputs and outputs -----------------------------------------------===*/
-
-static OrtStatus *look(const OrtApi *api, const OrtValue *value, view *out) {
-  OrtTensorTypeAndShapeInfo *info;
-  TRY(ort_GetTensorTypeAndShape(api, value, &info));
-  OrtStatus *status = ort_GetDimensionsCount(api, info, &out->rank);
-  if (!status && out->rank > MAX_RANK)
-    status = ort_CreateStatus(api, ORT_INVALID_ARGUMENT,
-                              "prefill.opt: more than 8 dimensions");
-  if (!status)
-    status = ort_GetDimensions(api, info, out->shape, out->rank);
-  ort_ReleaseTensorTypeAndShapeInfo(api, info);
-  if (status)
-    return status;
-  out->count = 1;
-  for (size_t i = 0; i < out->rank; ++i)
-    out->count *= out->shape[i];
-  void *data;
-  static const int64_t nothing[1] = {0};
-  TRY(ort_GetTensorMutableData(api, (OrtValue *)value, &data));
-  out->data = data ? data : nothing; /* an empty tensor is not an absent one */
-  return NULL;
-}
-
-static OrtStatus *read_inputs(const row_op *op, OrtKernelContext *context,
-                              view in[MAX_INPUTS]) {
-  size_t count = 0;
-  memset(in, 0, sizeof(view) * MAX_INPUTS);
-  TRY(ort_KernelContext_GetInputCount(op->api, context, &count));
-  for (size_t i = 0; i < count && i < op->inputs; ++i) {
-    const OrtValue *value = NULL;
-    TRY(ort_KernelContext_GetInput(op->api, context, i, &value));
-    if (value)
-      TRY(look(op->api, value, &in[i]));
-  }
-  return NULL;
-}
-
-static OrtStatus *make_output(const row_op *op, OrtKernelContext *context,
-                              size_t index, const int64_t *dims, size_t rank,
-                              void **data) {
-  OrtValue *value = NULL;
-  *data = NULL;
-  TRY(ort_KernelContext_GetOutput(op->api, context, index, dims, rank, &value));
-  return value ? ort_GetTensorMutableData(op->api, value, data) : NULL;
-}
+/*===-- the set of rows -------------------------------------------------===*/
 
 /* The rows that `like` [b, n] has, with the inputs `alive`, `starts`, `parts`.
  * *owned: bytes of `alive`, to be freed. */
@@ -259,7 +182,7 @@ static OrtStatus *run_select(const row_kernel *kernel,
   uint8_t *owned;
   if (in[1].count != in[0].count)
     return refuse(op, "expected a score and a protection for every row");
-  if (in[5].data && in[0].rank == 2 && in[0].shape[0] != 1) {
+  if (in[4].data && in[0].rank == 2 && in[0].shape[0] != 1) {
     char text[160];
     snprintf(text, sizeof(text),
              "thresholds leave another number of rows in every prompt: "
@@ -267,8 +190,8 @@ static OrtStatus *run_select(const row_kernel *kernel,
              (long long)in[0].shape[0]);
     return refuse(op, text);
   }
-  if (in[5].data &&
-      (in[4].count != in[0].count || in[5].count != in[0].count || in[3].data))
+  if ((in[4].data && (in[4].count != in[0].count || !in[5].data)) ||
+      (in[5].data && (in[5].count != in[0].count || in[3].data)))
     return refuse(op, "expected a peak and a column for every row, and no "
                       "segments");
   if (in[6].data && (in[6].count != in[0].count || in[2].data || in[3].data ||
@@ -284,6 +207,9 @@ static OrtStatus *run_select(const row_kernel *kernel,
     count = counts[0] =
         pf_keep_patches(&rows, in[0].data, in[6].data, in[1].data,
                         kernel->target, kernel->left, kernel->skip, kept);
+  else if (kept && counts && in[5].data && !in[4].data)
+    count = counts[0] = pf_keep_columns(&rows, in[0].data, in[5].data,
+                                        in[1].data, kernel->target, kept);
   else if (kept && counts && in[5].data)
     count = counts[0] =
         pf_keep_above(&rows, in[0].data, in[4].data, in[5].data, in[1].data,
@@ -297,63 +223,6 @@ static OrtStatus *run_select(const row_kernel *kernel,
   free(kept);
   free(owned);
   return status;
-}
-
-/* Rows of image b of input x, whose shape was checked. */
-static pf_flow_rows flow_rows(const row_kernel *kernel, const view *x,
-                              bool rows_first, int64_t n, int64_t b) {
-  const float *data = x->data;
-  const int64_t width = kernel->heads * kernel->dim;
-  return (pf_flow_rows){.data = data + b * n * width,
-                        .head = rows_first ? kernel->dim : n * kernel->dim,
-                        .row = rows_first ? width : kernel->dim};
-}
-
-static OrtStatus *run_flow(const row_kernel *kernel,
-                           OrtKernelContext *context) {
-  const row_op *op = kernel->op;
-  view in[MAX_INPUTS];
-  TRY(read_inputs(op, context, in));
-  const int64_t heads = kernel->heads, d = kernel->dim;
-  if (in[0].rank < 3)
-    return refuse(op, "expected q of rank 3 or 4");
-  const int64_t dims[2] = {in[0].shape[0],
-                           in[0].shape[kernel->rows_first[0] ? 1 : 2]};
-  const int64_t n = dims[1];
-  for (int i = 0; i < 3; ++i) {
-    const int64_t *shape = in[i].shape;
-    const bool first = kernel->rows_first[i];
-    const bool fits =
-        shape[0] == dims[0] &&
-        (in[i].rank == 3 ? first && shape[1] == n && shape[2] == heads * d
-                         : in[i].rank == 4 && shape[first ? 1 : 2] == n &&
-                               shape[first ? 2 : 1] == heads && shape[3] == d);
-    if (!fits)
-      return refuse(op, "q, k and v do not have the shapes that the model was "
-                        "compiled for");
-  }
-  if (in[3].data && in[3].count != dims[0] * n)
-    return refuse(op, "expected a score of the layer before for every row");
-  float *score, *shares;
-  TRY(make_output(op, context, 0, dims, 2, (void **)&score));
-  TRY(make_output(op, context, 1, dims, 2, (void **)&shares));
-  if (!score)
-    return refuse(op, "expected the first output");
-  for (int64_t b = 0; b < dims[0]; ++b) {
-    const pf_flow flow = {
-        .q = flow_rows(kernel, &in[0], kernel->rows_first[0], n, b),
-        .k = flow_rows(kernel, &in[1], kernel->rows_first[1], n, b),
-        .v = flow_rows(kernel, &in[2], kernel->rows_first[2], n, b),
-        .n = n,
-        .heads = heads,
-        .d = d,
-        .scale = kernel->scale,
-        .cls = kernel->cls,
-        .previous = in[3].data ? (const float *)in[3].data + b * n : NULL};
-    if (!pf_flow_score(&flow, score + b * n, shares ? shares + b * n : NULL))
-      return refuse(op, "out of memory");
-  }
-  return NULL;
 }
 
 static OrtStatus *run_find(const row_kernel *kernel,
@@ -426,13 +295,20 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
   kernel->left = read_number(api, info, "left");
   kernel->skip = read_number(api, info, "skip");
   kernel->heads = read_number(api, info, "heads");
+  kernel->kv_heads = read_number(api, info, "kv_heads");
   kernel->dim = read_number(api, info, "dim");
   kernel->cls = read_number(api, info, "cls");
   kernel->rows_first[0] = read_number(api, info, "q");
   kernel->rows_first[1] = read_number(api, info, "k");
   kernel->rows_first[2] = read_number(api, info, "v");
-  const uint32_t scale = (uint32_t)read_number(api, info, "scale");
-  memcpy(&kernel->scale, &scale, sizeof(scale));
+  kernel->rotary = read_number(api, info, "rotary");
+  kernel->rotary_dim = read_number(api, info, "rotary_dim");
+  kernel->scale = read_float(api, info, "scale");
+  kernel->value_scale = read_float(api, info, "value_scale");
+  kernel->grid = read_number(api, info, "grid");
+  kernel->height = read_number(api, info, "height");
+  kernel->width = read_number(api, info, "width");
+  kernel->similarity = read_number(api, info, "similarity");
   kernel->id_count = read_ranges(api, info, "ids", kernel->ids);
   kernel->row_count = read_ranges(api, info, "rows", kernel->rows);
   *out = kernel;
@@ -461,12 +337,20 @@ OrtStatus *pf_add_row_ops(const OrtApi *api, OrtCustomOpDomain *domain) {
        .output_type = {ONNX_INT64, ONNX_INT64},
        .run = run_select},
       {.name = "FlowScore",
-       .inputs = 4,
+       .inputs = 8,
        .required = 3,
        .outputs = 2,
-       .input_type = {ONNX_FLOAT, ONNX_FLOAT, ONNX_FLOAT, ONNX_FLOAT},
+       .input_type = {ONNX_FLOAT, ONNX_FLOAT, ONNX_FLOAT, ONNX_FLOAT, ONNX_BOOL,
+                      ONNX_INT64, ONNX_FLOAT, ONNX_FLOAT},
        .output_type = {ONNX_FLOAT, ONNX_FLOAT},
-       .run = run_flow},
+       .run = pf_run_flow},
+      {.name = "MergeWindows",
+       .inputs = 2,
+       .required = 2,
+       .outputs = 3,
+       .input_type = {ONNX_FLOAT, ONNX_BOOL},
+       .output_type = {ONNX_FLOAT, ONNX_INT64, ONNX_INT64},
+       .run = pf_run_merge},
       {.name = "FindRows",
        .inputs = 3,
        .required = 3,

@@ -286,6 +286,39 @@ done:
   return most;
 }
 
+int64_t pf_keep_columns(const pf_row_set *rows, const float *score,
+                        const uint8_t *columns, const uint8_t *protect,
+                        int64_t target, uint8_t *kept) {
+  const int64_t n = rows->n;
+  choice memory = {.value = malloc((size_t)(n + 1) * sizeof(float)),
+                   .chosen = malloc((size_t)(n / 64 + 1) * 8)};
+  int64_t *count = malloc((size_t)(rows->b + 1) * sizeof(int64_t));
+  int64_t most = -1;
+  if (!memory.value || !memory.chosen || !count)
+    goto done;
+  most = 0;
+  for (int64_t b = 0; b < rows->b; ++b) {
+    int64_t all = 0, fixed = 0;
+    count[b] = 0;
+    for (int64_t i = b * n; i < (b + 1) * n; ++i) {
+      count[b] += kept[i] = protect[i] != 0;
+      all += columns[i] != 0;
+      fixed += columns[i] && protect[i];
+    }
+    const int64_t stay = all < target ? all : target;
+    const int64_t least = count[b] + (stay > fixed ? stay - fixed : 0);
+    most = least > most ? least : most;
+  }
+  for (int64_t b = 0; b < rows->b; ++b)
+    keep_best(rows, b, 0, n, score, /*padding=*/false, most - count[b], &memory,
+              kept);
+done:
+  free(count);
+  free(memory.chosen);
+  free(memory.value);
+  return most;
+}
+
 bool pf_find_rows(const int64_t *rows, int64_t b, int64_t n, int64_t count,
                   const int64_t *wanted, int64_t wanted_count, int64_t *index,
                   pf_row_error *error) {

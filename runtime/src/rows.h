@@ -95,6 +95,14 @@ int64_t pf_keep_patches(const pf_row_set *rows, const float *score,
                         int64_t target, int64_t left, int64_t skip,
                         uint8_t *kept);
 
+/* Keeps what `protect` names, then those of `columns` [b][n] of the greatest
+ * score until `target` of an entry's columns stay (FlowCut, arXiv:2505.19536,
+ * in a language model); more where another entry keeps more rows. kept and the
+ * result as of pf_keep_rows. Rows that are no column should be protected. */
+int64_t pf_keep_columns(const pf_row_set *rows, const float *score,
+                        const uint8_t *columns, const uint8_t *protect,
+                        int64_t target, uint8_t *kept);
+
 /* index[i] = the place of row wanted[i] (negative: from the end of `count`
  * rows) among rows[b][n], ascending. False: it is not there, or not at the same
  * place in every entry. */

@@ -20,10 +20,10 @@
 
 // The third layer, which nobody reads, is none: rows leave after the first.
 
-// UNREAD: prefill.flow_score
+// UNREAD: = prefill.attention
 // UNREAD: prefill.select_rows {{.*}} target 6 left 0 skip 1
-// UNREAD-COUNT-2: prefill.attention
-// UNREAD-NOT: prefill.attention
+// UNREAD: = prefill.attention
+// UNREAD-NOT: = prefill.attention
 // UNREAD: output_names = ["features", "prefill.rows.1"]
 
 // FIRST: -prune: Slice 'patches': it takes all rows but the first, which is no class token and may go

@@ -56,6 +56,10 @@ std::unique_ptr<mlir::Pass> createChunkPrompt(ChunkPromptOptions options,
 std::unique_ptr<mlir::Pass> createPruneRows(PruneRowsOptions options,
                                             PruneReport &report);
 
+/// merge-patches that also tells what it did. `report` must outlive the pass.
+std::unique_ptr<mlir::Pass> createMergePatches(MergePatchesOptions options,
+                                               PruneReport &report);
+
 /// prune-groups that also tells what it did. `report` must outlive the pass.
 std::unique_ptr<mlir::Pass> createPruneGroups(PruneGroupsOptions options,
                                               PruneReport &report);

@@ -182,6 +182,35 @@ def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def MergePatches : Pass<"merge-patches", "::mlir::ModuleOp"> {
+  let summary = "Merge alike patches of a vision encoder; name those that matter";
+  let description = [{
+    MustDrop (arXiv:2411.10803) in a vision encoder. `vit-merge=3x3@0.8`, lossy: after
+    the first layer windows of 3 x 3 patches are merged where their mean pairwise
+    cosine is at least 0.8, as many in every image of a batch. Later layers, and the
+    outputs, have the class token, the merged windows, the most alike first, and the
+    other patches in order. Outputs `prefill.rows.1` (int64 [batch, rows], a window
+    by its first patch) and `prefill.merged` (int64 [1]) say which and how many.
+
+    `key=0.08`: a further output `prefill.key_rows`, bool [batch, patches left],
+    marks the patches, ceil(0.08 of them), that the class token attends to most in
+    the last layer: the language model is not to drop them.
+
+    Fails with the reason where the model has no square grid of patches that the
+    windows divide, or something that needs the places of patches.
+  }];
+  let options = [
+    Option<"prune", "prune", "std::string", /*default=*/"\"mustdrop:vit-merge=3x3@0.8,key=0.08\"",
+           "mustdrop:[vit-merge=HxW@T][,key=S][,anchor=cls|mean]">,
+    Option<"protect", "protect", "std::string", /*default=*/"\"\"",
+           "rows:A-B,system">
+  ];
+  let statistics = [
+    Statistic<"numNodes", "nodes", "Number of nodes with fewer rows">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
 def PruneGroups : Pass<"prune-groups", "::mlir::ModuleOp"> {
   let summary = "Keep a part of a group's keys and values, by the norm of the keys";
   let description = [{

@@ -22,12 +22,15 @@ namespace prefill {
 /// -prune=mustdrop:layers=2+6+10+14,global=0.001,individual=0.001 (MustDrop,
 /// arXiv:2411.10803), -prune=quickprefill:group=512,topk=64
 /// (TIGER-AI-Lab/QuickVideo), or in a vision encoder -prune=flowcut:target=64
-/// (FlowCut, arXiv:2505.19536).
+/// (FlowCut, arXiv:2505.19536) and -prune=mustdrop:vit-merge=3x3@0.8,key=0.08.
+/// FlowCut's step in a language model is -prune=flowcut:target=64,llm-layer=1.
 struct PruneSpec {
   enum class Method {
     LazyLLM,
-    MustDrop,
-    FlowCut,
+    MustDrop,     ///< in a language model
+    MergePatches, ///< MustDrop in a vision encoder
+    FlowCut,      ///< in a vision encoder
+    FlowCutText,  ///< FlowCut in a language model
     QuickPrefill
   } method = Method::LazyLLM;
 
@@ -47,8 +50,18 @@ struct PruneSpec {
   double global = 0.001;
   double individual = 0.001;
 
+  // MustDrop in a vision encoder: windows of height x width patches are merged
+  // where the mean cosine between two different patches is at least
+  // `similarity`, in [-1, 1]; 1 x 1: none. The share `key` of the patches left,
+  // in [0, 1], is the key set; 0: none.
+  int64_t windowHeight = 1, windowWidth = 1;
+  double similarity = 0.8;
+  double key = 0;
+
   // FlowCut.
   int64_t target = 0; ///< patches that are left in the end, at least 1
+
+  // FlowCut and MustDrop in a vision encoder.
   /// The row whose attention counts: the class token, row 0, or the mean of all
   /// rows. Auto: by the number of tokens, a square and 1 more or a square.
   enum class Anchor { Auto, Cls, Mean } anchor = Anchor::Auto;
@@ -61,7 +74,15 @@ struct PruneSpec {
   int64_t query = 0;   ///< rows of the question; 0: as many as -protect's last
 
   bool isMustDrop() const { return method == Method::MustDrop; }
+  bool isMergePatches() const { return method == Method::MergePatches; }
   bool isFlowCut() const { return method == Method::FlowCut; }
+  bool isFlowCutText() const { return method == Method::FlowCutText; }
+  /// Whether the model is a vision encoder.
+  bool isEncoder() const { return isFlowCut() || isMergePatches(); }
+  /// Whether rows of an image go in a language model: vision_rows marks them.
+  bool needsVisionRows() const { return isMustDrop() || isFlowCutText(); }
+  /// Whether patches of a vision encoder are merged.
+  bool merges() const { return windowHeight * windowWidth > 1; }
   bool isQuickPrefill() const { return method == Method::QuickPrefill; }
   /// How many rows of a group of `rows` stay in the cache, unless more are
   /// protected.
@@ -75,8 +96,11 @@ struct PruneSpec {
   bool keepsAll() const {
     if (isQuickPrefill())
       return !topk && topP == 1;
-    return isMustDrop() ? global == 0 || individual == 0
-                        : !isFlowCut() && keep == 1;
+    if (isMergePatches())
+      return !merges();
+    if (isMustDrop())
+      return global == 0 || individual == 0;
+    return method == Method::LazyLLM && keep == 1;
   }
 };
 
@@ -99,6 +123,10 @@ bool parsePruneSpec(llvm::StringRef text, PruneSpec &spec, std::string &error);
 /// not protected, but for the last row.
 bool parseProtectSpec(llvm::StringRef text, ProtectSpec &spec,
                       std::string &error);
+
+/// Takes the default ends out of `spec`, which was read from `given`, for a
+/// vision encoder: patches are all alike.
+void protectNoEnds(llvm::StringRef given, ProtectSpec &spec);
 
 /// Rows of the question, which QuickPrefill reads last and never prunes.
 int64_t queryRows(const PruneSpec &spec, const ProtectSpec &protection);

@@ -395,6 +395,37 @@ LogicalResult ProtectRowsOp::verify() {
   return verifyRanges(*this, "row_ranges", getRowRanges());
 }
 
+LogicalResult FlowScoreOp::verify() {
+  if (getHeads() % getKvHeads())
+    return emitOpError("heads must be a multiple of kv_heads");
+  const bool rotates = getRotary() != RotaryKind::None;
+  if (rotates != static_cast<bool>(getCos()) ||
+      rotates != static_cast<bool>(getSin()) || rotates != (getRotaryDim() > 0))
+    return emitOpError("needs cos, sin and rotary_dim exactly with rotary");
+  if (getRotaryDim() % 2 || getRotaryDim() > getHeadDim())
+    return emitOpError("rotary_dim must be even and at most head_dim");
+  if ((rotates || getAlive()) && !getColumns())
+    return emitOpError(
+        "has rotary and alive only with columns: the mean of all "
+        "rows and a class token have no position");
+  if (getColumns() && (getCls() || getPrevious()))
+    return emitOpError("with columns is for a language model: no cls and no "
+                       "layer before");
+  return success();
+}
+
+LogicalResult MergeWindowsOp::verify() {
+  if (!getProtect().getDefiningOp<ProtectRowsOp>())
+    return emitOpError("protect must come from prefill.protect_rows");
+  if (getGrid() % getHeight() || getGrid() % getWidth() ||
+      getHeight() * getWidth() == 1)
+    return emitOpError("needs windows of several patches that divide the grid");
+  const double similarity = getSimilarity().convertToDouble();
+  if (!(similarity >= -1) || similarity > 1)
+    return emitOpError("similarity must be in [-1, 1]");
+  return success();
+}
+
 LogicalResult SelectRowsOp::verify() {
   if (!getProtect())
     return emitOpError("needs protect: a selection without protected rows may "
@@ -409,24 +440,25 @@ LogicalResult SelectRowsOp::verify() {
   auto protection = from.getDefiningOp<ProtectRowsOp>();
   if (!protection)
     return emitOpError("protect must come from prefill.protect_rows");
-  if (!getTarget() && protection.getLast() == 0)
+  if (!getShares() && protection.getLast() == 0)
     return emitOpError("needs the last row protected: it is the one that asks");
   if (getKeep().has_value() + getGlobal().has_value() +
               getTarget().has_value() !=
           1 ||
       getGlobal().has_value() != getIndividual().has_value() ||
-      getTarget().has_value() != getLeft().has_value() ||
-      getTarget().has_value() != getSkip().has_value())
+      getLeft().has_value() != static_cast<bool>(getShares()) ||
+      getSkip().has_value() != getLeft().has_value() ||
+      (getLeft() && !getTarget()))
     return emitOpError("needs one rule: keep, or global and individual, or "
-                       "target, left and skip");
-  if (getTarget().has_value() != static_cast<bool>(getShares()))
-    return emitOpError("needs shares exactly with target");
+                       "target with columns, or target, left, skip and shares");
   if (!getKeep() && (getTopk() || getRoundDown()))
     return emitOpError("has topk and round_down only with keep");
   auto share = [](const APFloat &value) { return value.convertToDouble(); };
   if (getTarget()) {
-    if (getPeak() || getColumns() || getSegmentStarts() || getAlive())
-      return emitOpError("with target is for images without padding");
+    if (getPeak() || static_cast<bool>(getColumns()) == getLeft().has_value() ||
+        getSegmentStarts() || getAlive())
+      return emitOpError("with target is for images without padding, or for "
+                         "columns of one prompt");
     return success();
   }
   if (getKeep()) {

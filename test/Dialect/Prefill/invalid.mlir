@@ -382,7 +382,7 @@ func.func @token_score(%q: tensor<1x2x?x64xf32>) {
 
 func.func @no_rule(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
   %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
-  // expected-error @+1 {{needs one rule: keep, or global and individual, or target, left and skip}}
+  // expected-error @+1 {{needs one rule: keep, or global and individual, or target}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>)  : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
@@ -391,7 +391,7 @@ func.func @no_rule(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x
 
 func.func @two_rules(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
   %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
-  // expected-error @+1 {{needs one rule: keep, or global and individual, or target, left and skip}}
+  // expected-error @+1 {{needs one rule: keep, or global and individual, or target}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) keep 0.5 global 0.5 individual 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
@@ -400,7 +400,7 @@ func.func @two_rules(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<
 
 func.func @half_a_rule(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
   %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
-  // expected-error @+1 {{needs one rule: keep, or global and individual, or target, left and skip}}
+  // expected-error @+1 {{needs one rule: keep, or global and individual, or target}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) global 0.5 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
@@ -454,7 +454,7 @@ func.func @nobody_asks(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tenso
 
 func.func @no_shares(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
   %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
-  // expected-error @+1 {{needs shares exactly with target}}
+  // expected-error @+1 {{needs one rule}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
@@ -472,7 +472,7 @@ func.func @no_left(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x
 
 func.func @padded(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
   %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
-  // expected-error @+1 {{with target is for images without padding}}
+  // expected-error @+1 {{with target is for images without padding, or for columns of one prompt}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) columns(%v : tensor<?x?xi1>) shares(%score : tensor<?x?xf32>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
 }
@@ -509,5 +509,47 @@ func.func @topk_of_thresholds(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v
   %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
   // expected-error @+1 {{has topk and round_down only with keep}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) peak(%score : tensor<?x?xf32>) columns(%v : tensor<?x?xi1>) global 0.5 individual 0.5 {topk = 4 : i64} : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
+// -----
+
+func.func @merge_without_protection(%x: tensor<1x37x32xf32>, %p: tensor<?x?xi1>) {
+  // expected-error @+1 {{protect must come from prefill.protect_rows}}
+  %y, %r, %m = prefill.merge_windows %x protect(%p : tensor<?x?xi1>) grid 6 window 3 by 3 similarity 0.8 skip 1 : tensor<1x37x32xf32> -> tensor<1x?x32xf32>, tensor<?x?xi64>, tensor<1xi64>
+  return
+}
+
+// -----
+
+func.func @merge_of_parts(%x: tensor<1x37x32xf32>, %ids: tensor<?x?xi64>) {
+  %p = prefill.protect_rows %ids bos 1 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{needs windows of several patches that divide the grid}}
+  %y, %r, %m = prefill.merge_windows %x protect(%p : tensor<?x?xi1>) grid 6 window 4 by 3 similarity 0.8 skip 1 : tensor<1x37x32xf32> -> tensor<1x?x32xf32>, tensor<?x?xi64>, tensor<1xi64>
+  return
+}
+
+// -----
+
+func.func @merge_of_everything(%x: tensor<1x37x32xf32>, %ids: tensor<?x?xi64>) {
+  %p = prefill.protect_rows %ids bos 1 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // expected-error @+1 {{similarity must be in [-1, 1]}}
+  %y, %r, %m = prefill.merge_windows %x protect(%p : tensor<?x?xi1>) grid 6 window 3 by 3 similarity 1.5 skip 1 : tensor<1x37x32xf32> -> tensor<1x?x32xf32>, tensor<?x?xi64>, tensor<1xi64>
+  return
+}
+
+// -----
+
+func.func @flow_of_a_class_token(%q: tensor<1x2x?x64xf32>, %v: tensor<?x?xi1>) {
+  // expected-error @+1 {{with columns is for a language model}}
+  %a, %b = prefill.flow_score %q, %q, %q columns(%v : tensor<?x?xi1>) {cls, head_dim = 64 : i64, heads = 2 : i64, kv_heads = 2 : i64, scale = 0.125 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
+  return
+}
+
+// -----
+
+func.func @flow_rotated(%q: tensor<1x2x?x64xf32>, %t: tensor<?x32xf32>) {
+  // expected-error @+1 {{has rotary and alive only with columns}}
+  %a, %b = prefill.flow_score %q, %q, %q rotary(%t, %t : tensor<?x32xf32>, tensor<?x32xf32>) {head_dim = 64 : i64, heads = 2 : i64, kv_heads = 2 : i64, scale = 0.125 : f32, rotary = #prefill<rotary half>, rotary_dim = 64 : i64} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
   return
 }

@@ -138,12 +138,25 @@ func.func @rows(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %given: tensor<
   return
 }
 
+// CHECK-LABEL: @windows
+func.func @windows(%x: tensor<1x37x32xf32>, %q: tensor<1x4x?x64xf32>, %k: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>, %vision: tensor<?x?xi1>, %t: tensor<?x32xf32>) {
+  %p = prefill.protect_rows %ids bos 1 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // CHECK: prefill.merge_windows %{{.*}} protect(%{{.*}} : tensor<?x?xi1>) grid 6 window 3 by 2 similarity 8.000000e-01 skip 1 : tensor<1x37x32xf32> -> tensor<1x?x32xf32>, tensor<?x?xi64>, tensor<1xi64>
+  %y, %r, %m = prefill.merge_windows %x protect(%p : tensor<?x?xi1>) grid 6 window 3 by 2 similarity 0.8 skip 1 : tensor<1x37x32xf32> -> tensor<1x?x32xf32>, tensor<?x?xi64>, tensor<1xi64>
+  // CHECK: prefill.flow_score %{{.*}}, %{{.*}}, %{{.*}} columns(%{{.*}} : tensor<?x?xi1>) alive(%{{.*}} : tensor<?x?xi64>) rotary(%{{.*}}, %{{.*}} : tensor<?x32xf32>, tensor<?x32xf32>) {head_dim = 64 : i64, heads = 4 : i64, kv_heads = 2 : i64, rotary = #prefill<rotary half>, rotary_dim = 64 : i64, scale = 1.250000e-01 : f32, value_scale = 5.000000e-01 : f32}
+  %a, %b = prefill.flow_score %q, %k, %k columns(%vision : tensor<?x?xi1>) alive(%ids : tensor<?x?xi64>) rotary(%t, %t : tensor<?x32xf32>, tensor<?x32xf32>) {head_dim = 64 : i64, heads = 4 : i64, kv_heads = 2 : i64, rotary = #prefill<rotary half>, rotary_dim = 64 : i64, scale = 0.125 : f32, value_scale = 0.5 : f32} : tensor<1x4x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
+  %last = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
+  // CHECK: prefill.select_rows %{{.*}} protect(%{{.*}} : tensor<?x?xi1>) columns(%{{.*}} : tensor<?x?xi1>) target 64 : tensor<?x?xf32> -> tensor<?x?xi64>
+  %kept = prefill.select_rows %a protect(%last : tensor<?x?xi1>) columns(%vision : tensor<?x?xi1>) target 64 : tensor<?x?xf32> -> tensor<?x?xi64>
+  return
+}
+
 // CHECK-LABEL: @patches
 func.func @patches(%q: tensor<1x2x?x64xf32>, %ids: tensor<?x?xi64>) {
-  // CHECK: prefill.flow_score %{{.*}}, %{{.*}}, %{{.*}} {head_dim = 64 : i64, heads = 2 : i64, scale = 1.250000e-01 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
-  %a, %b = prefill.flow_score %q, %q, %q {head_dim = 64 : i64, heads = 2 : i64, scale = 0.125 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
+  // CHECK: prefill.flow_score %{{.*}}, %{{.*}}, %{{.*}} {head_dim = 64 : i64, heads = 2 : i64, kv_heads = 2 : i64, scale = 1.250000e-01 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
+  %a, %b = prefill.flow_score %q, %q, %q {head_dim = 64 : i64, heads = 2 : i64, kv_heads = 2 : i64, scale = 0.125 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
   // CHECK: prefill.flow_score %{{.*}}, %{{.*}}, %{{.*}} previous(%{{.*}} : tensor<?x?xf32>) {cls,
-  %c, %d = prefill.flow_score %q, %q, %q previous(%a : tensor<?x?xf32>) {cls, head_dim = 64 : i64, heads = 2 : i64, scale = 0.125 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
+  %c, %d = prefill.flow_score %q, %q, %q previous(%a : tensor<?x?xf32>) {cls, head_dim = 64 : i64, heads = 2 : i64, kv_heads = 2 : i64, scale = 0.125 : f32} : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<?x?xf32>, tensor<?x?xf32>
   %p = prefill.protect_rows %ids bos 1 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
   // CHECK: prefill.select_rows %{{.*}} protect(%{{.*}} : tensor<?x?xi1>) shares(%{{.*}} : tensor<?x?xf32>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
   %r = prefill.select_rows %c protect(%p : tensor<?x?xi1>) shares(%d : tensor<?x?xf32>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>

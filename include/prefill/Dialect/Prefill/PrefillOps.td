@@ -500,32 +500,46 @@ def Prefill_IndexPerHeadOp : Prefill_Op<"index.per_head", [Pure]> {
 // Rows
 //===----------------------------------------------------------------------===//
 
-def Prefill_FlowScoreOp : Prefill_Op<"flow_score", [Pure]> {
-  let summary = "What information flows through each row of a vision encoder";
+def Prefill_FlowScoreOp : Prefill_Op<"flow_score",
+    [Pure, AttrSizedOperandSegments]> {
+  let summary = "What information flows through each row of an image";
   let description = [{
     FlowCut (arXiv:2505.19536). With r the mean over the heads of the softmax of
-    `scale * q_a . k_i` and m that of `v_a . v_i`, over all rows i of an image, both
-    made to sum up to 1 over its patches: shares = r, and score =
+    `scale * q_a . k_i` and m that of `value_scale * v_a . v_i`, over all rows i of
+    an image, both made to sum up to 1 over its patches: shares = r, and score =
     previous / 2 + (r + m) * |w_i|_1 / 2 with w the mean of v over the heads. The
     anchor a is row 0 (`cls`), which is no patch and gets 0; without `cls` all rows
     are patches, and q_a and v_a are the means over the rows.
 
-    q, k, v as of prefill.attention, with as many KV heads as query heads, d for
-    both and no rotation; previous `[b,s]` is the layer before's score (none: 0).
-    score and shares `[b,s]` f32.
+    In a language model the rows of the image are those of `columns` `[b,s]` bool,
+    the softmax runs over these alone, all others get 0, and the anchor is the last
+    row that is not 0 in `alive` `[b,s]` integer (none: the last one).
+
+    q, k, v as of prefill.attention, with heads of one size; `kv_heads` and `rotary`
+    with cos and sin as there, row i being at position i. previous `[b,s]` is the layer before's score (none: 0). score and
+    shares `[b,s]` f32.
   }];
   let arguments = (ins AnyType:$q, AnyType:$k, AnyType:$v,
-    Optional<AnyType>:$previous,
+    Optional<AnyType>:$previous, Optional<AnyType>:$columns,
+    Optional<AnyType>:$alive, Optional<AnyType>:$cos, Optional<AnyType>:$sin,
     ConfinedAttr<I64Attr, [IntPositive]>:$heads,
-    ConfinedAttr<I64Attr, [IntPositive]>:$head_dim, F32Attr:$scale, UnitAttr:$cls,
+    ConfinedAttr<I64Attr, [IntPositive]>:$kv_heads,
+    ConfinedAttr<I64Attr, [IntPositive]>:$head_dim, F32Attr:$scale,
+    DefaultValuedAttr<F32Attr, "1.0f">:$value_scale, UnitAttr:$cls,
+    DefaultValuedAttr<Prefill_RotaryAttr, "::prefill::RotaryKind::None">:$rotary,
+    DefaultValuedAttr<ConfinedAttr<I64Attr, [IntNonNegative]>, "0">:$rotary_dim,
     DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$q_layout,
     DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$k_layout,
     DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$v_layout);
   let results = (outs AnyType:$score, AnyType:$shares);
   let assemblyFormat = [{
     $q `,` $k `,` $v (`previous` `(` $previous^ `:` type($previous) `)`)?
+    (`columns` `(` $columns^ `:` type($columns) `)`)?
+    (`alive` `(` $alive^ `:` type($alive) `)`)?
+    (`rotary` `(` $cos^ `,` $sin `:` type($cos) `,` type($sin) `)`)?
     attr-dict `:` type($q) `,` type($k) `,` type($v) `->` type($score) `,` type($shares)
   }];
+  let hasVerifier = 1;
 }
 
 def Prefill_KeyNormOp : Prefill_Op<"key_norm", [Pure]> {
@@ -540,6 +554,39 @@ def Prefill_KeyNormOp : Prefill_Op<"key_norm", [Pure]> {
     DefaultValuedAttr<Prefill_LayoutAttr, "::prefill::TensorLayout::BHSD">:$k_layout);
   let results = (outs AnyType:$score);
   let assemblyFormat = "$k attr-dict `:` type($k) `->` type($score)";
+}
+
+def Prefill_MergeWindowsOp : Prefill_Op<"merge_windows", [Pure]> {
+  let summary = "Windows of alike patches become one row";
+  let description = [{
+    MustDrop (arXiv:2411.10803) in a vision encoder. Rows of x `[b,s,d]` from `skip`
+    on are the patches of a `grid` x `grid` image, row by row. Of its windows of
+    `height` x `width` patches, which do not overlap, those are merged whose mean
+    cosine between two different patches is at least `similarity`, and that have no
+    row of `protect` `[b,s]` bool; of every image as many as of the one with the
+    fewest, the most alike first (of equal ones the first).
+
+    y `[b,m,d]`: the first `skip` rows; the merged windows, the most alike first, as
+    the mean of their patches; the other patches, in order. rows `[b,m]` i64: which
+    row of x each of them is, a window by its first patch. merged `[1]` i64: how
+    many windows were merged. What depends on the places of patches in the grid
+    must not come after this.
+
+    `protect` must be made by prefill.protect_rows.
+  }];
+  let arguments = (ins AnyType:$x, AnyType:$protect,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$grid,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$height,
+                   ConfinedAttr<I64Attr, [IntPositive]>:$width,
+                   F64Attr:$similarity,
+                   ConfinedAttr<I64Attr, [IntNonNegative]>:$skip);
+  let results = (outs AnyType:$y, AnyType:$rows, AnyType:$merged);
+  let assemblyFormat = [{
+    $x `protect` `(` $protect `:` type($protect) `)` `grid` $grid
+    `window` $height `by` $width `similarity` $similarity `skip` $skip attr-dict
+    `:` type($x) `->` type($y) `,` type($rows) `,` type($merged)
+  }];
+  let hasVerifier = 1;
 }
 
 def Prefill_ProtectRowsOp : Prefill_Op<"protect_rows",
@@ -605,6 +652,9 @@ def Prefill_SelectRowsOp : Prefill_Op<"select_rows",
       (1 - (H / ln N)^2)) go, H being the entropy of `shares` `[b,s]` (0 ln 0 is 0),
       or N - target where `left` is 0; so many as in the image of the batch that
       loses most. FlowCut (arXiv:2505.19536).
+    * `target` with `columns`: of the rows in `columns` those of the greatest score
+      until `target` of them stay (more where another entry of the batch keeps more
+      rows in all). FlowCut in a language model.
 
     rows `[b,m]` i64, ascending; starts `[n+1]`: where each segment begins among
     them.
