@@ -29,8 +29,8 @@ static void replace(Operation *op, StringRef name, ArrayRef<Value> operands,
   auto node =
       onnx::NodeOp::create(builder, op->getLoc(), name, "prefill.opt", inputs,
                            SmallVector<Type>(op->getResultTypes()), attributes);
-  // Results that nothing reads are left out, but not the first one, which all of
-  // these ops have to give: without names all are given.
+  // Results that nothing reads are left out, but not the first one, which all
+  // of these ops have to give: without names all are given.
   SmallVector<StringRef> unnamed(op->getNumResults());
   if (!op->getResult(0).use_empty())
     node.setOutputNamesAttr(builder.getStrArrayAttr(unnamed));

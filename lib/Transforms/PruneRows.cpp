@@ -179,6 +179,12 @@ struct Rewriter {
                                             : asInt64(plan.tokens);
   }
 
+  /// Where `alive` is not 0.
+  Value isAlive(Value alive) {
+    Value zero = onnx::createInts(builder, loc, {0}, true);
+    return node("Not", node("Equal", {alive, zero}));
+  }
+
   /// Text after the last image: rows with a vision row before them and none at
   /// or after them, less padding.
   Value getAsking(Value vision, Value alive) {
@@ -191,7 +197,7 @@ struct Rewriter {
     Value asking = node(
         "And", {node("Greater", {before, zero}), node("Equal", {after, zero})});
     if (alive)
-      asking = node("And", {asking, node("Not", node("Equal", {alive, zero}))});
+      asking = node("And", {asking, isAlive(alive)});
     asking.setType(rowsType(builder.getI1Type(), ""));
     return asking;
   }
@@ -207,6 +213,10 @@ struct Rewriter {
     all.alive = first.getKeyMask() ? asInt64(first.getKeyMask()) : Value();
     if (spec.needsVisionRows())
       all.vision = addRowsInput(graph, plan.tokens, "vision_rows");
+    if (all.vision && all.alive) {
+      all.vision = node("And", {all.vision, isAlive(all.alive)});
+      all.vision.setType(rowsType(builder.getI1Type(), ""));
+    }
     if (spec.isMustDrop())
       all.asking = getAsking(all.vision, all.alive);
     all.protect = createProtection(builder, loc, getIds(), protection,

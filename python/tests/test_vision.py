@@ -105,14 +105,12 @@ def rotated(x, rows):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def mustdrop(weights, embeds, vision, layers, share, most, protected=()):
-    """A prompt [n, HIDDEN]: (rows, K, V) of every layer, the last row's logits, the tightest decision.
+def forward(weights, embeds, choose):
+    """A prompt [n, HIDDEN]: (rows, K, V) of every layer, the last row's logits.
 
-    After each of `layers` (from 1) vision row j goes iff its attention, mean over the heads, summed
-    over the text after the image is below share times that of all vision rows, and no row of that
-    text gives it `most`.
+    choose(layer from 1, rows, q, k, v, probabilities) gives which rows stay after it, or None: all.
     """
-    x, rows, caches, tight = embeds.astype(np.float64), np.arange(len(embeds)), [], np.inf
+    x, rows, caches = embeds.astype(np.float64), np.arange(len(embeds)), []
     for number in range(1, LAYERS + 1):
         w = {n.split(".", 3)[3]: p for n, p in weights.items() if n.startswith(f"model.layers.{number - 1}.")}
         n = len(rows)
@@ -130,19 +128,36 @@ def mustdrop(weights, embeds, vision, layers, share, most, protected=()):
         y = norm(x, w["post_attention_layernorm.weight"])
         gate = y @ w["mlp.gate_proj.weight"].T
         x = x + (gate / (1 + np.exp(-gate)) * (y @ w["mlp.up_proj.weight"].T)) @ w["mlp.down_proj.weight"].T
+        stay = choose(number, rows, q, k, v, p)
+        if stay is not None:
+            x, rows = x[stay], rows[stay]
+    return caches, norm(x[-1], weights["model.norm.weight"]) @ weights["lm_head.weight"].T
+
+
+def mustdrop(weights, embeds, vision, layers, share, most, protected=()):
+    """A prompt [n, HIDDEN]: (rows, K, V) of every layer, the last row's logits, the tightest decision.
+
+    After each of `layers` (from 1) vision row j goes iff its attention, mean over the heads, summed
+    over the text after the image is below share times that of all vision rows, and no row of that
+    text gives it `most`.
+    """
+    tight = np.inf
+
+    def choose(number, rows, q, k, v, p):
+        nonlocal tight
         seen = vision[rows]
         if number not in layers or not seen.any():
-            continue
+            return None
         a = p.mean(0)[np.flatnonzero(seen)[-1] + 1 :]
         if len(a) == 0:
-            continue
+            return None
         total, peak = a.sum(0), a.max(0)
         low = share * total[seen].sum()
         free = seen & ~np.isin(rows, protected)
         tight = min(tight, *(abs(total[free] / low - 1)), *(abs(peak[free] / most - 1)))
-        stay = ~(free & (total < low) & (peak < most))
-        x, rows = x[stay], rows[stay]
-    logits = norm(x[-1], weights["model.norm.weight"]) @ weights["lm_head.weight"].T
+        return ~(free & (total < low) & (peak < most))
+
+    caches, logits = forward(weights, embeds, choose)
     return caches, logits, tight
 
 
@@ -318,7 +333,7 @@ def test_what_the_compiled_model_refuses(language, compiled, batch, shorter, mes
         ({"prune": "mustdrop"}, "layer 14 is not there: the model has 4 layers; name some with layers="),
         ({"prune": "mustdrop:layers=1,keep=0.5"}, "unknown option 'keep'"),
         ({"prune": "mustdrop:layers=1,positions=compact"}, "expected preserve"),
-        ({"prune": "mustdrop:layers=1,vit-merge=3x3@0.8"}, "vit-merge is not there"),
+        ({"prune": "mustdrop:layers=1,vit-merge=3x3@0.8"}, "compile each with its own"),
         ({"prune": "mustdrop:layers=1", "protect": "ids:3"}, "has no input 'input_ids'"),
         ({"prune": "mustdrop:layers=1", "accuracy": "exact"}, "-accuracy=exact refuses -prune"),
         ({"prune": "mustdrop:layers=1", "pack": "ffd"}, "-prune with -pack"),
@@ -537,7 +552,7 @@ def test_protected_patches_stay_whatever_the_image_is(clip, compiled):
         ("clip", {"prune": "flowcut:target=0"}, "target=0: expected the number of patches that stay, from 1 on"),
         ("clip", {"prune": "flowcut:target=-3"}, "target=-3: expected"),
         ("clip", {"prune": "flowcut:target=4,anchor=sun"}, "expected cls or mean"),
-        ("clip", {"prune": "flowcut:target=4,llm-layer=1"}, "llm-layer is not there"),
+        ("clip", {"prune": "flowcut:target=4,llm-layer=1"}, "no input 'input_ids'"),
         ("clip", {"prune": "flowcut:target=4,keep=1"}, "unknown option 'keep'"),
         ("clip", {"prune": "flowcut:target=4", "accuracy": "exact"}, "-accuracy=exact refuses -prune"),
         ("clip", {"prune": "flowcut:target=4", "logits": "last"}, "it is for a vision encoder"),

@@ -85,7 +85,9 @@ int64_t pf_rank_windows(const pf_windows *windows, int64_t *order) {
       const bool merges = similarity[w] >= windows->least - ROUNDING &&
                           !is_protected(windows, b, w);
       alike += merges;
-      list[w] = (ranked){merges ? similarity[w] : -__builtin_inf(), w};
+      /* As float32: windows that differ by rounding alone are equal. */
+      const double rank = (double)(float)similarity[w];
+      list[w] = (ranked){merges ? rank : -__builtin_inf(), w};
     }
     qsort(list, (size_t)count, sizeof(ranked), compare);
     for (int64_t w = 0; w < count; ++w)

@@ -2,6 +2,8 @@
 // RUN: prefill-opt %s -prune-rows="prune=mustdrop:layers=1,individual=0" -verify-each | FileCheck %s --check-prefix=SAME
 // RUN: not prefill-opt %s -prune-rows="prune=mustdrop:layers=1 logits=last protect=ids:1-2" 2>&1 | FileCheck %s --check-prefix=IDS
 
+// RUN: prefill-opt %s -prune-rows="prune=flowcut:target=6,llm-layer=1 logits=last" -verify-each | FileCheck %s --check-prefix=FLOW
+
 // The text after an image scores its rows, which a new input marks; what is no
 // vision row is protected. The model takes embeddings.
 
@@ -20,6 +22,15 @@
 // SAME-NOT: vision_rows
 // SAME-NOT: select_rows
 // SAME: output_names = ["logits"]
+
+// FlowCut: the last row reads the image's rows, and so many stay.
+
+// FLOW: onnx.graph @main(%inputs_embeds: {{.*}}, %vision_rows: tensor<?x?xi1, #onnx.dims<"B", "S">>)
+// FLOW-DAG: %[[PROTECT:.*]] = prefill.protect_rows %{{.*}} wanted(%{{.*}}) only(%vision_rows : {{.*}}) bos 4 last 1
+// FLOW-DAG: %[[SCORE:.*]], %{{.*}} = prefill.flow_score %inputs_embeds, %inputs_embeds, %inputs_embeds columns(%vision_rows : {{.*}} heads = 2 : i64, {{.*}} value_scale = 0.353553385 : f32}
+// FLOW-DAG: prefill.select_rows %[[SCORE]] protect(%[[PROTECT]] : {{.*}}) columns(%vision_rows : {{.*}}) target 6 :
+// FLOW-NOT: token_score
+// FLOW: output_names = ["logits", "prefill.rows.1"]
 
 // IDS: -protect=ids: the model has no input 'input_ids'
 module attributes {onnx.opset_imports = [#onnx.opset<"", 18>]} {

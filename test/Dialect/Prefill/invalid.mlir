@@ -453,7 +453,7 @@ func.func @nobody_asks(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tenso
 // -----
 
 func.func @no_shares(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor<?x?xi1>) {
-  %mask = prefill.protect_rows %ids bos 4 last 0 : tensor<?x?xi64> -> tensor<?x?xi1>
+  %mask = prefill.protect_rows %ids bos 4 last 1 : tensor<?x?xi64> -> tensor<?x?xi1>
   // expected-error @+1 {{needs one rule}}
   %rows = prefill.select_rows %score protect(%mask : tensor<?x?xi1>) target 64 left 4 skip 1 : tensor<?x?xf32> -> tensor<?x?xi64>
   return
