@@ -216,11 +216,16 @@ bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
     return false;
   const std::string why = error;
   CudaOptions plain = options;
-  plain.archSpecific = false;
-  if (!compileOne(spec, plain, kernel, error))
+  if (options.persistent)
+    plain.persistent = false;
+  else
+    plain.archSpecific = false;
+  if (!(options.persistent ? compileCuda(spec, plain, kernel, error)
+                           : compileOne(spec, plain, kernel, error)))
     return false;
   std::string &note = kernel.report.note;
-  note = "runs sm_90's code; " + why + (note.empty() ? "" : "; " + note);
+  note = (options.persistent ? "is not persistent; " : "runs sm_90's code; ") +
+         why + (note.empty() ? "" : "; " + note);
   return true;
 }
 

@@ -148,14 +148,21 @@ CudaSchedule prefill::chooseWarpgroupSchedule(const KernelSpec &spec,
   schedule.blockQ = 16 * schedule.warps;
   schedule.takeTurns = size <= 128;
   schedule.foldScale = std::isnan(spec.scale) || spec.scale > 1e-30f;
-  const bool crowded = rich && schedule.persistent;
   if (size <= 128)
     schedule.blockK = 128;
   else if (size <= 192)
-    schedule.blockK = lists ? 64 : crowded ? 80 : 112;
+    schedule.blockK = lists ? 64 : 112;
   else if (rich)
-    schedule.blockK = lists ? 32 : crowded ? 48 : 64;
+    schedule.blockK = lists ? 32 : 64;
   else
     schedule.blockK = lists ? 64 : 80;
+  // What a persistent block knows of its work wants a register or two as well:
+  // with larger tiles than these ptxas spills 4 to 16 bytes.
+  if (schedule.persistent && rich && size > 128)
+    schedule.blockK = size <= 192 ? 80 : 48;
+  if (schedule.persistent && !rich && !spec.causal && size <= 64)
+    schedule.blockK = 112;
+  if (schedule.persistent && !rich && !spec.causal && size > 192)
+    schedule.blockK = 64;
   return schedule;
 }

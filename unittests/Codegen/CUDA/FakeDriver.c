@@ -132,6 +132,7 @@ int cuMemFreeAsync(unsigned long long memory, void *stream) {
   --state.pool_live;
   return 0;
 }
+#ifndef FAKE_CUDA_11
 int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *data,
                            const uint64_t *dims, const uint64_t *strides,
                            const unsigned *box, const unsigned *steps,
@@ -150,6 +151,7 @@ int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *data,
   pthread_mutex_unlock(&mutex);
   return code;
 }
+#endif
 int cuLaunchKernel(void *of, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
                    unsigned by, unsigned bz, unsigned shared, void *stream,
                    void **params, void **extra) {

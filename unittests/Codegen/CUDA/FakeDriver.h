@@ -2,7 +2,8 @@
 |*
 |* The driver functions that the runtime uses, as a shared library whose soname
 |* is libcuda.so.1: a process that loads it first gives it to everybody. It
-|* records what is asked of it, fails on demand, and hands launches on.
+|* records what is asked of it, fails on demand, and hands launches on. With
+|* FAKE_CUDA_11 it lacks what came with CUDA 12's.
 |*
 \*===----------------------------------------------------------------------===*/
 #ifndef PREFILL_UNITTESTS_CODEGEN_CUDA_FAKEDRIVER_H

@@ -23,6 +23,7 @@
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Path.h"
 #include <cmath>
+#include <cstdlib>
 #include <dlfcn.h>
 #include <map>
 #include <random>
@@ -105,7 +106,9 @@ private:
   }
 
   bool build() {
-    void *driver = dlopen(PREFILL_FAKE_DRIVER, RTLD_NOW | RTLD_GLOBAL);
+    const char *path = std::getenv("PREFILL_FAKE_DRIVER");
+    void *driver =
+        dlopen(path ? path : PREFILL_FAKE_DRIVER, RTLD_NOW | RTLD_GLOBAL);
     if (!driver) {
       error = dlerror();
       return false;

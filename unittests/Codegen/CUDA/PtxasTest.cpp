@@ -130,6 +130,7 @@ TEST(Ptxas, Persistent) {
     for (bool all : {false, true}) {
       SCOPED_TRACE(testing::Message() << headDim << all);
       KernelSpec spec = makeSpec(headDim);
+      spec.causal = all || headDim != 256;
       if (all)
         addFeatures(spec);
       CudaOptions options;
@@ -173,6 +174,14 @@ TEST(Ptxas, FallsBackFromWarpgroups) {
   EXPECT_NE(kernel.report.note.find("not this one"), std::string::npos)
       << kernel.report.note;
   EXPECT_NE(kernel.ptx.find(".target sm_90\n"), std::string::npos);
+  // A persistent kernel gives up being one before.
+  options.persistent = true;
+  EXPECT_TRUE(compileCuda(makeSpec(64), options, kernel, error)) << error;
+  EXPECT_TRUE(llvm::StringRef(kernel.report.note)
+                  .starts_with("is not persistent; kernel '"))
+      << kernel.report.note;
+  EXPECT_NE(kernel.report.note.find("; runs sm_90's code; "), std::string::npos)
+      << kernel.report.note;
   // Not for sizes that someone asked for.
   options.blockK = 64;
   EXPECT_FALSE(compileCuda(makeSpec(64), options, kernel, error));
