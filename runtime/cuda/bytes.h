@@ -19,7 +19,10 @@ enum {
   BYTE_ROWS = PREFILL_CUDA_BYTE_ROWS,
   KEY_TILES = 4,
   BYTE_KEYS = 8 * KEY_TILES,
-  ROW_PITCH = MAX_DIM + 16
+  /* Bytes between rows in shared memory beyond those of the row, of which there
+   * are a multiple of 128: 16-byte reads of two rows take all banks. */
+  ROW_GAP = 64,
+  ROW_PITCH = MAX_DIM + ROW_GAP
 };
 /* A score of the least value, in integers: of keys that a row does not see. */
 #define HIDDEN_DOT (-0x40000000)
@@ -45,42 +48,71 @@ INLINE void multiply(int32_t *c, uint32_t a0, uint32_t a1, uint32_t a2,
 
 /* Sums of products of BYTE_ROWS rows and `count` keys, of which there are up to
  * BYTE_KEYS, and anything for others: c[r / 2][n][r % 2 * 2 + e] is that of row
- * lane / 4 + 8 r and key 8 n + lane % 4 * 2 + e. width: bytes of a row, a
- * multiple of 64. */
+ * lane / 4 + 8 r and key 8 n + lane % 4 * 2 + e. at[r]: where that row lies
+ * from `rows` on, a multiple of 16 bytes. more: false: rows past the 16th do
+ * not count, and have anything. width: bytes of a row, a multiple of 64. */
 INLINE void multiply_rows(int32_t c[2][KEY_TILES][4], const uint8_t *rows,
-                          const uint8_t *keys, int width, int count) {
+                          const int32_t at[4], bool more, const uint8_t *keys,
+                          int width, int count) {
   typedef const __attribute__((address_space(1))) uint8_t *global;
   typedef const __attribute__((address_space(1))) piece *global_piece;
 #pragma unroll
   for (int i = 0; i < 8 * KEY_TILES; ++i)
     c[i / 4 / KEY_TILES][i / 4 % KEY_TILES][i % 4] = 0;
-  const uint8_t *a = rows + (lane() >> 2) * ROW_PITCH + (lane() & 3) * 16;
-  global b = (global)keys + (lane() >> 2) * width + (lane() & 3) * 16;
+  /* A lane reads keys lane / 4 + 8 n, and the one before where that is past the
+   * last. */
+  const int first = lane() >> 2, mine = count - first;
+  const uint8_t *a = rows + (lane() & 3) * 16;
+  global b = (global)keys + (mine > 0 ? first : 0) * width + (lane() & 3) * 16;
   int left = width;
 #pragma nounroll
   do {
     piece row[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      row[i] = *(const piece *)(a + 8 * i * ROW_PITCH);
-    global at = b;
+      row[i] = *(const piece *)(a + at[i]);
+    global next = b;
 #pragma unroll
     for (int n = 0; n < KEY_TILES; ++n) {
-      const piece key = *(global_piece)at;
+      const piece key = *(global_piece)next;
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
+        if (m == 1 && !more)
+          break;
         multiply(c[m][n], row[2 * m].x, row[2 * m + 1].x, row[2 * m].y,
                  row[2 * m + 1].y, key.x, key.y);
         multiply(c[m][n], row[2 * m].z, row[2 * m + 1].z, row[2 * m].w,
                  row[2 * m + 1].w, key.z, key.w);
       }
-      if (8 * (n + 1) < count)
-        at += 8 * width;
+      if (8 * (n + 1) < mine)
+        next += 8 * width;
     }
     a += 64;
     b += 64;
     left -= 64;
   } while (left > 0);
+}
+
+/*===-- which keys count -------------------------------------------------===*/
+
+/* A lane has keys 8 n + lane % 4 * 2 + e of BYTE_KEYS, bit 2 n + e of a word.
+ * Those that lie up to `by` after its first one. */
+INLINE int keys_up_to(int32_t by) {
+  const int at = (by < -1 ? -1 : by > 63 ? 63 : by) + 1;
+  return (1 << (at / 8 * 2 + (at % 8 < 2 ? at % 8 : 2))) - 1;
+}
+
+/* Products of keys whose bit of sees[r] is 0 become HIDDEN_DOT in row r. */
+INLINE void hide_others(int32_t c[2][KEY_TILES][4], const int sees[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int mask = pinned(sees[i]);
+#pragma unroll
+    for (int n = 0; n < 2 * KEY_TILES; ++n) {
+      int32_t *dot = &c[i / 2][n / 2][i % 2 * 2 + n % 2];
+      *dot = mask >> n & 1 ? *dot : HIDDEN_DOT;
+    }
+  }
 }
 
 /*===-- numbers to bytes -------------------------------------------------===*/

@@ -23,6 +23,8 @@ enum { HIDDEN = 0, SOME = 1, ALL = 2 }; /* block_state */
 /* MInference's constants: keys and diagonals that are always kept. */
 enum { FORCED_SINKS = 30, FORCED_DIAGONALS = 100 };
 enum { MAX_BLOCKS = 65535, MAX_DIM = 256 };
+/* Memory of a thread block for strided query rows in bytes. */
+enum { STRIDED_BYTES = 34 << 10 };
 /* A threshold up to this keeps everything (SALE's marker of dense heads). */
 #define SALE_LEAST_THRESHOLD 1e-5f
 
@@ -146,6 +148,16 @@ INLINE float widen(const args *x, const void *row, int64_t i) {
     return bits_to_float((uint32_t)((const uint16_t *)row)[i] << 16);
   return (float)((const _Float16 *)row)[i];
 }
+/* Four of them from element i on, a multiple of four. */
+INLINE void widen_quad(const args *x, const void *row, int64_t i,
+                       float out[4]) {
+  typedef uint16_t quad __attribute__((ext_vector_type(4)));
+  const quad bits = *(const quad *)((const uint16_t *)row + i);
+  uint16_t element[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    out[e] = widen(x, element, e);
+}
 #define LOG2E 1.4426950408889634f
 /* 2^x by the unit: 2 ulp. */
 INLINE float power(float x) { return __nvvm_ex2_approx_ftz_f(x); }
@@ -222,14 +234,28 @@ INLINE span span_of(const args *x, int b, int64_t tile) {
 INLINE int64_t top_block(const args *x, int b, int64_t tile) {
   return floor_div(position_of(x, b) + (tile + 1) * x->block_q - 1, x->block_k);
 }
+/* The block of a tile's first position: it and those after it stay. */
+INLINE int64_t own_block(const args *x, int b, int64_t tile) {
+  return floor_div(position_of(x, b) + tile * x->block_q, x->block_k);
+}
 /* Distance from a tile's top block to the block of its first position. */
 INLINE int64_t own_distance(const args *x, int b, int64_t tile) {
-  return top_block(x, b, tile) -
-         floor_div(position_of(x, b) + tile * x->block_q, x->block_k);
+  return top_block(x, b, tile) - own_block(x, b, tile);
 }
 /* One more than the largest distance that any tile can use. */
 INLINE int64_t distance_limit(const args *x, int b) {
   return most(top_block(x, b, x->tiles - 1), x->block_q / x->block_k + 1) + 1;
+}
+
+/* Do strides divide tiles and blocks, the latter into a power of two, and does
+ * one row fit? */
+INLINE bool strides_fit(const args *x, const prefill_head_plan *plan) {
+  const int stride = plan->stride;
+  if (stride <= 0 || x->block_q % stride || x->block_k % stride)
+    return false;
+  const int per_block = x->block_k / stride;
+  return (per_block & (per_block - 1)) == 0 &&
+         (int64_t)stride * x->byte_width <= STRIDED_BYTES / 2;
 }
 
 /* Is the head sparse, by this plan and this entry's number of keys? What guards
@@ -245,6 +271,8 @@ INLINE bool is_sparse(const args *x, int b, const prefill_head_plan *plan) {
     return true;
   case PREFILL_PATTERN_STRIDED:
     return plan->stride > 0;
+  case PREFILL_PATTERN_XATTENTION:
+    return plan->top_p > 0 && strides_fit(x, plan);
   case PREFILL_PATTERN_SALE:
     return (plan->bits == 0 || plan->bits == 4 || plan->bits == 8) &&
            (plan->top_p > 0 || plan->threshold > SALE_LEAST_THRESHOLD);
@@ -255,7 +283,12 @@ INLINE bool is_sparse(const args *x, int b, const prefill_head_plan *plan) {
 /* Is the pattern one that gives every tile a bitmap of blocks? */
 INLINE bool selects_blocks(const prefill_head_plan *plan) {
   return plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE ||
+         plan->pattern == PREFILL_PATTERN_XATTENTION ||
          plan->pattern == PREFILL_PATTERN_SALE;
+}
+/* The blocks up to that of the first visible key, which stay. */
+INLINE int64_t first_blocks(const args *x, int b) {
+  return first_key(x, b) / x->block_k + 1;
 }
 /* The query rows whose attention is estimated: [*begin, returned). */
 INLINE int64_t sums_rows(const args *x, int b, int h, int64_t *begin) {

@@ -6,3 +6,4 @@
 #include "relative.c"
 #include "rows.c"
 #include "sale.c"
+#include "xattention.c"

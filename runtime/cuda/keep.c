@@ -7,12 +7,16 @@ KERNEL prefill_index_select_mass(args x) {
   const int64_t tile = block_x();
   const int h = block_y(), b = block_z();
   const prefill_head_plan *plan = &x.plans[h];
-  if (plan->pattern != PREFILL_PATTERN_SALE || !is_sparse(&x, b, plan))
+  const bool strided = plan->pattern == PREFILL_PATTERN_XATTENTION;
+  if ((plan->pattern != PREFILL_PATTERN_SALE && !strided) ||
+      !is_sparse(&x, b, plan))
     return;
   const int64_t row = ((int64_t)b * x.heads + h) * x.tiles + tile;
   const span s = span_of(&x, b, tile);
   float *mass = x.block_score + row * x.blocks + s.begin;
-  const mass_rule rule = {sale_until(&x, plan), sale_from(&x, plan, b, tile),
+  const mass_rule rule = {strided ? first_blocks(&x, b) : sale_until(&x, plan),
+                          strided ? own_block(&x, b, tile)
+                                  : sale_from(&x, plan, b, tile),
                           plan->top_p};
   bool all = false;
   if (plan->top_p > 0) {

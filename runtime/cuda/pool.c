@@ -114,8 +114,7 @@ KERNEL prefill_index_select_blocks(args x) {
   const int64_t row = ((int64_t)b * x.heads + h) * x.tiles + tile;
   const span s = span_of(&x, b, tile);
   const int64_t n = s.end - s.begin;
-  const int64_t own =
-      floor_div(position_of(&x, b) + tile * x.block_q, x.block_k);
+  const int64_t own = own_block(&x, b, tile);
   float *score = x.block_score + row * x.blocks + s.begin;
   bool all = false;
   int64_t forced_first = 0;
@@ -132,7 +131,7 @@ KERNEL prefill_index_select_blocks(args x) {
     greatest = block_max(greatest);
     for (int64_t i = t; i < n; i += THREADS)
       score[i] = power((score[i] - greatest) * LOG2E);
-    forced_first = first_key(&x, b) / x.block_k + 1;
+    forced_first = first_blocks(&x, b);
     const mass_rule rule = {forced_first, own, plan->top_p};
     all = keep_by_mass(&x, b, &s, &rule, score, chosen);
   } else {

@@ -29,13 +29,6 @@ typedef struct sale_rows {
   float most[WARPS * BYTE_ROWS], sum[WARPS * BYTE_ROWS]; /* of warps */
 } sale_rows;
 
-/* A lane has keys 8 n + lane % 4 * 2 + e of BYTE_KEYS, bit 2 n + e of a word.
- * Those that lie up to `by` after its first one. */
-INLINE int keys_up_to(int32_t by) {
-  const int at = (by < -1 ? -1 : by > 63 ? 63 : by) + 1;
-  return (1 << (at / 8 * 2 + (at % 8 < 2 ? at % 8 : 2))) - 1;
-}
-
 /* Scores of `count` keys from `key` on that a row does not see become
  * HIDDEN_DOT; near: all but those of the first `init` and a row's `local`. */
 INLINE void hide_scores(const args *x, const sale_rows *w,
@@ -64,15 +57,7 @@ INLINE void hide_scores(const args *x, const sale_rows *w,
         pinned(there & keys_up_to(above) & ~keys_up_to(above - window - 1) &
                (~keys_up_to(near ? above - local : -1) | first));
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int mask = pinned(sees[i]);
-#pragma unroll
-    for (int n = 0; n < 2 * KEY_TILES; ++n) {
-      int32_t *dot = &c[i / 2][n / 2][i % 2 * 2 + n % 2];
-      *dot = mask >> n & 1 ? *dot : HIDDEN_DOT;
-    }
-  }
+  hide_others(c, sees);
 }
 
 /* soft_cap by the unit's reciprocal; rate: 2 log2(e) / softcap. */
@@ -91,6 +76,9 @@ INLINE void score_block(const args *x, const sale_rows *w, const uint8_t *bytes,
                         float sum_of[4]) {
   const int32_t begin = block * x->block_k;
   const float scale = w->keys.scale[block];
+  const int32_t row = (lane() >> 2) * ROW_PITCH;
+  const int32_t at[4] = {row, row + 8 * ROW_PITCH, row + 16 * ROW_PITCH,
+                         row + 24 * ROW_PITCH};
   const bool capped = x->softcap > 0 && pass != HITS;
   const bool open = pass != NEAR && !capped && x->block_k % BYTE_KEYS == 0 &&
                     state_of(x, w->b, block) == ALL &&
@@ -102,7 +90,7 @@ INLINE void score_block(const args *x, const sale_rows *w, const uint8_t *bytes,
     int32_t c[2][KEY_TILES][4];
     const int count =
         x->block_k - base < BYTE_KEYS ? x->block_k - base : BYTE_KEYS;
-    multiply_rows(c, bytes,
+    multiply_rows(c, bytes, at, true,
                   w->keys.bytes + (int64_t)(begin + base) * x->byte_width,
                   x->byte_width, count);
     if (!open)

@@ -66,6 +66,8 @@ KernelSpec prefill::getCudaSpec(const KernelSpec &spec) {
 }
 
 bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
+  if (!spec.causal || head.similarity > 0)
+    return false;
   switch (static_cast<prefill_pattern>(head.pattern)) {
   case PREFILL_PATTERN_A_SHAPE:
   case PREFILL_PATTERN_TRI_SHAPE:
@@ -73,7 +75,14 @@ bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
   case PREFILL_PATTERN_VERTICAL_SLASH:
   case PREFILL_PATTERN_BLOCK_SPARSE:
   case PREFILL_PATTERN_SALE:
-    return spec.causal && head.similarity == 0;
+    return true;
+  case PREFILL_PATTERN_XATTENTION:
+    return head.stride > 0 &&
+           chooseWarpgroupSchedule(spec, /*lists=*/true, /*tensorMaps=*/false,
+                                   /*persistent=*/false)
+                       .blockK %
+                   head.stride ==
+               0;
   default:
     return false;
   }

@@ -18,11 +18,12 @@
 |*   prefill_index_pool_keys        blocks, KV heads, batch     block-sparse
 |*   prefill_index_pool_scores      tiles / 16, heads, batch    block-sparse
 |*   prefill_index_select_blocks    tiles, heads, batch         block-sparse
-|*   prefill_index_sum_blocks       blocks, KV heads, batch     sale
-|*   prefill_index_center_keys      KV heads, batch             sale
-|*   prefill_index_quantize_keys    blocks, KV heads, batch     sale
+|*   prefill_index_sum_blocks       blocks, KV heads, batch     sale, xattention
+|*   prefill_index_center_keys      KV heads, batch             the same
+|*   prefill_index_quantize_keys    blocks, KV heads, batch     the same
 |*   prefill_index_sale             PREFILL_CUDA_BYTE_SLOTS     sale
-|*   prefill_index_select_mass      tiles, heads, batch         sale
+|*   prefill_index_xattention       PREFILL_CUDA_BYTE_SLOTS     xattention
+|*   prefill_index_select_mass      tiles, heads, batch         sale, xattention
 |*   prefill_index_rows             tiles / 8, heads, batch     all
 |*   prefill_index_scan             1                           all
 |*   prefill_index_fill             tiles / 8, heads, batch     all
@@ -35,7 +36,8 @@
 |*
 |* What is chosen is what the CPU's runtime chooses from the same numbers
 |* (runtime/src/estimate_relative.c, estimate_blocks.c, select.c), ties included;
-|* for sale (estimate_quantized.c) up to roundings, as docs/Warp.md says.
+|* for sale (estimate_quantized.c) and xattention (estimate_strided.c) up to
+|* roundings, as docs/Warp.md says.
 |* Attention is causal; a bias, segments and rotary embedding inside the kernel
 |* do not occur on GPUs.
 |*
@@ -215,6 +217,7 @@ static inline int prefill_cuda_index_knows(const prefill_head_plan *plan) {
   case PREFILL_PATTERN_STRIDED:
   case PREFILL_PATTERN_VERTICAL_SLASH:
   case PREFILL_PATTERN_BLOCK_SPARSE:
+  case PREFILL_PATTERN_XATTENTION:
   case PREFILL_PATTERN_SALE:
     return 1;
   default:
@@ -231,12 +234,13 @@ static inline uint32_t prefill_cuda_index_needs(const prefill_head_plan *plans,
     if (!prefill_cuda_index_knows(plan))
       continue;
     needs |= UINT32_C(1) << plan->pattern;
-    if (plan->pattern == PREFILL_PATTERN_SALE) {
+    if (plan->pattern == PREFILL_PATTERN_SALE ||
+        plan->pattern == PREFILL_PATTERN_XATTENTION)
       needs |= plan->bits == 4 ? PREFILL_CUDA_NEEDS_NIBBLES
                                : PREFILL_CUDA_NEEDS_BYTES;
-      if (plan->top_p > 0 && plan->values)
-        needs |= PREFILL_CUDA_NEEDS_VALUES;
-    }
+    if (plan->pattern == PREFILL_PATTERN_SALE && plan->top_p > 0 &&
+        plan->values)
+      needs |= PREFILL_CUDA_NEEDS_VALUES;
   }
   return needs;
 }
@@ -247,8 +251,8 @@ static inline uint32_t prefill_cuda_index_needs(const prefill_head_plan *plans,
  * and none that have to last after the attention kernel; captured graphs keep it.
  * (128K keys, 32 heads, tiles of 128 x 64: 8 MiB of bitmaps, 128 MiB of block ids
  * at worst, 128 KiB a single column of a head; vertical-slash 130 MiB more,
- * block-sparse 256 MiB and the mean keys; sale the same 256 MiB, 132 MiB of shares
- * and the keys in bytes, padded to 64 a row.) */
+ * block-sparse 256 MiB and the mean keys; sale and xattention the same 256 MiB,
+ * 132 MiB of shares and the keys in bytes, padded to 64 a row.) */
 static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
                                                 uint32_t patterns,
                                                 void *memory) {
@@ -348,7 +352,7 @@ typedef struct prefill_cuda_index_launch {
   int sums;           /* 0: rows, 1: columns (lines) */
   uint32_t grid[3];
 } prefill_cuda_index_launch;
-#define PREFILL_CUDA_INDEX_LAUNCHES 17
+#define PREFILL_CUDA_INDEX_LAUNCHES 18
 
 /* Writes the launches that heads of these patterns need, in order, and returns
  * how many. x is laid out for them. */
@@ -384,14 +388,18 @@ prefill_cuda_index_launches(const prefill_cuda_index *x, uint32_t patterns,
                    heads, batch);
     PREFILL_LAUNCH("prefill_index_select_blocks", 0, tiles, heads, batch);
   }
-  if (patterns >> PREFILL_PATTERN_SALE & 1) {
+  if (patterns & (PREFILL_CUDA_NEEDS_BYTES | PREFILL_CUDA_NEEDS_NIBBLES)) {
     const uint32_t kv_heads = heads / (uint32_t)x->group;
     PREFILL_LAUNCH("prefill_index_sum_blocks", 0, (uint32_t)x->blocks, kv_heads,
                    batch);
     PREFILL_LAUNCH("prefill_index_center_keys", 0, kv_heads, batch, 1);
     PREFILL_LAUNCH("prefill_index_quantize_keys", 0, (uint32_t)x->blocks,
                    kv_heads, batch);
-    PREFILL_LAUNCH("prefill_index_sale", 0, PREFILL_CUDA_BYTE_SLOTS, 1, 1);
+    if (patterns >> PREFILL_PATTERN_SALE & 1)
+      PREFILL_LAUNCH("prefill_index_sale", 0, PREFILL_CUDA_BYTE_SLOTS, 1, 1);
+    if (patterns >> PREFILL_PATTERN_XATTENTION & 1)
+      PREFILL_LAUNCH("prefill_index_xattention", 0, PREFILL_CUDA_BYTE_SLOTS, 1,
+                     1);
     PREFILL_LAUNCH("prefill_index_select_mass", 0, tiles, heads, batch);
   }
   PREFILL_LAUNCH("prefill_index_rows", 0, (tiles + 7) / 8, heads, batch);

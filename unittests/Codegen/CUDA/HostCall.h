@@ -143,17 +143,18 @@ private:
          {std::pair("vertical", SparsePattern::VerticalSlash),
           std::pair("ashape", SparsePattern::AShape),
           std::pair("blocks", SparsePattern::BlockSparse),
-          std::pair("sale", SparsePattern::SALE)})
+          std::pair("sale", SparsePattern::SALE),
+          std::pair("xattention", SparsePattern::XAttention)})
       add(name, [&](KernelSpec &spec) {
         HeadPlan plan;
         plan.pattern = pattern;
         plan.init = 64, plan.local = 128, plan.last = 64;
         plan.vertical = 40, plan.slash = 100, plan.topK = 3;
+        if (pattern == SparsePattern::SALE) // auto's
+          plan.topP = 0.3, plan.stride = 4, plan.values = 1, plan.topK = 0;
+        if (pattern == SparsePattern::XAttention)
+          plan.topP = 0.3, plan.stride = 8;
         spec.heads.assign(4, plan);
-        if (pattern == SparsePattern::SALE) { // auto's
-          for (HeadPlan &head : spec.heads)
-            head.topP = 0.3, head.stride = 4, head.values = 1, head.topK = 0;
-        }
         spec.heads[3].pattern = SparsePattern::InfLLMv2;
         spec.denseBelow = 200;
         if (pattern == SparsePattern::VerticalSlash) {

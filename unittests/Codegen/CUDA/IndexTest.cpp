@@ -203,7 +203,7 @@ TEST(DeviceIndex, NotFinite) {
 TEST(DeviceIndex, OtherPatternsAndShortPromptsAreDense) {
   Small<32, 16> p;
   p.s = p.t = 100;
-  p.heads = {xAttention(4, 0.5f), verticalSlash(40, 60, 16)};
+  p.heads = {infLLM(3), verticalSlash(40, 60, 16)};
   p.hq = 2;
   p.build();
   Checked<Small<32, 16>> checked(p);
@@ -338,7 +338,7 @@ TEST(DeviceIndex, Pack) {
 TEST(DeviceIndex, Assembles) {
   if (findPtxas("").empty())
     GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
-  for (int arch : {80, 90}) {
+  for (int arch : {80, 86, 89, 90}) {
     CudaOptions options;
     options.arch = arch;
     CudaKernel kernels;
