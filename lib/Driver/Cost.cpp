@@ -540,6 +540,10 @@ int prefill::cost(const CompilerOptions &given) {
       !parseDims(options.dims, sizes, error))
     return fail(error);
   applyPruning(options);
+  // A prompt's rows are those of aux=off.
+  const bool revives = revivesRows(options.prune);
+  if (revives)
+    options.prune.replace(options.prune.find("aux=on"), 6, "aux=off");
   std::unique_ptr<MLIRContext> context = makeContext(options);
   OwningOpRef<ModuleOp> module = load(*context, options.input);
   if (!module)
@@ -550,6 +554,9 @@ int prefill::cost(const CompilerOptions &given) {
   predictor.device = device;
   predictor.sizes = sizes;
   predictor.tokens = tokens;
+  if (revives)
+    predictor.notes.push_back("aux=on: the prompt alone, without the copies of "
+                              "its state");
   predictor.chunk = parseChunk(options.chunk, error).value_or(0);
   if (isQuickPrefill(options.prune)) {
     ProtectSpec protection;

@@ -12,6 +12,7 @@
 #include "prefill/Driver/Outline.h"
 #include "prefill/Import/ONNXImport.h"
 #include "prefill/Transforms/Passes.h"
+#include "prefill/Transforms/Pruning.h"
 #include "prefill/Transforms/SparsityConfig.h"
 #include "llvm/ADT/StringSet.h"
 #include "llvm/Support/FileSystem.h"
@@ -260,7 +261,8 @@ bool prefill::raise(MLIRContext &context, ModuleOp module,
                     std::vector<SiteReport> &sites) {
   return runPasses(context, module, [&](OpPassManager &pm) {
     if (options.noPadding)
-      pm.addPass(createAssumeNoPadding({options.chunk != "off"}));
+      pm.addPass(createAssumeNoPadding(
+          {options.chunk != "off" || revivesRows(options.prune)}));
     buildRaisePipeline(pm, sites);
   });
 }

@@ -189,7 +189,7 @@ static json::Object describePruning(const CompilerOptions &options,
   } else {
     object["method"] = "lazyllm";
     object["keep"] = spec.keep;
-    object["aux"] = false;
+    object["aux"] = spec.aux;
   }
   return object;
 }

@@ -57,6 +57,9 @@ void prefill::buildRowPipeline(OpPassManager &pm,
              spec.isMergePatches()) {
     pm.addPass(
         createMergePatches({options.prune, options.protect}, report.pruning));
+  } else if (revivesRows(options.prune)) {
+    pm.addPass(createReviveRows(
+        {options.prune, options.protect, options.logits}, report.pruning));
   } else if (!options.prune.empty()) {
     PruneRowsOptions prune;
     prune.prune = options.prune;

@@ -34,13 +34,6 @@ using namespace mlir;
 using namespace prefill;
 
 namespace {
-/// A transpose of the second and the third of four dimensions.
-bool swapsHeadsAndRows(onnx::NodeOp node) {
-  auto perm =
-      node && node.is("Transpose") ? node.getInts("perm") : std::nullopt;
-  return perm && *perm == ArrayRef<int64_t>({0, 2, 1, 3});
-}
-
 struct ChunkPromptPass final : prefill::impl::ChunkPromptBase<ChunkPromptPass> {
   using Base::Base;
   explicit ChunkPromptPass(ChunkPromptOptions options, ChunkReport *report)
@@ -114,28 +107,6 @@ private:
     return any;
   }
 
-  /// Whether `value`, an output, is `part` (an attention's K or V) as
-  /// [1, heads, rows, width].
-  bool isCacheOf(SymbolicAnalysis &analysis, Value value, Value part,
-                 TensorLayout layout, int64_t heads, int64_t width) {
-    if (layout == TensorLayout::BHSD)
-      return value == part;
-    auto moved = value.getDefiningOp<onnx::NodeOp>();
-    if (!swapsHeadsAndRows(moved))
-      return false;
-    Value rows = moved.getInput(0);
-    if (rows == part)
-      return analysis.facts(part).shape.size() == 4;
-    auto split = rows.getDefiningOp<onnx::NodeOp>();
-    if (!split || !split.is("Reshape") || split.getInput(0) != part)
-      return false;
-    ArrayRef<ExprRef> shape(analysis.facts(rows).shape);
-    ExprRef before = analysis.dim(part, 1);
-    return shape.size() == 4 && before && shape[2]->isInt(heads) &&
-           shape[3]->isInt(width) &&
-           analysis.expressions().proveEqual(shape[1], before);
-  }
-
   /// The cache of an attention's K or V.
   struct Cache {
     Value past;
@@ -163,12 +134,7 @@ private:
       auto find = [&](bool key) {
         Cache cache;
         for (auto [place, value] : llvm::enumerate(ret.getValues()))
-          if (key && op.getRotary() != RotaryKind::None
-                  ? value == op.getRotatedK()
-                  : isCacheOf(analysis, value, key ? op.getK() : op.getV(),
-                              key ? op.getKLayout() : op.getVLayout(),
-                              op.getKvHeads(),
-                              key ? op.getHeadDim() : op.getVHeadDim())) {
+          if (isCacheOf(analysis, value, op, key)) {
             cache.place = place;
             cache.output =
                 onnx::getEntryName(ret.getOutputNames()[place]).str();

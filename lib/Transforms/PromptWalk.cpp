@@ -221,6 +221,38 @@ std::string PromptWalk::run(onnx::GraphOp graph) {
   return "";
 }
 
+/// A transpose of the second and the third of four dimensions.
+static bool swapsHeadsAndRows(onnx::NodeOp node) {
+  auto perm =
+      node && node.is("Transpose") ? node.getInts("perm") : std::nullopt;
+  return perm && *perm == ArrayRef<int64_t>({0, 2, 1, 3});
+}
+
+bool prefill::isCacheOf(SymbolicAnalysis &analysis, Value value, AttentionOp op,
+                        bool key) {
+  if (key && op.getRotary() != RotaryKind::None)
+    return value == op.getRotatedK();
+  Value part = key ? op.getK() : op.getV();
+  if ((key ? op.getKLayout() : op.getVLayout()) == TensorLayout::BHSD)
+    return value == part;
+  auto moved = value.getDefiningOp<onnx::NodeOp>();
+  if (!swapsHeadsAndRows(moved))
+    return false;
+  Value rows = moved.getInput(0);
+  if (rows == part)
+    return analysis.facts(part).shape.size() == 4;
+  auto split = rows.getDefiningOp<onnx::NodeOp>();
+  if (!split || !split.is("Reshape") || split.getInput(0) != part)
+    return false;
+  ArrayRef<ExprRef> shape(analysis.facts(rows).shape);
+  ExprRef before = analysis.dim(part, 1);
+  return shape.size() == 4 && before &&
+         shape[2]->isInt(static_cast<int64_t>(op.getKvHeads())) &&
+         shape[3]->isInt(
+             static_cast<int64_t>(key ? op.getHeadDim() : op.getVHeadDim())) &&
+         analysis.expressions().proveEqual(shape[1], before);
+}
+
 void prefill::addMetadata(ModuleOp module, StringRef key, StringRef value) {
   Builder builder(module.getContext());
   StringRef name = onnx::ONNXDialect::kMetadata;

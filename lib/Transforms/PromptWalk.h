@@ -47,6 +47,11 @@ private:
   std::string error;
 };
 
+/// Whether `value`, an output, is the K (`key`; rotated) or V of `op` as a KV
+/// cache holds it, [1, heads, rows, width].
+bool isCacheOf(SymbolicAnalysis &analysis, mlir::Value value, AttentionOp op,
+               bool key);
+
 /// Writes `key`: `value` where a host can read it, into the model's metadata.
 void addMetadata(mlir::ModuleOp module, llvm::StringRef key,
                  llvm::StringRef value);

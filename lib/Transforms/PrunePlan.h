@@ -79,6 +79,11 @@ FlowScoreOp createFlowScore(mlir::OpBuilder &builder, AttentionOp op,
 bool planPruning(SymbolicAnalysis &analysis, llvm::ArrayRef<int64_t> layers,
                  bool encoder, PrunePlan &plan, std::string &error);
 
+/// Replaces `op` by the same attention with its token_score, and with
+/// token_peak if asked for. Its score_rows are to be set then; so that operands
+/// stay where they are, another value holds their place.
+void addTokenScore(AttentionOp op, bool withPeak);
+
 } // namespace prefill
 
 #endif

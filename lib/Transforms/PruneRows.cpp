@@ -51,10 +51,7 @@ namespace prefill {
 using namespace mlir;
 using namespace prefill;
 
-/// Replaces `op` by the same attention with its token_score, and with
-/// token_peak if asked for. Its score_rows are to be set then; so that operands
-/// stay where they are, another value holds their place.
-static void addScore(AttentionOp op, bool withPeak) {
+void prefill::addTokenScore(AttentionOp op, bool withPeak) {
   OpBuilder builder(op);
   auto typeOf = [](Value result) { return result ? result.getType() : Type(); };
   Type scores = onnx::getTensorType(
@@ -519,10 +516,10 @@ private:
       return "-protect=" + protect + ": " + error;
     if (onnx::getOpsetVersion(graph) < 13)
       return "-prune: the model's opset is below 13";
-    if (spec.isQuickPrefill() || spec.isMergePatches())
+    if (spec.isQuickPrefill() || spec.isMergePatches() || spec.aux)
       return "-prune=" + prune +
-             ": prune-rows does lazyllm, flowcut, and mustdrop in a language "
-             "model";
+             ": prune-rows does lazyllm without aux=on, flowcut, and mustdrop "
+             "in a language model";
     int64_t count = getLiveAttentions(graph).size();
     std::vector<int64_t> layers;
     if (!resolveLayers(spec, count, layers, error))
@@ -551,7 +548,7 @@ private:
         graph.getBody().front().getOps<AttentionOp>());
     for (int64_t layer : layers)
       if (!spec.isFlowCut() && !spec.isFlowCutText())
-        addScore(attentions[layer - 1], spec.isMustDrop());
+        addTokenScore(attentions[layer - 1], spec.isMustDrop());
     SymbolicAnalysis analysis(graph);
     PrunePlan plan;
     if (!planPruning(analysis, layers, spec.isFlowCut(), plan, error))

@@ -91,6 +91,12 @@ static bool parseQuickPrefill(StringRef options, PruneSpec &spec,
   return true;
 }
 
+bool prefill::revivesRows(StringRef text) {
+  PruneSpec spec;
+  std::string error;
+  return !text.empty() && parsePruneSpec(text, spec, error) && spec.aux;
+}
+
 bool prefill::isQuickPrefill(StringRef text) {
   return text.split(':').first == "quickprefill";
 }
@@ -234,12 +240,9 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
       if (!parseShare(key, value, spec.keep, error))
         return false;
     } else if (key == "aux") {
-      if (value == "on")
-        return fail("aux=on is not there: reviving rows needs a decode step "
-                    "that takes a list of rows for every layer, and only the "
-                    "prompt phase is compiled");
-      if (value != "off")
-        return fail("aux=" + value + ": expected off");
+      if (value != "on" && value != "off")
+        return fail("aux=" + value + ": expected on or off");
+      spec.aux = value == "on";
     } else if (key == "positions") {
       if (value != "preserve")
         return fail("positions=" + value +

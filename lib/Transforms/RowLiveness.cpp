@@ -118,6 +118,14 @@ void prefill::redirectShape(OpBuilder &builder, SymbolicAnalysis &analysis,
   shape.getResult(0).replaceAllUsesWith(all);
 }
 
+void prefill::eraseDeadNodes(onnx::GraphOp graph) {
+  for (Operation &op :
+       llvm::make_early_inc_range(llvm::reverse(graph.getBody().front())))
+    if (isa<onnx::NodeOp, onnx::InitializerOp, onnx::AbsentOp>(op) &&
+        isOpTriviallyDead(&op))
+      op.erase();
+}
+
 //===----------------------------------------------------------------------===//
 // Rewriting
 //===----------------------------------------------------------------------===//
@@ -412,7 +420,7 @@ private:
       for (auto &[key, value] : rewriter.selected)
         done.insert(value.getDefiningOp()); // As far up as they go.
       sortTopologically(&graph.getBody().front());
-      eraseDead(graph);
+      eraseDeadNodes(graph);
       return true;
     }
     return false;
@@ -449,15 +457,6 @@ private:
         << text;
     if (report)
       report->selections.push_back(std::move(entry));
-  }
-
-  /// Erases what the rewrite left without uses.
-  void eraseDead(onnx::GraphOp graph) {
-    for (Operation &op :
-         llvm::make_early_inc_range(llvm::reverse(graph.getBody().front())))
-      if (isa<onnx::NodeOp, onnx::InitializerOp, onnx::AbsentOp>(op) &&
-          isOpTriviallyDead(&op))
-        op.erase();
   }
 };
 } // namespace

@@ -86,6 +86,9 @@ void retargetReshape(mlir::OpBuilder &builder, SymbolicAnalysis &analysis,
 void redirectShape(mlir::OpBuilder &builder, SymbolicAnalysis &analysis,
                    onnx::NodeOp shape);
 
+/// Erases nodes and constants of `graph` that nothing uses.
+void eraseDeadNodes(onnx::GraphOp graph);
+
 } // namespace prefill
 
 #endif

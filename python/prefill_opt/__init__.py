@@ -13,12 +13,14 @@
 * `parallel_encode` reads contexts that were encoded independently, `ContextStore` keeps them
   (``-parallel-encode``).
 * `run_quickprefill` runs a prompt group by group and keeps a part of each group's keys (``-prune=quickprefill``).
+* `LazyLLM` is a context whose steps compute the rows they attend to most (``-prune=lazyllm:aux=on``).
 * `Library` calls the kernels of such a folder with NumPy arrays, without ONNX Runtime.
 """
 
 from .chunking import HybridBatch, run_chunked
 from .compiler import CompileError, compile, find_compiler, inspect, run_compiler
 from .hosting import LoadError, attention_statistics, session
+from .lazyllm import LazyLLM
 from .library import KernelError, Library
 from .packing import pack, run_packed
 from .parallel import ContextStore, ParallelPrompt, parallel_encode
@@ -30,6 +32,7 @@ __all__ = [
     "ContextStore",
     "HybridBatch",
     "KernelError",
+    "LazyLLM",
     "Library",
     "LoadError",
     "ParallelPrompt",

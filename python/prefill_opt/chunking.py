@@ -48,6 +48,8 @@ def _whole(session) -> None:
     """Refuses a model that prunes its cache, for runners that do not tell it the parts of a prompt."""
     if "prompt_parts" in {i.name for i in session.get_inputs()}:
         raise ValueError("the model prunes its cache (-prune=quickprefill): use run_quickprefill")
+    if "prefill.past.ids" in {i.name for i in session.get_inputs()}:
+        raise ValueError("the model revives rows (-prune=lazyllm:aux=on): use LazyLLM")
 
 
 def _tokens(prompt: Sequence[int], what: str = "the prompt") -> np.ndarray:

@@ -268,7 +268,6 @@ def test_with_sparse_attention(compiled):
         ("llama-dynamo18-nomask", {"prune": "lazyllm:layers=99"}, "layer 99 is not there: the model has"),
         ("llama-dynamo18-nomask", {"prune": "lazyllm:layers=0"}, "expected ascending layer numbers from 1 on"),
         ("llama-dynamo18-nomask", {"prune": "lazyllm:layers=2+1"}, "expected ascending layer numbers from 1 on"),
-        ("llama-dynamo18-nomask", {"prune": "lazyllm:layers=1,aux=on"}, "reviving rows needs a decode step"),
         ("llama-dynamo18-nomask", {"prune": "lazyllm:positions=compact"}, "expected preserve"),
         ("llama-dynamo18-nomask", {"prune": "magic"}, "unknown method 'magic'"),
         ("llama-dynamo18-nomask", {"prune": "lazyllm:depth=3"}, "unknown option 'depth=3'"),

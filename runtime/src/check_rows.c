@@ -57,13 +57,20 @@ prefill_status pf_check_score_rows(pf_subject *in, pf_subject *out) {
 prefill_status pf_check_token_score(pf_subject *out, const pf_subject *in) {
   pf_call *call = out->call;
   static const int refused[] = {PREFILL_IN_BIAS, PREFILL_IN_SINKS,
-                                PREFILL_IN_Q_SEGMENT, PREFILL_IN_Q_POSITIONS,
-                                PREFILL_IN_PAST_K};
+                                PREFILL_IN_Q_SEGMENT, PREFILL_IN_PAST_K};
   for (size_t i = 0; i < sizeof(refused) / sizeof(int); ++i)
     if (in[refused[i]].tensor)
       return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                      "output TOKEN_SCORE: not with input %s",
                      pf_input_names[refused[i]]);
+  static const int either[] = {PREFILL_IN_SEGMENT_STARTS,
+                               PREFILL_IN_SCORE_ROWS};
+  for (size_t i = 0; i < sizeof(either) / sizeof(int); ++i)
+    if (in[PREFILL_IN_Q_POSITIONS].tensor && in[either[i]].tensor)
+      return pf_fail(call, PREFILL_INVALID_ARGUMENT,
+                     "output TOKEN_SCORE: with input Q_POSITIONS only without "
+                     "%s",
+                     pf_input_names[either[i]]);
   if (!call->causal)
     return pf_fail(call, PREFILL_INVALID_ARGUMENT,
                    "output TOKEN_SCORE: the kernel is not causal");

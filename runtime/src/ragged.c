@@ -225,6 +225,9 @@ prefill_status pf_run_piece(const pf_call *call, const pf_piece *p,
     part.lse = *p->lse;
   else
     advance(&part.lse, p->batch, p->row, (int64_t)sizeof(float));
+  /* The score is of the last row: of a segment, or with positions of all. */
+  if (call->q_positions && p->row + p->rows < call->s)
+    part.token_score.data = NULL;
   if (part.token_score.data)
     part.token_score.data +=
         (p->batch * part.token_score.batch + p->key * part.token_score.row) *

@@ -12,7 +12,7 @@
 // FIRST: -prune=quickprefill: the model has no input 'prompt_parts': chunk-prompt with parts comes first
 // METHOD: prune-groups does quickprefill
 // TOPK: 'topk=0': expected a number of rows, at least 1
-// ROWS: prune-rows does lazyllm, flowcut, and mustdrop in a language model
+// ROWS: prune-rows does lazyllm without aux=on, flowcut, and mustdrop in a language model
 // BIAS: -prune=quickprefill: {{.*}}it has a mask or bias of its own: of attention_mask, position_ids or ALiBi
 // CACHE: -prune=quickprefill: the model has a KV cache of its own, whose rows are its positions
 // TAKEN: the model has an input 'prompt_parts' already

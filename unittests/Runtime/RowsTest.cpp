@@ -345,3 +345,49 @@ TEST(Rows, TokenScoreIsTheLastRowsAttention) {
           << b << " " << j;
   }
 }
+
+TEST(Rows, TokenScoreOfRowsAtPositions) {
+  // Rows anywhere, the last one behind keys that it does not see.
+  for (int64_t last : {0, 31, 68, 69}) {
+    Problem<8, 8, 16, 16, float, PREFILL_TILE_CAUSAL> p;
+    const std::vector<int64_t> positions = {3, 4, 5, 60, 61, 20, last};
+    p.b = 2;
+    p.s = static_cast<int64_t>(positions.size());
+    p.t = 70;
+    p.build();
+    Tensor &given = p.in[PREFILL_IN_Q_POSITIONS];
+    given.make({p.s}, kDLInt, 64);
+    for (int64_t i = 0; i < p.s; ++i)
+      given.at<int64_t>({i}) = positions[i];
+    p.out[PREFILL_OUT_TOKEN_SCORE].make({p.b, p.t}, kDLFloat, 32);
+    ASSERT_EQ(p.run(), PREFILL_OK) << p.context.message;
+    for (int64_t b = 0; b < p.b; ++b) {
+      std::vector<double> expected(p.t);
+      for (int64_t h = 0; h < p.hq; ++h) {
+        std::vector<double> weight(p.t);
+        double sum = 0;
+        for (int64_t j = 0; j <= last; ++j) {
+          for (int64_t c = 0; c < 8; ++c)
+            weight[j] += static_cast<double>(p.q(b, h, p.s - 1, c)) *
+                         p.k(b, h / (p.hq / p.hk), j, c);
+          sum += weight[j] = std::exp(weight[j] / std::sqrt(8.0));
+        }
+        for (int64_t j = 0; j < p.t; ++j)
+          expected[j] += weight[j] / sum / static_cast<double>(p.hq);
+      }
+      for (int64_t j = 0; j < p.t; ++j)
+        EXPECT_NEAR((p.out[PREFILL_OUT_TOKEN_SCORE].template at<float>({b, j})),
+                    expected[j], 1e-6)
+            << last << " " << b << " " << j;
+    }
+    // Which row is the last one of several prompts is another matter.
+    p.in[PREFILL_IN_SEGMENT_STARTS].make({2}, kDLInt, 64);
+    p.in[PREFILL_IN_SEGMENT_STARTS].at<int64_t>({0}) = 0;
+    p.in[PREFILL_IN_SEGMENT_STARTS].at<int64_t>({1}) = p.t;
+    EXPECT_EQ(p.run(), PREFILL_INVALID_ARGUMENT);
+    EXPECT_NE(std::string(p.context.message)
+                  .find("TOKEN_SCORE: with input Q_POSITIONS only without"),
+              std::string::npos)
+        << p.context.message;
+  }
+}

@@ -60,6 +60,10 @@ std::unique_ptr<mlir::Pass> createPruneRows(PruneRowsOptions options,
 std::unique_ptr<mlir::Pass> createMergePatches(MergePatchesOptions options,
                                                PruneReport &report);
 
+/// revive-rows that also tells what it did. `report` must outlive the pass.
+std::unique_ptr<mlir::Pass> createReviveRows(ReviveRowsOptions options,
+                                             PruneReport &report);
+
 /// prune-groups that also tells what it did. `report` must outlive the pass.
 std::unique_ptr<mlir::Pass> createPruneGroups(PruneGroupsOptions options,
                                               PruneReport &report);

@@ -211,6 +211,50 @@ def MergePatches : Pass<"merge-patches", "::mlir::ModuleOp"> {
   let dependentDialects = ["::prefill::PrefillDialect"];
 }
 
+def ReviveRows : Pass<"revive-rows", "::mlir::ModuleOp"> {
+  let summary = "Leave rows out of later layers until a step attends to them";
+  let description = [{
+    LazyLLM (arXiv:2407.14057) with its auxiliary cache, lossy: prune-rows for a
+    prompt and for the decode steps after it. After each of the layers that `prune`
+    names, ceil(`keep` of the rows that the layer sees) stay, by the attention of the
+    context's last row in this call. Layers after it see these rows and no others;
+    they compute those of them that they have not computed before, from hidden
+    states of this call or of the cache. No row is computed twice in a layer.
+
+    The state: inputs `prefill.past.X`, outputs `prefill.present.X`, with X
+    * `ids` [1, rows]: the tokens of the context; `position_ids` and `protected_rows`
+      likewise, where the model has such an input;
+    * `key.L`, `value.L`: K (before its rotation) and V of layer L, in its own layout,
+      for the rows that it has computed, in the order in which it did;
+    * `rows.L` int64 [r]: the numbers of these rows, in the layers after stage L. The
+      layers before the first stage have all, in order;
+    * `hidden.L` [1, w, d] and `waiting.L` int64 [w] ascending: what layer L gave for
+      rows that it has computed and the layers after it have not.
+    A call with no rows in all of these begins a context. Outputs `prefill.rows.L`
+    (int64 [1, m], ascending) say which rows the layers after L see in this call. A
+    context is one sequence: the batch is 1.
+
+    `protect` and `logits` as of prune-rows; protected rows are counted in the context.
+    KV outputs of the model go: the state has these.
+
+    Fails with the reason where the model cannot be pruned or computed in parts, see
+    prune-rows and chunk-prompt, and where an operator after a stage reads rows
+    that are neither hidden states nor made of positions alone.
+  }];
+  let options = [
+    Option<"prune", "prune", "std::string", /*default=*/"\"lazyllm:aux=on\"",
+           "lazyllm:aux=on[,layers=9+19+28,keep=0.7]">,
+    Option<"protect", "protect", "std::string", /*default=*/"\"\"",
+           "bos:N,last:N,system,ids:A-B,rows:A-B">,
+    Option<"logits", "logits", "std::string", /*default=*/"\"all\"",
+           "all, last or rows">
+  ];
+  let statistics = [
+    Statistic<"numAttentions", "attentions", "Number of attentions with a cache">
+  ];
+  let dependentDialects = ["::prefill::PrefillDialect"];
+}
+
 def PruneGroups : Pass<"prune-groups", "::mlir::ModuleOp"> {
   let summary = "Keep a part of a group's keys and values, by the norm of the keys";
   let description = [{

@@ -43,6 +43,9 @@ struct PruneSpec {
   // LazyLLM.
   /// Share of the rows still there that stays at each of them, in (0, 1].
   double keep = 0.7;
+  /// Whether the model serves decode steps too, which bring rows back whose
+  /// hidden states an auxiliary cache has.
+  bool aux = false;
 
   // MustDrop: a vision row goes if it gets less than `global` of what the text
   // after the image gives to all vision rows, and from none of that text's rows
@@ -115,6 +118,9 @@ struct ProtectSpec {
 
 /// Whether `text`, what is after `-prune=`, names QuickPrefill.
 bool isQuickPrefill(llvm::StringRef text);
+
+/// Whether `text`, what is after `-prune=`, is LazyLLM with aux=on.
+bool revivesRows(llvm::StringRef text);
 
 /// Reads the text after `-prune=`. False with one line in `error`.
 bool parsePruneSpec(llvm::StringRef text, PruneSpec &spec, std::string &error);

@@ -145,9 +145,10 @@ static LogicalResult verifyAttention(OpTy op) {
   }
   if (op.getTokenScore()) {
     if (!op.getCausal() || op.getBias() || op.getSinks() || op.getQSegment() ||
-        op.getQPositions() || op.getPastK())
+        op.getPastK() || (op.getQPositions() && op.getSegmentStarts()))
       return op.emitOpError("has token_score only if causal and without bias, "
-                            "sinks, segments, q_positions and a cache");
+                            "sinks, segments and a cache, and with q_positions "
+                            "only without segment_starts");
     if (auto type = dyn_cast<RankedTensorType>(op.getTokenScore().getType());
         type && (type.getRank() != 2 || !type.getElementType().isF32()))
       return op.emitOpError("token_score must be [b,t] of f32");
@@ -157,8 +158,9 @@ static LogicalResult verifyAttention(OpTy op) {
       (op.getTokenPeak() && !op.getTokenScore()))
     return op.emitOpError(
         "has score_rows exactly with token_score and token_peak");
-  if (op.getScoreRows() && op.getSegmentStarts())
-    return op.emitOpError("has score_rows only without segment_starts");
+  if (op.getScoreRows() && (op.getSegmentStarts() || op.getQPositions()))
+    return op.emitOpError(
+        "has score_rows only without segment_starts and q_positions");
   // The getters of I64Attr are unsigned.
   auto negative = [](std::optional<uint64_t> value) {
     return value && static_cast<int64_t>(*value) < 0;

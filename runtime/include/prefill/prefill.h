@@ -145,9 +145,11 @@ typedef enum prefill_attention_output {
                                   of the probability that the last visible row
                                   (of each segment) gives to key j; NaN where a
                                   score of that row is no number. Causal kernels
-                                  only, not with BIAS, SINKS, Q_SEGMENT,
-                                  Q_POSITIONS, PAST_K. With SCORE_ROWS the sum
-                                  of these means over the rows that it marks */
+                                  only, not with BIAS, SINKS, Q_SEGMENT, PAST_K.
+                                  With SCORE_ROWS the sum of these means over
+                                  the rows that it marks. Q_POSITIONS, where the
+                                  last row of q is meant, go with neither
+                                  SCORE_ROWS nor SEGMENT_STARTS */
   PREFILL_OUT_TOKEN_PEAK = 8, /* [b,t] float32, with SCORE_ROWS: the greatest of
                                  these means; 0 where no row is marked */
   PREFILL_OUT_COUNT = 9

@@ -434,6 +434,24 @@ func.func @thresholds(%score: tensor<?x?xf32>, %ids: tensor<?x?xi64>, %v: tensor
 
 // -----
 
+func.func @score_positions(%q: tensor<1x2x?x64xf32>, %p: tensor<?xi64>) {
+  // expected-error @+1 {{and with q_positions only without segment_starts}}
+  %o, %s = prefill.attention %q, %q, %q q_positions(%p : tensor<?xi64>) segment_starts(%p : tensor<?xi64>) {causal, alignment = #prefill<align operand>, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> token_score : tensor<?x?xf32>
+  return
+}
+
+// -----
+
+func.func @marked_positions(%q: tensor<1x2x?x64xf32>, %p: tensor<?xi64>, %m: tensor<?x?xi1>) {
+  // expected-error @+1 {{has score_rows only without segment_starts and q_positions}}
+  %o, %s, %e = prefill.attention %q, %q, %q q_positions(%p : tensor<?xi64>) score_rows(%m : tensor<?x?xi1>) {causal, alignment = #prefill<align operand>, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}
+    : tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32>, tensor<1x2x?x64xf32> -> tensor<1x2x?x64xf32> token_score : tensor<?x?xf32> token_peak : tensor<?x?xf32>
+  return
+}
+
+// -----
+
 func.func @peak(%q: tensor<1x2x?x64xf32>) {
   // expected-error @+1 {{has score_rows exactly with token_score and token_peak}}
   %o, %s, %p = prefill.attention %q, %q, %q {causal, q_heads = 2 : i64, kv_heads = 2 : i64, head_dim = 64 : i64, v_head_dim = 64 : i64, scale = 1.0 : f32}

@@ -97,7 +97,8 @@ defvar attentionDescription = [{
     lse is `[b,hq,s]` fp32, natural logarithm, -inf for masked rows. rotated_k is
     k after `rotary`, `[b,hk,t,d]`: what a KV cache holds. token_score is `[b,t]`
     fp32: the mean over the query heads of the probability that the last visible
-    row (of each segment) gives to each key; a sparse index does not change it.
+    row (of each segment; with `q_positions` the last row of q, and no segments)
+    gives to each key; a sparse index does not change it.
     With `score_rows` (`[b,s]` bool) it is the sum of these means over the rows
     that are marked, and token_peak, `[b,t]`, their maximum; both 0 where none is.
     A mean is taken before the maximum.
