@@ -130,7 +130,8 @@ private:
     for (Attribute name : ret.getOutputNames())
       names.insert(onnx::getEntryName(name).getValue());
     SmallVector<std::pair<Cache, Cache>> caches;
-    for (auto [i, op] : llvm::enumerate(attentions)) {
+    for (AttentionOp op : attentions) {
+      const size_t i = caches.size();
       auto find = [&](bool key) {
         Cache cache;
         for (auto [place, value] : llvm::enumerate(ret.getValues()))

@@ -104,15 +104,7 @@ private:
   bool fail(Operation *op, const llvm::Twine &why) {
     if (!error.empty())
       return false;
-    if (auto attention = dyn_cast_or_null<AttentionOp>(op))
-      error = "attention '" + attention.getLayer().value_or("").str() + "': ";
-    else if (auto node = dyn_cast_or_null<onnx::NodeOp>(op))
-      error = (node.getOpType() + " '" +
-               (node.getNodeName().empty() ? node.getOutputName(0)
-                                           : node.getNodeName()) +
-               "': ")
-                  .str();
-    error += why.str();
+    error = nameOf(op) + why.str();
     return false;
   }
 

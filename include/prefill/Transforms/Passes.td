@@ -165,11 +165,16 @@ def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
     MustDrop (arXiv:2411.10803), `mustdrop:layers=2,global=0.001,individual=0.001`:
     rows of an image, which a new input `vision_rows` (bool [batch, tokens]) marks, go
     where the text after it gives them too little, in sum and at most.
+
+    FlowCut (arXiv:2505.19536): `flowcut:target=64` in a vision encoder, patches that
+    little flows through go after every second layer; `flowcut:target=64,llm-layer=1`
+    in a language model, vision rows go after that layer by the last row's attention.
+
     `logits` as of eliminate-dead-rows, done first.
   }];
   let options = [
     Option<"prune", "prune", "std::string", /*default=*/"\"lazyllm\"",
-           "lazyllm[:layers=9+19+28,keep=0.7] or mustdrop[:layers=2,global=0.001,individual=0.001]">,
+           "lazyllm[:layers=9+19+28,keep=0.7], mustdrop[:layers=2,global=0.001,individual=0.001] or flowcut:target=N[,llm-layer=L]">,
     Option<"protect", "protect", "std::string", /*default=*/"\"\"",
            "bos:N,last:N,system,ids:A-B,rows:A-B">,
     Option<"logits", "logits", "std::string", /*default=*/"\"all\"",
