@@ -18,7 +18,8 @@ Each cell (method, length, one of perplexity, retrieval and time) is kept in
 build/bench/frontier and not measured again by the same compiler; with --keep, not by a later
 one either (the results name the commit of every cell). Only time depends on what else the
 machine does: --measure time on a quiet one after --measure perplexity retrieval on any. At
-8,192 tokens retrieval is most of the work.
+8,192 tokens retrieval is most of the work. Cells that are kept are shown whatever --measure
+says: with `--measure` alone nothing else is.
 Writes results/frontier.json and results/frontier.png.
 """
 
@@ -157,33 +158,33 @@ class Frontier:
             return folders[name]
 
         for kind in ("perplexity", "retrieval"):
-            if kind not in self.options.measure:
-                continue
             for name, heads in methods.items():
                 key, cell = self.kept(kind, tokens, heads)
-                if cell is not None:
-                    self.bar.done(1, cached=True)
-                else:
-                    self.bar.begin(f"{tokens} tokens: {kind} of {name}")
-                    if kind == "perplexity":
-                        cell = self.perplexity(folder(name), tokens)
+                if kind in self.options.measure:
+                    if cell is not None:
+                        self.bar.done(1, cached=True)
                     else:
-                        able = cells["dense"]["retrieval"]["found"] if name != "dense" else None
-                        cell = self.retrieval(folder(name), tokens, able)
-                    self.put(key, cell)
-                cells[name][kind] = cell
-        if "time" in self.options.measure:
-            keys = {name: self.kept("time", tokens, heads) for name, heads in methods.items()}
-            # Times are compared with dense of the same run.
-            missing = [name for name, (_, cell) in keys.items() if cell is None]
-            if missing:
-                self.bar.begin(f"{tokens} tokens: times")
-                names = list(dict.fromkeys(["dense", *missing]))
-                times = self.times({name: folder(name) for name in names}, tokens)
-                for name in missing:
-                    times[name]["dense_seconds"] = times["dense"]["seconds"]
-                    keys[name] = (keys[name][0], self.put(keys[name][0], times[name]))
-            for name, (_, cell) in keys.items():
+                        self.bar.begin(f"{tokens} tokens: {kind} of {name}")
+                        if kind == "perplexity":
+                            cell = self.perplexity(folder(name), tokens)
+                        else:
+                            able = cells["dense"]["retrieval"]["found"] if name != "dense" else None
+                            cell = self.retrieval(folder(name), tokens, able)
+                        self.put(key, cell)
+                if cell is not None and (name == "dense" or kind in cells["dense"]):
+                    cells[name][kind] = cell
+        keys = {name: self.kept("time", tokens, heads) for name, heads in methods.items()}
+        # Times are compared with dense of the same run.
+        missing = [name for name, (_, cell) in keys.items() if cell is None]
+        if "time" in self.options.measure and missing:
+            self.bar.begin(f"{tokens} tokens: times")
+            names = list(dict.fromkeys(["dense", *missing]))
+            times = self.times({name: folder(name) for name in names}, tokens)
+            for name in missing:
+                times[name]["dense_seconds"] = times["dense"]["seconds"]
+                keys[name] = (keys[name][0], self.put(keys[name][0], times[name]))
+        for name, (_, cell) in keys.items():
+            if cell is not None:
                 cells[name]["time"] = cell
         return cells
 
@@ -193,6 +194,8 @@ class Frontier:
         kinds = [task for task, _ in self.prompts(tokens)] if "retrieval" in exact else []
         rows = []
         for name, cell in cells.items():
+            if not cell:
+                continue
             row = {"method": name, "tokens": tokens}
             row["commits"] = {kind: part["commit"] for kind, part in cell.items()}
             for part in cell.values():
@@ -203,6 +206,8 @@ class Frontier:
                 perplexity = exact["perplexity"]["perplexity"]
                 row["loss"] = {t: value / perplexity[t] - 1 for t, value in row["perplexity"].items()}
             for task in dict.fromkeys(kinds):
+                if "retrieval" not in cell:
+                    continue
                 able = [i for i, k in enumerate(kinds) if k == task and exact["retrieval"]["found"][i]]
                 row[task] = [sum(cell["retrieval"]["found"][i] for i in able), len(able)]
             rows.append(row)
@@ -216,7 +221,7 @@ def plot(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lengths = sorted({row["tokens"] for row in rows})
+    lengths = sorted({row["tokens"] for row in rows if {"attention_speedup", "loss"} <= row.keys()})
     figure, panels = pyplot.subplots(1, len(lengths), figsize=(5 * len(lengths), 4.2), squeeze=False)
     for panel, tokens in zip(panels[0], lengths, strict=True):
         points = []
@@ -265,7 +270,7 @@ def main() -> None:
     parser.add_argument("--sparsify", nargs="+", help="methods instead of the usual ones")
     parser.add_argument("--plan", type=Path, nargs="*", default=[], help="calibrated configuration files")
     parser.add_argument("--quick", action="store_true", help="three methods, short prompts, fewer of them")
-    parser.add_argument("--measure", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--measure", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--keep", action="store_true", help="keep cells that another build measured")
     parser.add_argument("--rounds", type=int, default=2, help="prefills timed of each method")
     parser.add_argument("--threads", type=int, default=2)
@@ -292,7 +297,7 @@ def main() -> None:
         frontier.bar.close()
     print(show(rows))
     path = save(options.name, {"model": smollm2.NAME, "threads": options.threads, "rows": rows}, [])
-    if {"perplexity", "time"} <= set(options.measure):
+    if any({"loss", "attention_speedup"} <= row.keys() for row in rows):
         plot(rows, path.with_suffix(".png"))
     print(f"\nresults: {path.parent.name}/{path.name}", file=sys.stderr)
 
