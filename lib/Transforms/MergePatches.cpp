@@ -42,7 +42,7 @@ struct Rewriter {
   OpBuilder builder;
   Location loc;
   Type unknown;
-  SmallVector<std::pair<StringRef, Value>> outputs;
+  SmallVector<std::pair<std::string, Value>> outputs;
 
   Rewriter(SymbolicAnalysis &analysis, PrunePlan &plan, const PruneSpec &spec,
            bool cls)
@@ -148,14 +148,7 @@ struct Rewriter {
   }
 
   void finish() {
-    auto ret = ::cast<onnx::ReturnOp>(graph.getBody().front().getTerminator());
-    SmallVector<Attribute> names(ret.getOutputNames().begin(),
-                                 ret.getOutputNames().end());
-    for (auto [name, value] : outputs) {
-      ret.getValuesMutable().append(value);
-      names.push_back(builder.getStringAttr(name));
-    }
-    ret.setOutputNamesAttr(builder.getArrayAttr(names));
+    appendOutputs(graph, outputs);
     eraseDeadShapes(plan);
     sortTopologically(&graph.getBody().front());
   }
@@ -168,14 +161,9 @@ struct MergePatchesPass final
       : Base(std::move(options)), report(&report) {}
 
   void runOnOperation() override {
-    onnx::GraphOp graph = onnx::getMainGraph(getOperation());
-    if (!graph)
-      return;
-    std::string error = work(graph);
-    if (error.empty())
-      return;
-    emitError(UnknownLoc::get(&getContext())) << error;
-    signalPassFailure();
+    if (failed(runOnMainGraph(
+            getOperation(), [&](onnx::GraphOp graph) { return work(graph); })))
+      signalPassFailure();
   }
 
 private:
@@ -244,6 +232,9 @@ private:
       if (!protection.ids.empty())
         return "-protect=ids: the model has no input 'input_ids'; protect rows "
                "with rows:A-B or system";
+      if (protection.system)
+        if (error = checkNewInputs(graph, {"protected_rows"}); !error.empty())
+          return "-prune: " + error;
       if (error = findGrid(spec, rows, cls, grid); !error.empty())
         return option + ": " + error;
       if (error = checkPlan(analysis, plan, cls); !error.empty())

@@ -21,6 +21,7 @@
 
 #include "PromptWalk.h"
 #include "Protection.h"
+#include "PrunePlan.h"
 #include "prefill/Transforms/Passes.h"
 #include "prefill/Transforms/Pruning.h"
 
@@ -39,14 +40,9 @@ struct PruneGroupsPass final : prefill::impl::PruneGroupsBase<PruneGroupsPass> {
       : Base(std::move(options)), report(report) {}
 
   void runOnOperation() override {
-    onnx::GraphOp graph = onnx::getMainGraph(getOperation());
-    if (!graph)
-      return;
-    std::string error = work(graph);
-    if (error.empty())
-      return;
-    emitError(UnknownLoc::get(&getContext())) << error;
-    signalPassFailure();
+    if (failed(runOnMainGraph(
+            getOperation(), [&](onnx::GraphOp graph) { return work(graph); })))
+      signalPassFailure();
   }
 
 private:

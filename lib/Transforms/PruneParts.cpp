@@ -61,6 +61,41 @@ void prefill::eraseUnread(onnx::GraphOp graph) {
       op.erase();
 }
 
+LogicalResult
+prefill::runOnMainGraph(ModuleOp module,
+                        function_ref<std::string(onnx::GraphOp)> work) {
+  onnx::GraphOp graph = onnx::getMainGraph(module);
+  if (!graph)
+    return success();
+  std::string error = work(graph);
+  if (error.empty())
+    return success();
+  return emitError(UnknownLoc::get(module.getContext())) << error;
+}
+
+std::string prefill::checkNewInputs(onnx::GraphOp graph,
+                                    ArrayRef<StringRef> added) {
+  for (Attribute entry : graph.getInputs()) {
+    StringRef name = onnx::getEntryName(entry).getValue();
+    if (llvm::is_contained(added, name))
+      return ("the model has an input '" + name + "' already").str();
+  }
+  return "";
+}
+
+void prefill::appendOutputs(onnx::GraphOp graph,
+                            ArrayRef<std::pair<std::string, Value>> outputs) {
+  auto ret = cast<onnx::ReturnOp>(graph.getBody().front().getTerminator());
+  Builder builder(graph.getContext());
+  SmallVector<Attribute> names(ret.getOutputNames().begin(),
+                               ret.getOutputNames().end());
+  for (const auto &[name, value] : outputs) {
+    ret.getValuesMutable().append(value);
+    names.push_back(builder.getStringAttr(name));
+  }
+  ret.setOutputNamesAttr(builder.getArrayAttr(names));
+}
+
 void prefill::eraseDeadShapes(const PrunePlan &plan) {
   llvm::SetVector<Operation *> dead;
   for (onnx::NodeOp shape : plan.shapes)

@@ -60,6 +60,20 @@ void eraseUnread(onnx::GraphOp graph);
 /// The name of `op` for a reader, with a colon.
 std::string nameOf(mlir::Operation *op);
 
+/// Runs `work` on the main graph of `module`, if it has one; the error that it
+/// returns, if any, becomes a diagnostic.
+mlir::LogicalResult
+runOnMainGraph(mlir::ModuleOp module,
+               llvm::function_ref<std::string(onnx::GraphOp)> work);
+
+/// Whether the graph has none of these inputs yet, or which one it has.
+std::string checkNewInputs(onnx::GraphOp graph,
+                           llvm::ArrayRef<llvm::StringRef> added);
+
+/// Gives the graph further outputs.
+void appendOutputs(onnx::GraphOp graph,
+                   llvm::ArrayRef<std::pair<std::string, mlir::Value>> outputs);
+
 /// Removes Shape nodes of the plan that nothing reads any more, and what was
 /// made for them: targets of Reshapes in it may count all rows.
 void eraseDeadShapes(const PrunePlan &plan);

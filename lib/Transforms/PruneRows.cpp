@@ -394,16 +394,12 @@ struct Rewriter {
   }
 
   void addOutputs() {
-    auto ret = cast<onnx::ReturnOp>(graph.getBody().front().getTerminator());
-    SmallVector<Attribute> names(ret.getOutputNames().begin(),
-                                 ret.getOutputNames().end());
+    SmallVector<std::pair<std::string, Value>> outputs;
     for (auto [stage, level] :
-         llvm::zip_equal(plan.stages, ArrayRef(levels).drop_front())) {
-      ret.getValuesMutable().append(level.absolute);
-      names.push_back(
-          builder.getStringAttr("prefill.rows." + std::to_string(stage.layer)));
-    }
-    ret.setOutputNamesAttr(builder.getArrayAttr(names));
+         llvm::zip_equal(plan.stages, ArrayRef(levels).drop_front()))
+      outputs.push_back(
+          {"prefill.rows." + std::to_string(stage.layer), level.absolute});
+    appendOutputs(graph, outputs);
   }
 
   void run() {
@@ -453,14 +449,9 @@ struct PruneRowsPass final : prefill::impl::PruneRowsBase<PruneRowsPass> {
       : Base(std::move(options)), report(&report) {}
 
   void runOnOperation() override {
-    onnx::GraphOp graph = onnx::getMainGraph(getOperation());
-    if (!graph)
-      return;
-    std::string error = work(graph);
-    if (error.empty())
-      return;
-    emitError(UnknownLoc::get(&getContext())) << error;
-    signalPassFailure();
+    if (failed(runOnMainGraph(
+            getOperation(), [&](onnx::GraphOp graph) { return work(graph); })))
+      signalPassFailure();
   }
 
 private:
@@ -484,10 +475,8 @@ private:
       added.push_back("protected_rows");
     if (spec.needsVisionRows())
       added.push_back("vision_rows");
-    for (Attribute name : graph.getInputs())
-      if (llvm::is_contained(added, onnx::getEntryName(name).getValue()))
-        return "-prune: the model has an input '" +
-               onnx::getEntryName(name).getValue().str() + "' already";
+    if (std::string error = checkNewInputs(graph, added); !error.empty())
+      return "-prune: " + error;
     if (!protection.ids.empty() &&
         analysis.facts(plan.tokens).shape.size() != 2)
       return "-protect=ids: the model has no input 'input_ids'; protect rows "

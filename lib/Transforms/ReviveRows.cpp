@@ -216,10 +216,13 @@ bool Reviver::checkInterface() {
                          "decode step has one");
   for (Attribute name : graph.getInputs()) {
     StringRef text = onnx::getEntryName(name).getValue();
-    if (text.starts_with("prefill.past.") ||
-        (protection.system && text == "protected_rows"))
+    if (text.starts_with("prefill.past."))
       return fail(nullptr, "the model has an input '" + text + "' already");
   }
+  if (protection.system)
+    if (std::string why = checkNewInputs(graph, {"protected_rows"});
+        !why.empty())
+      return fail(nullptr, why);
   for (const RowSelection &selection : plan.selections) {
     if (selection.kind != RowSelection::Kind::Slice)
       continue;
@@ -230,8 +233,9 @@ bool Reviver::checkInterface() {
   }
   SmallVector<Value> values;
   SmallVector<Attribute> names;
-  for (auto [value, name] :
+  for (auto [output, name] :
        llvm::zip_equal(ret.getValues(), ret.getOutputNames())) {
+    Value value = output; // C++17's lambdas capture no structured binding.
     StringRef text = onnx::getEntryName(name).getValue();
     bool isCache = llvm::any_of(plan.attentions, [&](const auto &entry) {
       return isCacheOf(analysis, value, entry.first, /*key=*/true) ||
@@ -570,13 +574,7 @@ std::string Reviver::run() {
     position.setType(row.getType());
     row.replaceAllUsesExcept(position, position.getDefiningOp());
   }
-  SmallVector<Attribute> names(ret.getOutputNames().begin(),
-                               ret.getOutputNames().end());
-  for (auto &[name, value] : outputs) {
-    ret.getValuesMutable().append(value);
-    names.push_back(builder.getStringAttr(name));
-  }
-  ret.setOutputNamesAttr(builder.getArrayAttr(names));
+  appendOutputs(graph, outputs);
   sortTopologically(&graph.getBody().front());
   eraseDeadNodes(graph);
   return "";
@@ -589,14 +587,9 @@ struct ReviveRowsPass final : prefill::impl::ReviveRowsBase<ReviveRowsPass> {
       : Base(std::move(options)), report(&report) {}
 
   void runOnOperation() override {
-    onnx::GraphOp graph = onnx::getMainGraph(getOperation());
-    if (!graph)
-      return;
-    std::string error = work(graph);
-    if (error.empty())
-      return;
-    emitError(UnknownLoc::get(&getContext())) << error;
-    signalPassFailure();
+    if (failed(runOnMainGraph(
+            getOperation(), [&](onnx::GraphOp graph) { return work(graph); })))
+      signalPassFailure();
   }
 
 private:

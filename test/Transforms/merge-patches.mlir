@@ -7,6 +7,9 @@
 // RUN: not prefill-opt %t/encoder.mlir -merge-patches="prune=mustdrop:layers=1" 2>&1 | FileCheck %s --check-prefix=TEXT
 // RUN: not prefill-opt %t/table.mlir -merge-patches="prune=mustdrop:vit-merge=2x2@0.8" 2>&1 | FileCheck %s --check-prefix=TABLE
 // RUN: not prefill-opt %t/number.mlir -merge-patches="prune=mustdrop:vit-merge=2x2@0.8" 2>&1 | FileCheck %s --check-prefix=NUMBER
+// RUN: sed 's/"pixels"/"protected_rows"/' %t/encoder.mlir | not prefill-opt - -merge-patches="prune=mustdrop:vit-merge=2x2@0.8 protect=system" 2>&1 | FileCheck %s --check-prefix=INPUT
+
+// INPUT: the model has an input 'protected_rows' already
 
 // After the first layer windows are merged; what later layers get are the rows
 // that are left, in another order. The last attention says which matter.

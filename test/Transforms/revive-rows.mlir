@@ -1,5 +1,12 @@
 // RUN: prefill-opt %s -revive-rows="prune=lazyllm:layers=1,keep=0.6,aux=on protect=bos:2,last:1,system,ids:0-3 logits=last" -verify-each | FileCheck %s
 // RUN: prefill-opt %s -revive-rows="prune=lazyllm:layers=1,keep=0.6,aux=on logits=rows" -verify-each | FileCheck %s --check-prefix=ASKED
+// RUN: not prefill-opt %s -revive-rows="prune=lazyllm:layers=1,keep=0.6 logits=last" 2>&1 | FileCheck %s --check-prefix=PLAIN
+// RUN: not prefill-opt %s -revive-rows="prune=lazyllm:layers=7,aux=on logits=last" 2>&1 | FileCheck %s --check-prefix=LAYER
+// RUN: not prefill-opt %s -revive-rows="prune=lazyllm:layers=1,aux=on" 2>&1 | FileCheck %s --check-prefix=ALL
+
+// PLAIN: revive-rows does lazyllm with aux=on
+// LAYER: layer 7 is not there: the model has 2 layers
+// ALL: the output 'logits' has a row for every token
 
 // One model for a prompt and its decode steps: keys and values of all calls, and
 // hidden states of the rows that layer 2 has not computed. Positions, and the
