@@ -34,6 +34,8 @@ StringRef prefill::emu::getName(FindingKind kind) {
     return "collective";
   case FindingKind::Registers:
     return "registers";
+  case FindingKind::Division:
+    return "division";
   case FindingKind::Trap:
     return "trap";
   case FindingKind::Endless:

@@ -48,6 +48,12 @@ Error Lowering::run() {
       lowerAccess(*instruction);
     } else if (auto *cast = dyn_cast<AddrSpaceCastInst>(instruction)) {
       lowerCast(*cast);
+    } else if (auto *op = dyn_cast<BinaryOperator>(instruction)) {
+      if (op->isIntDivRem())
+        lowerDivision(*op);
+    } else if (isa<UnreachableInst>(instruction)) {
+      beginSite(*instruction, "unreachable");
+      emitAt("emu_unreachable", b.getVoidTy(), {});
     } else if (auto *call = dyn_cast<CallInst>(instruction)) {
       if (Error error = lowerCall(*call))
         return error;
@@ -194,6 +200,37 @@ void Lowering::lowerCast(AddrSpaceCastInst &cast) {
   }
   cast.replaceAllUsesWith(b.CreateIntToPtr(value, cast.getType()));
   cast.eraseFromParent();
+}
+
+/// On the host, divisions without a quotient end the process: they divide by 1,
+/// and are reported.
+void Lowering::lowerDivision(BinaryOperator &op) {
+  Value *dividend = op.getOperand(0), *divisor = op.getOperand(1);
+  Type *type = op.getType();
+  const bool isSigned = op.getOpcode() == Instruction::SDiv ||
+                        op.getOpcode() == Instruction::SRem;
+  if (auto *number = dyn_cast<ConstantInt>(divisor))
+    if (!number->isZero() && !(isSigned && number->isMinusOne()))
+      return;
+  const unsigned bits = type->getScalarSizeInBits();
+  auto any = [&](Value *wrong) {
+    return type->isVectorTy() ? b.CreateOrReduce(wrong) : wrong;
+  };
+  Value *isZero = b.CreateICmpEQ(divisor, Constant::getNullValue(type));
+  Value *wrong = isZero;
+  Value *what = b.CreateZExt(any(isZero), b.getInt32Ty());
+  if (isSigned) {
+    Value *tooLarge = b.CreateAnd(
+        b.CreateICmpEQ(divisor, Constant::getAllOnesValue(type)),
+        b.CreateICmpEQ(dividend,
+                       ConstantInt::get(type, APInt::getSignedMinValue(bits))));
+    what = b.CreateSelect(any(tooLarge), b.getInt32(2), what);
+    wrong = b.CreateOr(wrong, tooLarge);
+  }
+  beginSite(op, op.getOpcodeName());
+  emitAt("emu_division", b.getVoidTy(), {what});
+  op.setOperand(1, b.CreateSelect(wrong, ConstantInt::get(type, 1), divisor));
+  op.setIsExact(false);
 }
 
 void Lowering::instrumentBackEdges() {

@@ -50,6 +50,7 @@ private:
   // Lowering.cpp
   void lowerAccess(llvm::Instruction &instruction);
   void lowerCast(llvm::AddrSpaceCastInst &cast);
+  void lowerDivision(llvm::BinaryOperator &op);
   llvm::Error lowerMemoryIntrinsic(llvm::CallInst &call);
   llvm::Error lowerCall(llvm::CallInst &call);
   void instrumentBackEdges();

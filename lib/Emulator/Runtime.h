@@ -99,7 +99,9 @@ enum class ReduxOp : uint32_t {
   X(emu_wgmma_wait)                                                            \
   X(emu_resolve)                                                               \
   X(emu_setmaxnreg)                                                            \
+  X(emu_division)                                                              \
   X(emu_trap)                                                                  \
+  X(emu_unreachable)                                                           \
   X(emu_exit)                                                                  \
   X(emu_yield)                                                                 \
   X(emu_ex2)                                                                   \
@@ -184,7 +186,10 @@ void emu_wgmma_wait(prefill::emu::Site *, uint32_t pending, uint32_t *registers,
 /// The number that a token stands for.
 uint32_t emu_resolve(prefill::emu::Site *, uint32_t bits);
 void emu_setmaxnreg(prefill::emu::Site *, uint32_t count, uint32_t increase);
+/// `wrong`: 0, or 1 for a divisor of zero, or 2 for a quotient that is too large.
+void emu_division(prefill::emu::Site *, uint32_t wrong);
 void emu_trap(prefill::emu::Site *);
+void emu_unreachable(prefill::emu::Site *);
 void emu_exit();
 void emu_yield();
 float emu_ex2(float);

@@ -326,6 +326,19 @@ void emu_trap(Site *site) {
   machine->fatal(FindingKind::Trap, site, "the kernel stops itself");
 }
 
+void emu_unreachable(Site *site) {
+  machine->fatal(FindingKind::Trap, site,
+                 "the kernel goes on where its code says that nobody comes");
+}
+
+void emu_division(Site *site, uint32_t wrong) {
+  ++site->count;
+  if (wrong)
+    machine->report(FindingKind::Division, site,
+                    wrong == 1 ? "divides an integer by zero"
+                               : "divides the least integer by -1");
+}
+
 void emu_exit() { machine->exitThread(); }
 void emu_yield() { machine->yield(); }
 

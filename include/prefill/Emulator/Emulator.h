@@ -100,6 +100,7 @@ enum class FindingKind {
   Barrier,    ///< misuse of a named barrier or an mbarrier
   Collective, ///< non-uniform descriptor, lane outside its mask, ...
   Registers,  ///< setmaxnreg
+  Division,   ///< of an integer by zero, or of the least one by -1
   Trap,
   Endless,
 };
