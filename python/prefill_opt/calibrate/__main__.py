@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", choices=("cpu",), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cost", choices=("time", "blocks"), default="time", help="what is minimised")
-    parser.add_argument("--rows", type=int, default=1024, help="rows of each text that give the loss")
+    parser.add_argument("--rows", type=int, default=2048, help="rows of each text that give the loss")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions of timings")
     parser.add_argument("--groups", type=int, default=15, help="runs with a group of layers sparse")
     parser.add_argument("--random-runs", type=int, default=15, help="runs with random heads sparse")

@@ -15,7 +15,7 @@ def check(
     path: Path,
     documents: list[Document],
     plan: str,
-    rows: int = 1024,
+    rows: int = 2048,
     threads: int = 2,
     progress: bool = True,
 ) -> dict:

@@ -84,19 +84,44 @@ def dearest_within(sequence: Sequence[np.ndarray], cost: np.ndarray, limit: floa
 _STUDENT = (1.84, 1.32, 1.20, 1.14, 1.11, 1.09, 1.08, 1.07, 1.06, 1.05)
 
 
-def held(runs: Sequence[dict]) -> float:
+def spread_of(candidates: Sequence[Sequence[dict]]) -> float:
+    """How much texts differ: the standard deviation between them of a loss, as a share of the
+    divergence that it comes with.
+
+    Four losses of one plan say little of their spread, and nothing where they are within the
+    error of their rows. So it is pooled over candidates that were used for all heads (no text
+    had a say in them), [candidates][texts] of runs with loss, error and divergence. What the
+    rows' errors explain is taken off; candidates whose divergence is below that error count
+    little, for nothing but the error is seen of them.
+    """
+    shares, counts = [], []
+    for runs in candidates:
+        divergence = np.mean([run["divergence"] for run in runs])
+        if len(runs) < 2 or divergence <= 0:
+            continue
+        rows = np.mean(np.square([run["error"] for run in runs]))
+        between = np.var([run["loss"] for run in runs], ddof=1) - rows
+        shares.append(between / divergence**2)
+        counts.append((1 + rows / divergence**2) ** -2)
+    return float(np.sqrt(max(0.0, np.average(shares, weights=counts)))) if shares else 0.0
+
+
+def held(runs: Sequence[dict], spread: float = 0.0) -> float:
     """The loss that is compared with a budget, of a plan's runs on each text.
 
     What about five of six other texts of the kind stay below: the mean, and a margin from the
     spread between the texts, less what their rows' standard errors explain of it, and from the
-    uncertainty of the mean itself. One text has no spread: its loss and its standard error.
+    uncertainty of the mean itself. `spread` (`spread_of`) times the divergence is the least that
+    texts are taken to differ by. One text has no spread: its loss and its standard error.
     """
     loss = np.array([run["loss"] for run in runs])
     rows = np.mean(np.square([run["error"] for run in runs]))
     if len(runs) == 1:
         return float(loss[0] + np.sqrt(rows))
-    spread = loss.var(ddof=1)
-    between, of_mean = max(0.0, spread - rows), max(spread, rows) / len(runs)
+    total = loss.var(ddof=1)
+    expected = (spread * np.mean([run.get("divergence", 0.0) for run in runs])) ** 2
+    between = max(0.0, total - rows, expected)
+    of_mean = max(total, rows, between + rows if expected else 0.0) / len(runs)
     student = _STUDENT[min(len(runs) - 1, len(_STUDENT)) - 1]
     return float(loss.mean() + student * np.sqrt(between + of_mean))
 

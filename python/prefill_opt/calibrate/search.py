@@ -45,7 +45,7 @@ class Options:
     max_time: float | None = None
     threads: int = 2
     repeats: int = 3
-    rows: int = 1024
+    rows: int = 2048
     groups: int = 15
     random_runs: int = 15
     checks: int = 7
@@ -74,9 +74,9 @@ class Result:
         runs: whole-model checks {name: {loss, error, held, divergence, density, cost, seconds}};
             error: standard error of the loss, from the spread over rows; held: the loss that
             is compared with the budget.
-        chosen: the same of the plan, and ``texts``: [{name, loss, error, divergence, density,
-            seconds}]; with several, each has ``left_out``, the loss on it of what the others
-            choose at the same cost.
+        chosen: the same of the plan, ``spread`` (`choose.spread_of`), and ``texts``: [{name, loss,
+            error, divergence, density, seconds}]; with several, each has ``left_out``, the loss on
+            it of what the others choose at the same cost.
         dense: {perplexity, seconds} of the exact model, over all texts.
         short: checks of shorter prompts.
     """
@@ -105,6 +105,7 @@ class Calibration:
         self.names = ["dense", *(c.name for c in candidates)]
         self.tokens = texts[0].tokens
         self.width = max(model.heads)
+        self.spread = 0.0  # choose.spread_of, as soon as every candidate was used everywhere.
 
     # -- whole-model runs ---------------------------------------------------------------
 
@@ -271,10 +272,10 @@ class Calibration:
         limit = self.options.max_loss
 
         def held(plan: np.ndarray) -> float:
-            loss = choose.held(self.left_out_runs(others(plan)))
+            loss = choose.held(self.left_out_runs(others(plan)), self.spread)
             if loss > limit or len(self.texts) == 1:
                 return loss
-            return max(loss, choose.held(self.evaluate(plan, "checking a plan")))
+            return max(loss, choose.held(self.evaluate(plan, "checking a plan"), self.spread))
 
         predicted = [combined[np.arange(len(p)), p].sum() for p in sequence]
         first = min(int(np.searchsorted(predicted, np.log1p(limit))), len(sequence) - 1)
@@ -287,7 +288,7 @@ class Calibration:
 
     def judged(self, runs: list[dict], plan: np.ndarray, cost: np.ndarray) -> dict:
         """Runs of a plan on all texts as one entry of `Result.runs`."""
-        return {**pooled(runs), "held": choose.held(runs), "cost": choose.cost_of(plan, cost)}
+        return {**pooled(runs), "held": choose.held(runs, self.spread), "cost": choose.cost_of(plan, cost)}
 
     def short_prompts(self, plan: np.ndarray) -> tuple[int, list[dict]]:
         """``dense_below`` and the checks behind it.
@@ -330,12 +331,16 @@ class Calibration:
         bar.expect(_RUN * texts * (checks + 3))
         measured = self.measure()
         error, cost = self.arrays(measured)
-        runs, uniform = {}, np.zeros((texts, len(self.names)))
+        everywhere, uniform = [], np.zeros((texts, len(self.names)))
         for index, candidate in enumerate(self.candidates, 1):
             plan = np.full(layers * self.width, index)
-            found = self.evaluate(plan, f"everywhere {candidate.name}")
-            runs[candidate.name] = self.judged(found, plan, cost)
-            uniform[:, index] = [run["divergence"] for run in found]
+            everywhere.append((plan, self.evaluate(plan, f"everywhere {candidate.name}")))
+            uniform[:, index] = [run["divergence"] for run in everywhere[-1][1]]
+        self.spread = choose.spread_of([found for _, found in everywhere])
+        runs = {
+            candidate.name: self.judged(found, plan, cost)
+            for candidate, (plan, found) in zip(self.candidates, everywhere, strict=True)
+        }
         weight, factor = self.weigh(error, cost, uniform)
         plan, others = self.choose(weight[:, None] * error * factor, cost)
         # No head by head choice is kept that one candidate for all heads beats.
@@ -348,7 +353,8 @@ class Calibration:
         found = self.evaluate(plan, "the choice")
         chosen = self.judged(found, plan, cost)
         left_out = self.left_out_runs(others)
-        chosen["held"] = max(chosen["held"], choose.held(left_out))
+        chosen["held"] = max(chosen["held"], choose.held(left_out, self.spread))
+        chosen["spread"] = self.spread
         chosen["texts"] = [{"name": text.name, **run} for text, run in zip(self.texts, found, strict=True)]
         if texts > 1:
             for entry, run in zip(chosen["texts"], left_out, strict=True):

@@ -80,7 +80,7 @@ class Text:
 
     def exact(self) -> np.ndarray:
         """The dense model's log-probabilities, computed once a session; kept in a file, for they
-        are 200 MB for each text."""
+        are 400 MB for each text."""
         if self._exact is None:
             self.bar.begin("dense model")
             run = self.model.run(self.model.dense, self.ids, self.rows)
