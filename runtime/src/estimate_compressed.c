@@ -136,7 +136,7 @@ static void estimate(const pf_estimate *head) {
   compressed x = lay_out(call, head->b, head->h, &at);
   x.head = head;
   pf_blocks_init(head->index, &head->grid, head->dense->blocks, head->storage);
-  pool_keys(&x);
+  bool pooled = false;
   memset(x.unused, 0, (size_t)(x.means + call->bq) * sizeof(float));
   const int64_t init =
       plan->init > 0 ? pf_ceil_div(batch->first_key + plan->init, bk) : 0;
@@ -145,10 +145,15 @@ static void estimate(const pf_estimate *head) {
   for (int64_t tile = 0; tile < call->tiles; ++tile) {
     int64_t n = 0;
     memset(x.column, 0, (size_t)x.means * sizeof(float));
-    for (int64_t h = kv_head * call->group; h < (kv_head + 1) * call->group;
-         ++h)
-      n = add_rows(&x, h, tile);
     const pf_span span = pf_visible_span(call, head->b, tile);
+    if (span.end - span.begin > plan->top_k) { /* or scores decide nothing */
+      if (!pooled)
+        pool_keys(&x);
+      pooled = true;
+      for (int64_t h = kv_head * call->group; h < (kv_head + 1) * call->group;
+           ++h)
+        n = add_rows(&x, h, tile);
+    }
     const int64_t own = pf_floor_div(batch->offset + tile * call->bq, bk);
     int64_t forced = 0;
     float sum = 0; /* a number unless one of them is none */
