@@ -158,26 +158,20 @@ bool prefill::writeArtifacts(const CompilerOptions &options,
                            error))
     return false;
 
-  // The model last: whoever sees it finds the rest.
+  // The model last: whoever sees it finds the rest. An older set of files stays
+  // as it is unless all of this one get their names.
   ExportOptions exportOptions;
   exportOptions.externalData = options.externalData;
+  for (const char *name : {libraryName, headerName, manifestName})
+    exportOptions.companions.emplace_back(staging.at(name),
+                                          joinPath(output, name));
   std::string model = joinPath(output, "model.onnx");
   if (fs::equivalent(model, options.input)) {
     error = options.output + ": would overwrite the input " + options.input +
             "; choose another folder";
     return false;
   }
-  if (!exportONNX(module, model, exportOptions, error))
-    return false;
-  for (const char *name : {libraryName, headerName, manifestName})
-    if (std::error_code ec =
-            fs::rename(staging.at(name), joinPath(output, name))) {
-      (void)fs::remove(model);
-      error =
-          joinPath(options.output, name) + ": cannot write: " + ec.message();
-      return false;
-    }
-  return true;
+  return exportONNX(module, model, exportOptions, error);
 }
 
 bool prefill::emitKernelText(const CompilerOptions &options,

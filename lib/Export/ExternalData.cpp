@@ -6,6 +6,7 @@
 //===----------------------------------------------------------------------===//
 
 #include "ExternalData.h"
+#include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/ScopeExit.h"
 #include "llvm/ADT/SmallString.h"
 #include "llvm/Support/Errno.h"
@@ -65,7 +66,7 @@ bool FileBatch::write(StringRef path,
           fs::createUniqueFile(path + ".%%%%%%.tmp", fd, temporary))
     return failWrite(path, code.message(), error);
   llvm::sys::RemoveFileOnSignal(temporary);
-  pending.push_back({std::string(temporary), path.str()});
+  pending.push_back({std::string(temporary), path.str(), {}});
   llvm::raw_fd_ostream os(fd, /*shouldClose=*/true);
   write(os);
   os.close();
@@ -170,7 +171,7 @@ bool FileBatch::place(StringRef source, StringRef path, ExternalData how,
       if (::linkat(AT_FDCWD, source.str().c_str(), AT_FDCWD, temporary.c_str(),
                    AT_SYMLINK_FOLLOW) == 0) {
         llvm::sys::RemoveFileOnSignal(temporary);
-        pending.push_back({std::string(temporary), path.str()});
+        pending.push_back({std::string(temporary), path.str(), {}});
         return true;
       }
       if (errno != EEXIST)
@@ -187,21 +188,72 @@ bool FileBatch::place(StringRef source, StringRef path, ExternalData how,
           fs::createUniqueFile(path + ".%%%%%%.tmp", to, temporary))
     return failWrite(path, code.message(), error);
   llvm::sys::RemoveFileOnSignal(temporary);
-  pending.push_back({std::string(temporary), path.str()});
+  pending.push_back({std::string(temporary), path.str(), {}});
   int code = copyFile(from, to);
   if (::close(to) != 0 && code == 0)
     code = errno;
   return code == 0 || failWrite(path, llvm::sys::StrError(code), error);
 }
 
-bool FileBatch::commit(std::string &error) {
-  while (!pending.empty()) {
-    Pending &file = pending.front();
-    if (std::error_code code = fs::rename(file.temporary, file.path))
-      return failWrite(file.path, code.message(), error);
-    llvm::sys::DontRemoveFileOnSignal(file.temporary);
-    pending.erase(pending.begin());
+bool FileBatch::move(StringRef source, StringRef path, std::string &error) {
+  if (fs::is_directory(path))
+    return failWrite(path, "it is a folder", error);
+  pending.push_back({source.str(), path.str(), {}});
+  return true;
+}
+
+/// Gives the file at `path`, if there is one, a second name beside it, or where
+/// the file system cannot link another one.
+static std::error_code keepAside(StringRef path, std::string &aside) {
+  llvm::SmallString<256> name;
+  for (int attempt = 0; attempt < 16; ++attempt) {
+    fs::createUniquePath(path + ".%%%%%%.old", name, /*MakeAbsolute=*/false);
+    // A symbolic link is linked itself, not what it points at.
+    if (::link(path.str().c_str(), name.c_str()) == 0) {
+      aside = std::string(name);
+      return {};
+    }
+    if (errno == ENOENT)
+      return {};
+    if (errno != EEXIST)
+      break;
   }
+  std::error_code code = fs::rename(path, name);
+  if (!code)
+    aside = std::string(name);
+  return code;
+}
+
+/// Undoes the work of keepAside.
+static void putBack(StringRef aside, StringRef path) {
+  if (aside.empty())
+    return;
+  (void)fs::rename(aside, path);
+  // Two names of one file stay as they are.
+  (void)fs::remove(aside);
+}
+
+bool FileBatch::commit(std::string &error) {
+  for (auto [number, file] : llvm::enumerate(pending)) {
+    std::error_code code = keepAside(file.path, file.old);
+    if (!code)
+      code = fs::rename(file.temporary, file.path);
+    if (code) {
+      putBack(file.old, file.path);
+      for (const Pending &done :
+           llvm::reverse(llvm::ArrayRef(pending).take_front(number))) {
+        if (done.old.empty())
+          (void)fs::remove(done.path);
+        putBack(done.old, done.path);
+      }
+      return failWrite(file.path, code.message(), error);
+    }
+    llvm::sys::DontRemoveFileOnSignal(file.temporary);
+  }
+  for (const Pending &file : pending)
+    if (!file.old.empty())
+      (void)fs::remove(file.old);
+  pending.clear();
   folders.clear();
   return true;
 }

@@ -16,8 +16,9 @@
 namespace prefill {
 
 /// Files that appear together: each is prepared under another name in its
-/// folder, and `commit` gives all of them their own. Whatever is not committed
-/// is removed.
+/// folder, and `commit` gives all of them their own, or none: if one cannot
+/// have its name, older files with the others' names come back. (Not if the
+/// process is killed amid these renames.) Whatever is not committed is removed.
 class FileBatch {
 public:
   ~FileBatch();
@@ -29,11 +30,15 @@ public:
   /// Prepares file `path` as a hard link to or a copy of `source`.
   bool place(llvm::StringRef source, llvm::StringRef path, ExternalData how,
              std::string &error);
+  /// Prepares file `path` as the file `source` of the same file system, which
+  /// moves there.
+  bool move(llvm::StringRef source, llvm::StringRef path, std::string &error);
   bool commit(std::string &error);
 
 private:
   struct Pending {
     std::string temporary, path;
+    std::string old; ///< in `commit`: what had the name before, if anything
   };
   std::vector<Pending> pending;
   /// Folders made for `pending`, outermost first.

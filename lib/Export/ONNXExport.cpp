@@ -114,6 +114,9 @@ bool prefill::exportONNX(ModuleOp module, StringRef path,
     return false;
   StringRef folder = llvm::sys::path::parent_path(path);
   FileBatch batch;
+  for (const auto &[source, target] : options.companions)
+    if (!batch.move(source, target, error))
+      return false;
   for (StringAttr file : getWeightFiles(module)) {
     llvm::Expected<std::string> source =
         resolveWeightPath(getModelDir(module), file.getValue());

@@ -272,6 +272,43 @@ TEST_F(ExternalExport, NothingIsLeftOnFailure) {
   EXPECT_EQ(folder.list(), before);
 }
 
+TEST_F(ExternalExport, OldFilesStayOnFailure) {
+  folder.write("staged/new", "new");
+  folder.write("staged/library", "new library");
+  folder.write("out/library", "old library");
+  folder.write("out/m.onnx", "old model");
+  folder.writeData("out/sub/w.bin", 7);
+  std::vector<std::string> before = folder.list();
+  MLIRContext context;
+  OwningOpRef<ModuleOp> module =
+      importONNX(folder.path("model/m.onnx"), &context, {}, error);
+  ASSERT_TRUE(module) << error;
+  ExportOptions options;
+  options.companions = {
+      {folder.path("staged/new"), folder.path("out/new")},
+      {folder.path("staged/library"), folder.path("out/library")},
+      {folder.path("staged/none"), folder.path("out/header")}};
+  EXPECT_FALSE(exportONNX(*module, folder.path("out/m.onnx"), options, error));
+  EXPECT_NE(error.find("out/header': No such file"), std::string::npos)
+      << error;
+  EXPECT_EQ(read("out/library"), "old library");
+  EXPECT_EQ(read("out/m.onnx"), "old model");
+  EXPECT_EQ(read("out/sub/w.bin").size(), 7u);
+  EXPECT_EQ(read("out/new"), "missing");
+
+  folder.write("staged/new", "new");
+  folder.write("staged/library", "new library");
+  EXPECT_EQ(folder.list(), before);
+  options.companions.pop_back();
+  ASSERT_TRUE(exportONNX(*module, folder.path("out/m.onnx"), options, error))
+      << error;
+  EXPECT_EQ(read("out/library"), "new library");
+  EXPECT_EQ(read("out/new"), "new");
+  EXPECT_EQ(read("out/m.onnx"), model.SerializeAsString());
+  // Neither copies of the old files nor what was to be moved.
+  EXPECT_EQ(folder.list().size(), before.size() - 1);
+}
+
 TEST_F(ExternalExport, ModelNamedLikeItsWeights) {
   folder.writeData("model/w", 100);
   folder.write("model/m.onnx", makeExternal(at("w")).SerializeAsString());

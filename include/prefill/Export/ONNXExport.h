@@ -10,6 +10,8 @@
 
 #include "mlir/IR/BuiltinOps.h"
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace prefill {
 
@@ -30,11 +32,15 @@ enum class ExternalData {
 /// How to export a model.
 struct ExportOptions {
   ExternalData externalData = ExternalData::Reference;
+  /// Files, of the same file system, and the names they get together with the
+  /// model and before it: all of them or, on failure, none.
+  std::vector<std::pair<std::string, std::string>> companions;
 };
 
 /// Writes the model in `module` to the ONNX file `path` and puts its external
-/// data beside it. All files appear complete or not at all. On failure the
-/// result is false and `error` is one line.
+/// data beside it. All files appear complete or not at all, and older ones with
+/// their names stay until then. On failure the result is false and `error` is
+/// one line.
 bool exportONNX(mlir::ModuleOp module, llvm::StringRef path,
                 const ExportOptions &options, std::string &error);
 
