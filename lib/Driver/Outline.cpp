@@ -7,9 +7,7 @@
 #include "prefill/Transforms/PlanIR.h"
 #include "prefill/prefill.h"
 #include "llvm/ADT/STLExtras.h"
-
-#include <cstring>
-#include <tuple>
+#include "llvm/ADT/StringExtras.h"
 
 using namespace mlir;
 using namespace prefill;
@@ -101,30 +99,16 @@ static bool buildSpec(OpTy op, KernelSpec &spec, std::string &error) {
   return true;
 }
 
-/// Everything of a spec but its name.
-static auto identity(const KernelSpec &s) {
-  uint32_t scale, softcap;
-  std::memcpy(&scale, &s.scale, sizeof(scale));
-  std::memcpy(&softcap, &s.softcap, sizeof(softcap));
-  return std::make_tuple(
-      std::make_tuple(s.dtype, s.qLayout, s.kLayout, s.vLayout, s.oLayout,
-                      s.oRank, s.qHeads, s.kvHeads, s.headDim, s.vHeadDim,
-                      s.blockQ, s.blockK),
-      std::make_tuple(s.causal, s.windowLeft, s.windowRight, scale, softcap,
-                      s.hasBias, s.hasKeyMask, s.hasSink, s.hasSegments,
-                      s.maskedRow, s.alignment, s.rotary),
-      std::make_tuple(s.rotaryDim, s.denseBelow, s.contextTemperature,
-                      s.contextScale));
-}
-
-/// The name of the kernel for `spec`: that of an equal one, or a new one.
-static std::string internSpec(KernelSpec spec, std::vector<KernelSpec> &specs) {
-  for (const KernelSpec &known : specs)
-    if (identity(known) == identity(spec) && known.heads == spec.heads)
-      return known.name;
+/// Gives `spec` the name of an equal one, or adds it under a new one.
+static void internSpec(KernelSpec &spec, std::vector<KernelSpec> &specs) {
+  auto known = llvm::find_if(
+      specs, [&](const KernelSpec &other) { return other.isSame(spec); });
+  if (known != specs.end()) {
+    spec.name = known->name;
+    return;
+  }
   spec.name = "prefill_attention_" + std::to_string(specs.size());
   specs.push_back(spec);
-  return specs.back().name;
 }
 
 //===----------------------------------------------------------------------===//
@@ -134,8 +118,9 @@ static std::string internSpec(KernelSpec spec, std::vector<KernelSpec> &specs) {
 /// The node that runs `kernel`; its inputs are the op's operands in the order
 /// of prefill_attention_input, omitted ones absent, trailing ones left out.
 template <typename OpTy>
-static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
-                               size_t site, bool stats) {
+static onnx::NodeOp createNode(OpBuilder &builder, OpTy op,
+                               const KernelSpec &kernel, size_t site,
+                               bool stats) {
   Value absent, modality;
   if constexpr (std::is_same_v<OpTy, SparseAttentionOp>)
     modality = readModality(op.getIndex());
@@ -196,7 +181,8 @@ static onnx::NodeOp createNode(OpBuilder &builder, OpTy op, StringRef kernel,
   results.resize(count);
   auto node = onnx::NodeOp::create(
       builder, op.getLoc(), "Attention", "prefill.opt", inputs, results,
-      {onnx::stringAttr(builder, "kernel", kernel),
+      {onnx::stringAttr(builder, "kernel", kernel.name),
+       onnx::stringAttr(builder, "digest", llvm::utohexstr(kernel.digest())),
        onnx::stringAttr(builder, "site", std::to_string(site))});
   // The exporter names those that are used.
   SmallVector<StringRef> unnamed(results.size());
@@ -233,12 +219,12 @@ static bool outline(OpTy op, bool stats, OutlineResult &result,
             op->template getAttrOfType<IntegerAttr>("prefill.dense_below"))
       spec.denseBelow = below.getInt();
   }
-  std::string kernel = internSpec(spec, result.kernels);
+  internSpec(spec, result.kernels);
   result.attentions.push_back({op.getLayer().value_or("").str(),
-                               op.getForm().value_or("").str(), kernel});
+                               op.getForm().value_or("").str(), spec.name});
   OpBuilder builder(op);
   onnx::NodeOp node =
-      createNode(builder, op, kernel, result.attentions.size(), stats);
+      createNode(builder, op, spec, result.attentions.size(), stats);
   op.getO().replaceAllUsesWith(node.getResult(PREFILL_OUT_O));
   if (op.getLse() && !op.getLse().use_empty())
     op.getLse().replaceAllUsesWith(node.getResult(PREFILL_OUT_LSE));

@@ -2,7 +2,10 @@
 |*
 |* RegisterCustomOps adds the domain `prefill.opt`: the ops of ort_rows.c and
 |*
-|*   Attention (version 1), string attribute `kernel`: a kernel of this library.
+|*   Attention (version 1), string attribute `kernel`: a kernel of this library,
+|*   string attribute `digest`: its prefill_attention_desc::digest in
+hexadecimal,
+|*   or nothing. Kernels of different models have the same names.
 |*   Inputs and outputs are the slots of prefill.h in order; Q, K, V and O are
 |*   required, the others optional (an omitted one is the empty name in a node).
 |*
@@ -97,30 +100,45 @@ static int get_output_characteristic(const OrtCustomOp *op, size_t index) {
 
 /*===-- kernels ----------------------------------------------------------===*/
 
-static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
-                                const OrtKernelInfo *info, void **out) {
-  char name[256] = "";
+/* Reads a string attribute; false if the node does not have it. One that does
+ * not fit is "". */
+static bool read_attribute(const OrtApi *api, const OrtKernelInfo *info,
+                           const char *name, char *text, size_t capacity) {
+  text[0] = '\0';
   size_t size = 0;
   OrtStatus *status =
-      ort_KernelInfoGetAttribute_string(api, info, "kernel", NULL, &size);
-  if (!status && size <= sizeof(name))
-    status =
-        ort_KernelInfoGetAttribute_string(api, info, "kernel", name, &size);
-  if (status) {
+      ort_KernelInfoGetAttribute_string(api, info, name, NULL, &size);
+  if (!status && size <= capacity)
+    status = ort_KernelInfoGetAttribute_string(api, info, name, text, &size);
+  if (status)
     ort_ReleaseStatus(api, status);
+  text[capacity - 1] = '\0';
+  return !status;
+}
+
+static OrtStatus *create_kernel(const OrtCustomOp *op, const OrtApi *api,
+                                const OrtKernelInfo *info, void **out) {
+  char name[256], digest[32], text[256];
+  if (!read_attribute(api, info, "kernel", name, sizeof(name)))
     return ort_CreateStatus(
         api, ORT_INVALID_ARGUMENT,
         "prefill.opt Attention: the attribute 'kernel' is missing");
-  }
-  name[sizeof(name) - 1] = '\0';
   const prefill_attention_desc *desc = find_kernel(name);
   if (!desc) {
-    char text[256];
     snprintf(text, sizeof(text),
              "prefill.opt Attention: kernel '%.64s' is not in this library, "
              "which has %lld; model and library must come from the same run "
              "of prefill-opt",
              name, (long long)prefill_model_kernel_count);
+    return ort_CreateStatus(api, ORT_INVALID_ARGUMENT, text);
+  }
+  if (read_attribute(api, info, "digest", digest, sizeof(digest)) &&
+      strtoull(digest, NULL, 16) != desc->digest) {
+    snprintf(text, sizeof(text),
+             "prefill.opt Attention: kernel '%.64s' of this library is not the "
+             "one that the model was compiled with; model and library must "
+             "come from the same run of prefill-opt",
+             name);
     return ort_CreateStatus(api, ORT_INVALID_ARGUMENT, text);
   }
   attention_kernel *kernel = malloc(sizeof(attention_kernel));

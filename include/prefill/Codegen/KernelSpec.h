@@ -12,8 +12,10 @@
 #include "prefill/Dialect/Prefill/HeadPlan.h"
 
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace prefill {
@@ -50,6 +52,33 @@ struct KernelSpec {
   float contextTemperature = 0, contextScale = 0; ///< 0: takes no contexts
   int32_t denseBelow = -1;                        ///< prefill_plan::dense_below
   std::vector<HeadPlan> heads;                    ///< empty: dense
+
+  /// Every field but the name and the heads, for comparisons.
+  auto fields() const {
+    return std::tuple_cat(
+        std::tie(dtype, qLayout, kLayout, vLayout, oLayout, oRank, qHeads,
+                 kvHeads, headDim, vHeadDim, blockQ, blockK, causal, windowLeft,
+                 windowRight),
+        // As bits: a scale may be NaN.
+        std::make_tuple(bitsOf(scale), bitsOf(softcap)),
+        std::tie(hasBias, hasKeyMask, hasSink, hasSegments, maskedRow,
+                 alignment, rotary, rotaryDim, contextTemperature, contextScale,
+                 denseBelow));
+  }
+  /// Whether another kernel computes the same; names do not count.
+  bool isSame(const KernelSpec &other) const {
+    return fields() == other.fields() && heads == other.heads;
+  }
+  /// What `isSame` compares, in 64 bits. Kernels of different models have the
+  /// same names; this tells them apart.
+  uint64_t digest() const;
+
+private:
+  static uint32_t bitsOf(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+  }
 };
 
 } // namespace prefill

@@ -13,7 +13,7 @@ using llvm::StringRef;
 
 // The structs are written field by field below, with C's natural alignment.
 // These fail when kernel_abi.h changes without this file.
-static_assert(PREFILL_KERNEL_ABI == 7);
+static_assert(PREFILL_KERNEL_ABI == 8);
 static_assert(sizeof(prefill_tile_variant) == 32);
 static_assert(sizeof(prefill_head_plan) == 68);
 static_assert(sizeof(prefill_plan) == 16);
@@ -25,7 +25,8 @@ static_assert(offsetof(prefill_attention_desc, scale) == 80);
 static_assert(offsetof(prefill_attention_desc, rotary_dim) == 100);
 static_assert(offsetof(prefill_attention_desc, plan) == 104);
 static_assert(offsetof(prefill_attention_desc, context_scale) == 148);
-static_assert(sizeof(prefill_attention_desc) == 152);
+static_assert(offsetof(prefill_attention_desc, digest) == 152);
+static_assert(sizeof(prefill_attention_desc) == 160);
 static_assert(offsetof(prefill_cuda_image, shared_bytes) == 36);
 static_assert(offsetof(prefill_cuda_image, data) == 40);
 static_assert(sizeof(prefill_cuda_image) == 64);
@@ -199,7 +200,8 @@ private:
                           images,
                           imageCount,
                           f32(spec.contextTemperature),
-                          f32(spec.contextScale)}),
+                          f32(spec.contextScale),
+                          i64(int64_t(spec.digest()))}),
                   "desc_" + spec.name);
   }
 

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PREFILL_KERNEL_ABI 7
+#define PREFILL_KERNEL_ABI 8
 
 enum prefill_dtype { PREFILL_F32 = 0, PREFILL_F16 = 1, PREFILL_BF16 = 2 };
 
@@ -232,6 +232,9 @@ typedef struct prefill_attention_desc {
    * and o, l the one over the segment's own, a row gives w o_c + (1 - w) o with
    * (w, 1 - w) = softmax(context_scale * context_temperature * l_c, l). */
   float context_temperature, context_scale;
+  /* Of everything that the kernel computes, by the compiler; a model's node has
+   * it, too (ort_custom_op.c). */
+  uint64_t digest;
 } prefill_attention_desc;
 
 /* Emitted by the code generator, read by the runtime. */
