@@ -140,7 +140,7 @@ class Bench:
         try:
             folder = compiled(self.work, self.options.heads, self.options.kv_heads, dim, dtype, sparsify)
             return prefill_opt.Library(folder, threads)
-        except (prefill_opt.CompileError, OSError) as error:
+        except (prefill_opt.CompileError, prefill_opt.LoadError) as error:
             print(f"head dim {dim}, {dtype}, {sparsify or 'dense'}: {error}", flush=True)
             return None
 

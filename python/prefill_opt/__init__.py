@@ -17,9 +17,10 @@
 * `Library` calls the kernels of such a folder with NumPy arrays, without ONNX Runtime.
 """
 
+from .artifacts import LoadError
 from .chunking import HybridBatch, run_chunked
 from .compiler import CompileError, compile, find_compiler, inspect, run_compiler
-from .hosting import LoadError, attention_statistics, session
+from .hosting import attention_statistics, session
 from .lazyllm import LazyLLM
 from .library import KernelError, Library
 from .packing import pack, run_packed

@@ -6,12 +6,23 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .artifacts import (
+    AGAIN,
+    LIBRARY,
+    MODEL,
+    LoadError,
+    check_external_data,
+    check_folder,
+    check_library,
+    check_readable,
+    one_line,
+    read_manifest,
+)
+
 if TYPE_CHECKING:
     import numpy as np
     import onnxruntime
 
-MODEL = "model.onnx"
-LIBRARY = "libprefill_model.so"
 DOMAIN = "prefill.opt"
 # Output slots of the attention op (prefill_attention_output in prefill/prefill.h).
 SLOT_DENSITY = 2
@@ -20,15 +31,15 @@ _DENSITY = "prefill.density."
 _BLOCK_MAP = "prefill.block_map."
 
 
-class LoadError(RuntimeError):
-    """A folder is not what the compiler writes; the text is one line."""
-
-
 def _with_statistics(path: Path) -> bytes:
     """The model with the density and block map of every attention as further outputs."""
     import onnx
+    from google.protobuf.message import DecodeError
 
-    model = onnx.load(str(path), load_external_data=False)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError:
+        raise LoadError(f"{path} is damaged: {AGAIN}") from None
     ops = [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == "Attention"]
     for number, node in enumerate(ops):
         slots = ((SLOT_DENSITY, _DENSITY, 3), (SLOT_BLOCK_MAP, _BLOCK_MAP, 4))
@@ -40,6 +51,23 @@ def _with_statistics(path: Path) -> bytes:
             shape = [None] * (2 if slot == SLOT_DENSITY else rank)
             model.graph.output.append(onnx.helper.make_tensor_value_info(node.output[slot], kind, shape))
     return model.SerializeToString()
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for files; errors of Python's types are about arguments."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    return tuple(getattr(state, name) for name in names if hasattr(state, name))
 
 
 def session(
@@ -62,31 +90,46 @@ def session(
             Costs time and memory.
         options: attributes of SessionOptions, e.g. ``intra_op_num_threads=2``.
 
-    Raises `LoadError` if the folder lacks the model, and AttributeError for an unknown option.
+    Raises `LoadError`, naming the file, if the folder lacks a file or one is damaged, cannot be
+    read or is of another model, and AttributeError for an unknown option.
     A model in which nothing was replaced needs no library and loads without one.
     """
     import onnxruntime
 
     folder = Path(directory)
+    check_folder(folder)
     model = folder / MODEL
     library = folder / LIBRARY
-    if not model.is_file():
-        raise LoadError(f"no {MODEL} in {folder}: is it a folder that prefill-opt wrote?")
+    check_readable(model)
+    manifest = read_manifest(folder)
+    if (manifest and manifest["kernels"]) or library.exists() or library.is_symlink():
+        check_library(library)
     if session_options is None:
         session_options = onnxruntime.SessionOptions()
     for name, value in options.items():
         if not hasattr(session_options, name):
             raise AttributeError(f"onnxruntime.SessionOptions has no '{name}'")
         setattr(session_options, name, value)
-    if library.is_file():
-        session_options.register_custom_ops_library(str(library.resolve()))
+    runtime_errors = _runtime_errors()
+    try:
+        if library.exists():
+            session_options.register_custom_ops_library(str(library.resolve()))
+    except runtime_errors as error:
+        raise LoadError(f"{library} cannot be loaded ({one_line(error)}): {AGAIN}") from error
     providers = providers or ["CPUExecutionProvider"]
-    if not statistics:
-        return onnxruntime.InferenceSession(str(model), session_options, providers=providers)
-    session_options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder.resolve())
-    )
-    return onnxruntime.InferenceSession(_with_statistics(model), session_options, providers=providers)
+    what: str | bytes = str(model)
+    if statistics:
+        session_options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder.resolve())
+        )
+        what = _with_statistics(model)
+    try:
+        return onnxruntime.InferenceSession(what, session_options, providers=providers)
+    except runtime_errors as error:
+        if not library.exists() and DOMAIN in str(error):
+            raise LoadError(f"{library} is missing: {AGAIN}") from error
+        check_external_data(model)
+        raise LoadError(f"{model} cannot be loaded ({one_line(error)}): {AGAIN}") from error
 
 
 def attention_statistics(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .artifacts import LIBRARY, load_library
 from .compiler import CompileError, find_compiler
 
 STATUS = (
@@ -187,15 +188,15 @@ class Library:
         path: ``libprefill_model.so`` or the folder that holds it.
         threads: size of the thread pool that runs the kernels, the caller included.
 
-    Raises OSError if the library cannot be loaded. Use one `Library` per calling thread.
+    Raises `LoadError` if the library cannot be loaded. Use one `Library` per calling thread.
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 1):
         path = Path(path)
         if path.is_dir():
-            path = path / "libprefill_model.so"
+            path = path / LIBRARY
         self._pool = None
-        self._c = ctypes.CDLL(str(path.resolve()))
+        self._c = load_library(path)
         self._c.prefill_kernel_count.restype = ctypes.c_size_t
         self._c.prefill_kernel_name.restype = ctypes.c_char_p
         self._c.prefill_kernel_name.argtypes = [ctypes.c_size_t]

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .artifacts import LIBRARY, load_library
+
 
 class _Options(ctypes.Structure):
     _fields_ = [
@@ -34,7 +36,7 @@ class Scheduler:
             None: 128, or `budget` if that is less.
         multiple: batches are a multiple of this many rows as far as a chunk may be cut for it.
 
-    Raises ValueError for numbers out of range, OSError if the library cannot be loaded.
+    Raises ValueError for numbers out of range, `LoadError` if the library cannot be loaded.
     """
 
     def __init__(
@@ -54,8 +56,8 @@ class Scheduler:
             raise ValueError(f"multiple {multiple}: expected at least 1")
         path = Path(library)
         if path.is_dir():
-            path = path / "libprefill_model.so"
-        self._run = ctypes.CDLL(str(path.resolve())).prefill_schedule
+            path = path / LIBRARY
+        self._run = load_library(path).prefill_schedule
         self._run.restype = ctypes.c_int
         self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p]
         self._options = _Options(ctypes.sizeof(_Options), budget, max_requests, multiple)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..artifacts import LIBRARY, MODEL
 from ..compiler import CompileError, compile, inspect
-from ..hosting import DOMAIN, LIBRARY, MODEL, session
+from ..hosting import DOMAIN, session
 from .candidates import configuration
 from .errors import CalibrationError
 
