@@ -7,6 +7,7 @@
 // has the proof.
 //
 //===----------------------------------------------------------------------===//
+#include "Rules.h"
 #include "prefill/Analysis/MaskPredicate.h"
 #include "prefill/Analysis/OpForms.h"
 
@@ -257,6 +258,11 @@ void prefill::matchOnnxAttention(OpForm &form) {
 
   if (mask) {
     int64_t rank = form.rank(mask);
+    // Before version 24 it has all keys, or one for all: its length and the
+    // keys' may be called by the caches of two layers. Later ones may be
+    // shorter.
+    if (opset < 24 && rank >= 1)
+      (void)broadcastDim(form.exprs, form.dim(mask, -1), keys);
     MaskDims dims{batch, form.exprs.getInt(sizes.qHeads), rows, keys};
     OpForm::MaskRules rules;
     // All rows that see nothing give 0. Before version 25, ONNX Runtime takes

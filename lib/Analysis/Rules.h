@@ -46,6 +46,9 @@ inline std::optional<int64_t> normalizeAxis(int64_t axis, int64_t rank) {
 
 /// The result size of broadcasting sizes a and b in a valid execution.
 ExprRef broadcastDim(ExprContext &ctx, ExprRef a, ExprRef b);
+/// Looks again at broadcasts to `size` from sizes that were only known to be no
+/// greater, now that it is to be `other`: both may be lengths of one cache.
+void lookAgainAtStretched(ExprContext &ctx, ExprRef size, ExprRef other);
 
 /// The axes of Squeeze, Unsqueeze and reductions: attribute or input.
 std::optional<llvm::SmallVector<int64_t>>

@@ -289,6 +289,7 @@ void ShapeRules::matmul(Value a, Value b, bool transA, bool transB) {
     std::swap(l[l.size() - 1], l[l.size() - 2]);
   if (transB)
     std::swap(r[r.size() - 1], r[r.size() - 2]);
+  lookAgainAtStretched(ctx, l.back(), r[r.size() - 2]);
   ctx.assumeEqual(l.back(), r[r.size() - 2]);
   SmallVector<ExprRef> shape;
   size_t rank = std::max(l.size(), r.size());

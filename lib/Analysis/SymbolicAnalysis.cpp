@@ -247,6 +247,44 @@ void SymbolicAnalysis::inferAttention(AttentionOp op) {
   }
 }
 
+/// Gather's indices lie inside of what they index, or the execution is invalid:
+/// a mask that is read at every position of a cache and its new tokens is at
+/// least as long as these.
+void SymbolicAnalysis::noteBounds(onnx::NodeOp node) {
+  bool isND = node.is("GatherND");
+  if ((!isND && !node.is("Gather")) || node.getInputs().size() < 2)
+    return;
+  const TensorFacts data = facts(node.getInput(0)),
+                    where = facts(node.getInput(1));
+  if (!data.ranked || !where.ranked || (isND && where.shape.empty()))
+    return;
+  auto axis = isND ? node.getInt("batch_dims", 0)
+                   : normalizeAxis(node.getInt("axis", 0), data.shape.size());
+  int64_t count = isND ? where.shape.back()->asInt().value_or(0) : 1;
+  if (!axis || *axis < 0 || count > 8 ||
+      *axis + count > static_cast<int64_t>(data.shape.size()))
+    return;
+  // Of an empty tensor nothing is read.
+  if (!llvm::all_of(where.shape,
+                    [&](ExprRef size) { return context.provePositive(size); }))
+    return;
+  Indices at = indexVariables(node.getInput(1), "bound");
+  for (int64_t k = 0; k < count; ++k) {
+    ExprRef size = data.shape[*axis + k];
+    if (size->is(Kind::Int))
+      continue;
+    if (isND)
+      at.back() = context.getInt(k);
+    ExprRef last = element(node.getInput(1), at);
+    for (auto [variable, extent] : llvm::zip_equal(at, where.shape))
+      if (variable->is(Kind::Index))
+        last = context.substitute(last, variable,
+                                  context.sub(extent, context.getInt(1)));
+    context.assumeNonNegative(
+        context.sub(context.sub(size, last), context.getInt(1)));
+  }
+}
+
 void SymbolicAnalysis::inferNode(onnx::NodeOp node) {
   ShapeRules rules(*this, node);
   rules.run();
@@ -256,6 +294,7 @@ void SymbolicAnalysis::inferNode(onnx::NodeOp node) {
     table[value] = f;
     setDeclared(value, /*trusted=*/false);
   }
+  noteBounds(node);
 }
 
 const TensorFacts &SymbolicAnalysis::facts(Value value) const {
@@ -288,6 +327,36 @@ Type SymbolicAnalysis::inferredType(Value value) {
   return onnx::getTensorType(shape, f.elementType, names);
 }
 
+/// s + p and s + q with s > 0: both are at least 1, and 1 only for a single
+/// token without a cache. In all other executions they are equal, which is then
+/// noted. Exporters that name every dimension give each layer's cache a length
+/// of its own. A mask alone may be longer than one token: what only a Gather
+/// shows to be positive does not count.
+static bool areSameTokens(ExprContext &ctx, ExprRef a, ExprRef b) {
+  ExprRef difference = ctx.resolve(ctx.sub(a, b));
+  auto isCount = [&](ExprRef e) {
+    e = ctx.resolve(e);
+    return !e->is(Kind::Symbol) || ctx.isPositive(e);
+  };
+  bool match = isCount(a) && isCount(b) && difference->is(Kind::Sum) &&
+               difference->integer == 0 && difference->operands.size() == 2 &&
+               llvm::all_of(difference->operands,
+                            [](ExprRef e) { return e->is(Kind::Symbol); }) &&
+               difference->coefficients[0] + difference->coefficients[1] == 0 &&
+               ctx.provePositive(a) && ctx.provePositive(b);
+  if (match)
+    ctx.assumeEqual(a, b);
+  return match;
+}
+
+void prefill::lookAgainAtStretched(ExprContext &ctx, ExprRef size,
+                                   ExprRef other) {
+  for (auto [more, less] : ctx.takeStretched())
+    if (!ctx.proveEqual(more, less) &&
+        !(ctx.proveEqual(more, size) && areSameTokens(ctx, other, less)))
+      ctx.noteStretched(more, less);
+}
+
 ExprRef prefill::broadcastDim(ExprContext &ctx, ExprRef a, ExprRef b) {
   if (a->isInt(1))
     return b;
@@ -314,19 +383,15 @@ ExprRef prefill::broadcastDim(ExprContext &ctx, ExprRef a, ExprRef b) {
     ctx.assumeMin(b, a);
     return a;
   }
-  // s + p and s + q with s > 0: both are at least 1, and 1 only for a single
-  // token without a cache. In all other executions they are equal. Exporters
-  // that name every dimension give each layer's cache a length of its own.
-  ExprRef difference = ctx.resolve(ctx.sub(a, b));
-  if (difference->is(Kind::Sum) && difference->integer == 0 &&
-      difference->operands.size() == 2 &&
-      llvm::all_of(difference->operands,
-                   [](ExprRef e) { return e->is(Kind::Symbol); }) &&
-      difference->coefficients[0] + difference->coefficients[1] == 0 &&
-      ctx.provePositive(a) && ctx.provePositive(b)) {
-    ctx.assumeEqual(a, b);
+  // a >= b > 0: 1 only where b is.
+  for (auto [more, less] : {std::make_pair(a, b), std::make_pair(b, a)})
+    if (ctx.provePositive(less) && ctx.proveNonNegative(ctx.sub(more, less))) {
+      if (!areSameTokens(ctx, more, less))
+        ctx.noteStretched(more, less);
+      return more;
+    }
+  if (areSameTokens(ctx, a, b))
     return a;
-  }
   if (a->id > b->id)
     std::swap(a, b);
   // One of the two; a name for it. Kept as a fresh symbol that both uses share.

@@ -94,6 +94,8 @@ struct BoundProof {
       case Kind::Symbol:
         if (up && ctx.isPositive(atom))
           bounds.push_back(ctx.getInt(1));
+        if (up)
+          llvm::append_range(bounds, ctx.lowerBounds(atom));
         break;
       case Kind::Mod:
         bounds.push_back(up ? ctx.getInt(0)
@@ -216,6 +218,32 @@ void ExprContext::assumeEqual(ExprRef a, ExprRef b) {
   // sign * best + rest == 0
   solved[best] = scale(rest, -sign);
   resolved.clear();
+}
+
+void ExprContext::assumeNonNegative(ExprRef a) {
+  a = resolve(a);
+  Terms terms;
+  auto isSymbol = [](ExprRef atom) { return atom->is(Kind::Symbol); };
+  if (proveNonNegative(a) || !addTerms(terms, a, 1) ||
+      !llvm::all_of(terms.list, [&](auto term) {
+        return llvm::all_of(atomsOf(term.first), isSymbol);
+      }))
+    return;
+  for (auto [m, c] : terms.list) {
+    auto parts =
+        m->is(Kind::Symbol) && c == 1 ? splitLinear(a, m) : std::nullopt;
+    if (!parts || parts->first != 1)
+      continue;
+    llvm::SmallVector<ExprRef, 1> &known = bounds[m];
+    ExprRef bound = scale(parts->second, -1);
+    if (known.size() < 4 && !llvm::is_contained(known, bound))
+      known.push_back(bound);
+  }
+}
+
+ArrayRef<ExprRef> ExprContext::lowerBounds(ExprRef symbol) const {
+  auto found = bounds.find(symbol);
+  return found == bounds.end() ? ArrayRef<ExprRef>() : found->second;
 }
 
 void ExprContext::assumeMin(ExprRef min, ExprRef x) {

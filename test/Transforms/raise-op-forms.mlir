@@ -203,3 +203,43 @@ module attributes {onnx.opset_imports = [#onnx.opset<"", 18>, #onnx.opset<"com.m
     onnx.return %y : !u {output_names = ["y"]}
   }
 }
+
+// -----
+
+!u = !onnx.unknown
+!past = tensor<?x2x?x8xf32, #onnx.dims<"b", "", "p", "">>
+!other = tensor<?x2x?x8xf32, #onnx.dims<"b", "", "r", "">>
+!ids = tensor<?x?xi64, #onnx.dims<"b", "s">>
+!n = tensor<i64>
+!l = tensor<1xi64>
+
+// The mask's keys are counted with the first layer's cache, whose length has
+// another name: before version 24 a mask has all keys.
+// CHECK-LABEL: graph_name = "mask of another layer's length"
+// CHECK: prefill.attention {{.*}} {causal, form = "Attention-23"
+module attributes {onnx.opset_imports = [#onnx.opset<"", 23>]} {
+  onnx.graph @main(%ids: !ids, %first: !past, %pk: !other, %pv: !other) attributes {graph_name = "mask of another layer's length", inputs = ["ids", "first", "pk", "pv"]} {
+    %table = onnx.initializer "table" : tensor<9x16xf32> = dense<0.5> : tensor<9x16xf32>
+    %heads = onnx.initializer "heads" : tensor<4xi64> = dense<[0, 0, 2, 8]> : tensor<4xi64>
+    %zero = onnx.initializer "zero" : !n = dense<0> : !n
+    %one = onnx.initializer "one" : !n = dense<1> : !n
+    %axis = onnx.initializer "axis" : !l = dense<1> : !l
+    %x = onnx.node "Gather"(%table, %ids) : (tensor<9x16xf32>, !ids) -> !u
+    %x4 = onnx.node "Reshape"(%x, %heads) : (!u, tensor<4xi64>) -> !u
+    %q = onnx.node "Transpose"(%x4) {perm = array<i64: 0, 2, 1, 3>} : (!u) -> !u
+    %k = onnx.node "Concat"(%pk, %q) {axis = 2 : si64} : (!other, !u) -> !u
+    %v = onnx.node "Concat"(%pv, %q) {axis = 2 : si64} : (!other, !u) -> !u
+    %p1 = onnx.node "Shape"(%first) {start = 2 : si64, end = 3 : si64} : (!past) -> !u
+    %p = onnx.node "Squeeze"(%p1) : (!u) -> !u
+    %s1 = onnx.node "Shape"(%ids) {start = 1 : si64, end = 2 : si64} : (!ids) -> !u
+    %s = onnx.node "Squeeze"(%s1) : (!u) -> !u
+    %t = onnx.node "Add"(%p, %s) : (!u, !u) -> !u
+    %columns = onnx.node "Range"(%zero, %t, %one) : (!n, !u, !n) -> !u
+    %rows = onnx.node "Range"(%zero, %s, %one) : (!n, !u, !n) -> !u
+    %at = onnx.node "Add"(%rows, %p) : (!u, !u) -> !u
+    %column = onnx.node "Unsqueeze"(%at, %axis) : (!u, !l) -> !u
+    %see = onnx.node "LessOrEqual"(%columns, %column) : (!u, !u) -> !u
+    %y = onnx.node "Attention"(%q, %k, %v, %see) : (!u, !u, !u, !u) -> !u
+    onnx.return %y : !u {output_names = ["y"]}
+  }
+}

@@ -74,6 +74,41 @@ TEST_F(SymbolicShape, ConcatAndProductsSayWhatIsEqual) {
             "p + s");
 }
 
+TEST_F(SymbolicShape, WhatIsReadIsThere) {
+  // Positions 0 ... s are read of a mask: it has at least s + 1 elements, and a
+  // sum with s + 1 others has as many as the mask.
+  auto loadWith = [&](const char *start) {
+    load("%m: tensor<?xi64, #onnx.dims<\"t\">>, %x: tensor<?xf32, "
+         "#onnx.dims<\"s\">>",
+         "\"m\", \"x\"",
+         std::string("%start = onnx.initializer \"start\" : tensor<i64> = "
+                     "dense<") +
+             start +
+             "> : tensor<i64>\n"
+             "%i1 = onnx.initializer \"i1\" : tensor<i64> = dense<1> : "
+             "tensor<i64>\n" NODE("n", "Size", "%x", "",
+                                  "(tensor<?xf32, #onnx.dims<\"s\">>) -> !u")
+                 NODE("n1", "Add", "%n, %i1", "", "(!u, tensor<i64>) -> !u")
+                     NODE("r", "Range", "%start, %n1, %i1", "",
+                          "(tensor<i64>, !u, tensor<i64>) -> !u")
+                         NODE("before", "Add", "%r, %m", "",
+                              "(!u, tensor<?xi64, #onnx.dims<\"t\">>) -> !u")
+                             NODE("g", "Gather", "%m, %r", "",
+                                  "(tensor<?xi64, #onnx.dims<\"t\">>, !u) -> "
+                                  "!u") NODE("y", "Add", "%r, %m", "",
+                                             "(!u, tensor<?xi64, "
+                                             "#onnx.dims<\"t\">>) -> !u"));
+  };
+  loadWith("0");
+  EXPECT_EQ(shape("g"), "[s + 1]");
+  EXPECT_EQ(shape("before"), "[?]");
+  EXPECT_EQ(shape("y"), "[t]");
+  // Of no positions nothing follows: there may be none from 1 on.
+  loadWith("1");
+  EXPECT_EQ(shape("g"), "[s]");
+  EXPECT_EQ(shape("y"), "[?]");
+}
+
 TEST_F(SymbolicShape, SlicesClip) {
   load("%m: tensor<256x256xi1>, %x: tensor<?xf32, #onnx.dims<\"s\">>",
        "\"m\", \"x\"",

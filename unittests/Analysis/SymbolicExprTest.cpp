@@ -97,6 +97,21 @@ TEST_F(SymbolicExpr, Facts) {
   EXPECT_FALSE(ctx.proveEqual(s, p));
 }
 
+TEST_F(SymbolicExpr, LowerBounds) {
+  ExprRef t = ctx.getSymbol("t"), both = ctx.add(s, p);
+  EXPECT_FALSE(ctx.proveNonNegative(ctx.sub(t, both)));
+  ctx.assumeNonNegative(ctx.sub(t, both));
+  EXPECT_TRUE(ctx.proveNonNegative(ctx.sub(t, both)));
+  EXPECT_TRUE(ctx.proveNonNegative(ctx.sub(t, s)));
+  EXPECT_FALSE(ctx.proveNonNegative(ctx.sub(both, t)));
+  EXPECT_FALSE(ctx.proveNonNegative(ctx.sub(t, ctx.add(both, num(1)))));
+  // Bounds in a circle end.
+  ctx.assumeNonNegative(ctx.sub(b, t));
+  ctx.assumeNonNegative(ctx.sub(t, b));
+  EXPECT_TRUE(ctx.proveNonNegative(ctx.sub(b, both)));
+  EXPECT_FALSE(ctx.proveNonNegative(ctx.sub(s, t)));
+}
+
 TEST_F(SymbolicExpr, Formulas) {
   ExprRef i = ctx.getIndex("i", s), j = ctx.getIndex("j", s);
   ExprRef causal = ctx.ge0(ctx.sub(i, j));

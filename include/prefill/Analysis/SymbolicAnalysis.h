@@ -104,6 +104,7 @@ private:
   /// Infers what `block` has before `until`, and what stands before `block`.
   void inferBlock(mlir::Block &block, mlir::Operation *until);
   void inferNode(onnx::NodeOp node);
+  void noteBounds(onnx::NodeOp node);
   void inferAttention(AttentionOp op);
   void setDeclared(mlir::Value value, bool trusted);
 

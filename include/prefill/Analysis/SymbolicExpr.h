@@ -22,6 +22,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 namespace prefill {
 
@@ -132,6 +133,20 @@ public:
   /// Records that a valid execution has a == b; later proofs may use it. Only
   /// facts that solve for a symbol are kept.
   void assumeEqual(ExprRef a, ExprRef b);
+  /// Records that a valid execution has a >= 0. Only what bounds a symbol by
+  /// symbols from below is kept, a few bounds each.
+  void assumeNonNegative(ExprRef a);
+  /// What a symbol is known not to be less than.
+  llvm::ArrayRef<ExprRef> lowerBounds(ExprRef symbol) const;
+  /// Remembers that `less` was stretched to `more`, which is known only not to
+  /// be less.
+  void noteStretched(ExprRef more, ExprRef less) {
+    stretched.push_back({more, less});
+  }
+  /// What noteStretched was told; forgets it.
+  llvm::SmallVector<std::pair<ExprRef, ExprRef>, 2> takeStretched() {
+    return std::exchange(stretched, {});
+  }
   /// Takes `min`, a minimum of `x` and something else, for `x`.
   void assumeMin(ExprRef min, ExprRef x);
   /// Records that `symbol` is at least 1 wherever it matters.
@@ -175,6 +190,8 @@ private:
   /// resolve() results under the present `solved`.
   llvm::DenseMap<ExprRef, ExprRef> resolved;
   llvm::DenseSet<ExprRef> positive;
+  llvm::DenseMap<ExprRef, llvm::SmallVector<ExprRef, 1>> bounds;
+  llvm::SmallVector<std::pair<ExprRef, ExprRef>, 2> stretched;
 };
 
 } // namespace prefill
