@@ -92,9 +92,11 @@ static bool buildSpec(OpTy op, KernelSpec &spec, std::string &error) {
   spec.alignment = static_cast<Alignment>(op.getAlignment());
   spec.rotary = static_cast<Rotary>(op.getRotary());
   spec.rotaryDim = op.getRotaryDim();
-  if (op.getContextSlots()) {
-    spec.contextTemperature = op.getContextTemperature()->convertToFloat();
-    spec.contextScale = op.getContextScale()->convertToFloat();
+  std::optional<APFloat> temperature = op.getContextTemperature(),
+                         scale = op.getContextScale();
+  if (op.getContextSlots() && temperature && scale) {
+    spec.contextTemperature = temperature->convertToFloat();
+    spec.contextScale = scale->convertToFloat();
   }
   return true;
 }

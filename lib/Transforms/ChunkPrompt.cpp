@@ -189,12 +189,14 @@ private:
     SmallVector<Value> added;
     for (auto [op, pair, element] :
          llvm::zip_equal(attentions, caches, elements)) {
+      auto heads = static_cast<int64_t>(op.getKvHeads());
+      Location loc = op.getLoc();
+      Type elementType = element;
       auto add = [&](Cache &cache, int64_t width) {
         Type type =
-            onnx::getTensorType({1, static_cast<int64_t>(op.getKvHeads()),
-                                 ShapedType::kDynamic, width},
-                                element, {"", "", "cache_rows", ""});
-        cache.past = body.addArgument(type, op.getLoc());
+            onnx::getTensorType({1, heads, ShapedType::kDynamic, width},
+                                elementType, {"", "", "cache_rows", ""});
+        cache.past = body.addArgument(type, loc);
         inputs.push_back(builder.getStringAttr(pastName(cache.output)));
         return type;
       };
