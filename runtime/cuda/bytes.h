@@ -174,9 +174,6 @@ typedef struct byte_keys {
   const uint8_t *bytes; /* [blocks * block_k][byte_width] */
   const float *scale;   /* [blocks] */
 } byte_keys;
-INLINE int64_t kv_number(const args *x, int b, int h) {
-  return (int64_t)b * (x->heads / x->group) + h / x->group;
-}
 INLINE byte_keys keys_in_bytes(const args *x, const prefill_head_plan *plan,
                                int b, int h) {
   const int64_t number = kv_number(x, b, h);

@@ -268,6 +268,7 @@ INLINE bool is_sparse(const args *x, int b, const prefill_head_plan *plan) {
   case PREFILL_PATTERN_TRI_SHAPE:
   case PREFILL_PATTERN_VERTICAL_SLASH:
   case PREFILL_PATTERN_BLOCK_SPARSE:
+  case PREFILL_PATTERN_FLEXPREFILL:
     return true;
   case PREFILL_PATTERN_STRIDED:
     return plan->stride > 0;
@@ -284,19 +285,33 @@ INLINE bool is_sparse(const args *x, int b, const prefill_head_plan *plan) {
 INLINE bool selects_blocks(const prefill_head_plan *plan) {
   return plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE ||
          plan->pattern == PREFILL_PATTERN_XATTENTION ||
+         plan->pattern == PREFILL_PATTERN_FLEXPREFILL ||
          plan->pattern == PREFILL_PATTERN_SALE;
 }
 /* The blocks up to that of the first visible key, which stay. */
 INLINE int64_t first_blocks(const args *x, int b) {
   return first_key(x, b) / x->block_k + 1;
 }
-/* The query rows whose attention is estimated: [*begin, returned). */
+/* The query rows whose attention is estimated: [*begin, returned); as bindSums
+ * in lib/Codegen/CUDA/LowerSums.cpp. FlexPrefill's are as many as there may be
+ * unless the plan says otherwise. */
 INLINE int64_t sums_rows(const args *x, int b, int h, int64_t *begin) {
   const int64_t end =
       most(0, least(x->q_len, last_key(x, b) - position_of(x, b)));
-  const int64_t last = least(most(x->plans[h].last, 1), PREFILL_CUDA_SUMS_ROWS);
+  const prefill_head_plan *plan = &x->plans[h];
+  int64_t last = least(most(plan->last, 1), PREFILL_CUDA_SUMS_ROWS);
+  if (plan->pattern == PREFILL_PATTERN_FLEXPREFILL && plan->last <= 0)
+    last = PREFILL_CUDA_SUMS_ROWS;
   *begin = most(0, end - last);
   return end;
+}
+/* b * KV heads + KV head of a query head. */
+INLINE int64_t kv_number(const args *x, int b, int h) {
+  return (int64_t)b * (x->heads / x->group) + h / x->group;
+}
+/* Bitmap of the distances that all tiles of a FlexPrefill head keep. */
+INLINE uint32_t *flex_distances(const args *x, int64_t head) {
+  return x->distance + head * x->phases * x->distances;
 }
 /* Items of a share selection before the keys. */
 INLINE int64_t share_limit(const args *x, int b) {

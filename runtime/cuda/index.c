@@ -1,5 +1,6 @@
 /*===- index.c - All index kernels, as one module -----------------*- C -*-===*/
 #include "bytes.c"
+#include "flex.c"
 #include "keep.c"
 #include "pool.c"
 #include "prepare.c"

@@ -14,10 +14,10 @@ KERNEL prefill_index_select_mass(args x) {
   const int64_t row = ((int64_t)b * x.heads + h) * x.tiles + tile;
   const span s = span_of(&x, b, tile);
   float *mass = x.block_score + row * x.blocks + s.begin;
-  const mass_rule rule = {strided ? first_blocks(&x, b) : sale_until(&x, plan),
-                          strided ? own_block(&x, b, tile)
-                                  : sale_from(&x, plan, b, tile),
-                          plan->top_p};
+  const mass_rule rule = {
+      .first = strided ? first_blocks(&x, b) : sale_until(&x, plan),
+      .own = strided ? own_block(&x, b, tile) : sale_from(&x, plan, b, tile),
+      .top_p = plan->top_p};
   bool all = false;
   if (plan->top_p > 0) {
     all = keep_by_mass(&x, b, &s, &rule, mass, chosen);
@@ -31,5 +31,5 @@ KERNEL prefill_index_select_mass(args x) {
     }
     barrier();
   }
-  write_kept(&x, row, &s, rule.first, rule.own, all, chosen);
+  write_kept(&x, row, &s, &rule, all, chosen);
 }

@@ -8,12 +8,23 @@
 
 #include "select.h"
 
-/* Blocks below `first` and from `own` on are always kept; then others in order
- * of falling mass until top_p of it is reached. */
+/* Blocks below `first` and from `own` on are always kept, and those of two
+ * bitmaps, by number and by distance from block `top`; then others in order of
+ * falling mass until top_p of it is reached. */
 typedef struct mass_rule {
   int64_t first, own;
   float top_p;
+  const uint32_t *blocks, *distances; /* NULL: none */
+  int64_t top, limit;                 /* distances are below it */
 } mass_rule;
+INLINE bool is_forced(const mass_rule *rule, int64_t block) {
+  if (block < rule->first || block >= rule->own)
+    return true;
+  const int64_t distance = rule->top - block;
+  return rule->blocks && (get_bit(rule->blocks, block) ||
+                          (distance >= 0 && distance < rule->limit &&
+                           get_bit(rule->distances, distance)));
+}
 
 /* Masses of a row's visible blocks. As costs they are whole numbers, whose sums
  * are the same in any order: multiples of 1 / unit, a power of two by which the
@@ -31,6 +42,10 @@ INLINE int64_t mass_units(float mass, double unit) {
 static int64_t cost_of_mass(const void *context, int64_t i) {
   const row_masses *m = context;
   return mass_units(m->mass[i], m->unit);
+}
+static int64_t one_block(const void *context, int64_t i) {
+  (void)context, (void)i;
+  return 1;
 }
 INLINE double mass_unit(float greatest) {
   const int exponent = (int)(float_to_bits(greatest) >> 23) - 126;
@@ -82,7 +97,7 @@ INLINE bool keep_by_mass(const args *x, int b, const span *s,
     const int64_t block = s->begin + i;
     const int64_t units = mass_units(mass[i], context.unit);
     sum += units;
-    if (block < rule->first || block >= rule->own) {
+    if (is_forced(rule, block)) {
       forced += units;
       mass[i] = MINUS_INF; /* not to be chosen again */
     }
@@ -95,15 +110,16 @@ INLINE bool keep_by_mass(const args *x, int b, const span *s,
   return false;
 }
 
-/* The row's bitmap: blocks that are chosen, below `first` or from `own` on, or
- * all visible ones. Hidden blocks are left out later. */
-INLINE void write_kept(const args *x, int64_t row, const span *s, int64_t first,
-                       int64_t own, bool all, const uint32_t *chosen) {
+/* The row's bitmap: blocks that are chosen or always kept, or all visible ones.
+ * Hidden blocks are left out later. */
+INLINE void write_kept(const args *x, int64_t row, const span *s,
+                       const mass_rule *rule, bool all,
+                       const uint32_t *chosen) {
   for (int64_t word = warp(); word < x->words; word += WARPS) {
     const int64_t block = word * 32 + lane();
     bool keep = block >= s->begin && block < s->end;
     if (keep && !all)
-      keep = get_bit(chosen, block - s->begin) || block < first || block >= own;
+      keep = get_bit(chosen, block - s->begin) || is_forced(rule, block);
     const uint32_t bits = ballot(keep);
     if (lane() == 0)
       x->kept[row * x->words + word] = bits;

@@ -5,7 +5,7 @@
 |* estimate_keep.c.
 |*
 \*===----------------------------------------------------------------------===*/
-#include "keep.h"
+#include "pool.h"
 
 enum { POOL = PREFILL_CUDA_POOL_TILES };
 
@@ -36,26 +36,22 @@ KERNEL prefill_index_pool_scores(args x) {
   SHARED float mean[POOL * MAX_DIM];
   const int h = block_y(), b = block_z();
   const prefill_head_plan *plan = &x.plans[h];
-  if (plan->pattern != PREFILL_PATTERN_BLOCK_SPARSE)
+  const bool flex = plan->pattern == PREFILL_PATTERN_FLEXPREFILL;
+  if (plan->pattern != PREFILL_PATTERN_BLOCK_SPARSE && !flex)
     return;
   const int64_t head = (int64_t)b * x.heads + h;
   const int64_t first = (int64_t)block_x() * POOL;
   const uint16_t *q = (const uint16_t *)x.q + b * x.q_batch + h * x.q_head;
   /* For an order, the sign of the scale is enough. */
-  const float factor = plan->top_p > 0 ? x.scale : x.scale < 0 ? -1 : 1;
+  const float factor = flex || plan->top_p > 0 ? x.scale : x.scale < 0 ? -1 : 1;
   for (int i = thread(); i < POOL * x.head_dim; i += THREADS) {
     const int c = i % x.head_dim;
     const int64_t row = (first + i / x.head_dim) * x.block_q;
     const int64_t end = least(row + x.block_q, x.q_len);
-    float sum = 0;
-    for (int64_t at = row; at < end; ++at)
-      sum += widen(&x, q + at * x.q_row, c);
-    mean[i] = row < end ? sum * factor / (float)(end - row) : 0;
+    mean[i] = mean_query(&x, q, row, end, c, factor);
   }
   barrier();
-  const float *keys =
-      x.key_mean +
-      ((int64_t)b * (x.heads / x.group) + h / x.group) * x.head_dim * x.blocks;
+  const float *keys = x.key_mean + kv_number(&x, b, h) * x.head_dim * x.blocks;
   /* No tile sees blocks past those of the last. */
   const int64_t last = least(first + POOL, x.tiles) - 1;
   const int64_t blocks = span_of(&x, b, last).end;
@@ -75,11 +71,6 @@ KERNEL prefill_index_pool_scores(args x) {
       if (first + tile < x.tiles)
         out[(int64_t)tile * x.blocks] = sum[tile];
   }
-}
-
-static int64_t one_block(const void *context, int64_t i) {
-  (void)context, (void)i;
-  return 1;
 }
 
 /* Blocks per tile that spend `share` of the dense blocks: the greatest k with
@@ -109,7 +100,9 @@ KERNEL prefill_index_select_blocks(args x) {
   const int64_t tile = block_x();
   const int h = block_y(), b = block_z(), t = thread();
   const prefill_head_plan *plan = &x.plans[h];
-  if (plan->pattern != PREFILL_PATTERN_BLOCK_SPARSE || !is_sparse(&x, b, plan))
+  const bool flex = plan->pattern == PREFILL_PATTERN_FLEXPREFILL;
+  if ((plan->pattern != PREFILL_PATTERN_BLOCK_SPARSE && !flex) ||
+      !is_sparse(&x, b, plan))
     return;
   const int64_t row = ((int64_t)b * x.heads + h) * x.tiles + tile;
   const span s = span_of(&x, b, tile);
@@ -117,22 +110,21 @@ KERNEL prefill_index_select_blocks(args x) {
   const int64_t own = own_block(&x, b, tile);
   float *score = x.block_score + row * x.blocks + s.begin;
   bool all = false;
-  int64_t forced_first = 0;
-  if (plan->top_p > 0) {
-    /* Softmax over the visible blocks, not divided by its sum. */
-    float greatest = HIDDEN_SCORE;
-    for (int64_t i = t; i < n; i += THREADS) {
-      float capped = HIDDEN_SCORE;
-      if (state_of(&x, b, s.begin + i) != HIDDEN)
-        capped = soft_cap(&x, score[i]);
-      score[i] = capped;
-      greatest = capped > greatest ? capped : greatest;
+  mass_rule rule = {.own = s.end};
+  if (flex || plan->top_p > 0) {
+    pooled_softmax(&x, b, s.begin, n, score);
+    rule.first = first_blocks(&x, b);
+    rule.own = own;
+    rule.top_p = plan->top_p;
+    if (flex) {
+      const int64_t head = (int64_t)b * x.heads + h;
+      if (!(x.aware[head] & PREFILL_CUDA_AWARE))
+        rule.top_p = 0;
+      rule.blocks = x.vertical + head * x.words;
+      rule.distances = flex_distances(&x, head);
+      rule.top = top_block(&x, b, tile);
+      rule.limit = distance_limit(&x, b);
     }
-    greatest = block_max(greatest);
-    for (int64_t i = t; i < n; i += THREADS)
-      score[i] = power((score[i] - greatest) * LOG2E);
-    forced_first = first_blocks(&x, b);
-    const mass_rule rule = {forced_first, own, plan->top_p};
     all = keep_by_mass(&x, b, &s, &rule, score, chosen);
   } else {
     const int64_t per_row = plan->density > 0
@@ -150,6 +142,5 @@ KERNEL prefill_index_select_blocks(args x) {
     select_items(value_of_mass, one_block, &(row_masses){.mass = score}, n,
                  most(per_row, forced), false, chosen);
   }
-  write_kept(&x, row, &s, forced_first, plan->top_p > 0 ? own : s.end, all,
-             chosen);
+  write_kept(&x, row, &s, &rule, all, chosen);
 }

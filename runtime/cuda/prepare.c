@@ -65,7 +65,8 @@ KERNEL prefill_index_sums(args x) {
   const int64_t head = (int64_t)b * x.heads + h;
   enum { ROWS = PREFILL_CUDA_SUMS_ROWS };
   const prefill_head_plan *plan = &x.plans[h];
-  if (plan->pattern != PREFILL_PATTERN_VERTICAL_SLASH)
+  const bool flex = plan->pattern == PREFILL_PATTERN_FLEXPREFILL;
+  if (plan->pattern != PREFILL_PATTERN_VERTICAL_SLASH && !flex)
     return;
   int64_t begin;
   const int64_t end = sums_rows(&x, b, h, &begin);
@@ -97,7 +98,9 @@ KERNEL prefill_index_sums(args x) {
     x.inverse[head * ROWS + row] = sum > 0 ? 1.0f / sum : 0;
   }
   barrier();
-  if (thread() == 0)
+  if (thread() == 0 && flex)
+    x.aware[head] = broken ? PREFILL_CUDA_BROKEN : 0;
+  else if (thread() == 0)
     x.head_mode[head] = is_sparse(&x, b, plan) && !broken
                             ? PREFILL_CUDA_HEAD_RELATIVE
                             : PREFILL_CUDA_HEAD_DENSE;

@@ -14,6 +14,7 @@
 #ifndef PREFILL_RUNTIME_INTERNAL_H
 #define PREFILL_RUNTIME_INTERNAL_H
 
+#include "logarithm.h"
 #include "prefill/kernel_abi.h"
 #include <stdbool.h>
 #include <stddef.h>
@@ -401,11 +402,8 @@ int64_t pf_list_blocks(const pf_call *call, int64_t b, int64_t row,
  * without bias and segments: the dense work of the tile. */
 int64_t pf_count_visible(const pf_call *call, int64_t b, const pf_span *span);
 
-/*===-- logarithm.c ------------------------------------------------------===*/
+/*===-- logarithm.h, logarithm.c -----------------------------------------===*/
 
-/* ln(x) of a positive normal number, to about 1e-15; the runtime needs no
- * math library. */
-double pf_logarithm(double x);
 /* e^x for x <= 0. */
 double pf_exponential(double x);
 

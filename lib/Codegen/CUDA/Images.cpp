@@ -5,6 +5,7 @@
 #include "prefill/Codegen/CUDA/CUDA.h"
 #include "prefill/Codegen/CUDA/IndexKernels.h"
 #include "prefill/Codegen/KernelBuilder.h"
+#include "prefill/cuda_index.h"
 #include "prefill/kernel_abi.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/IR/Module.h"
@@ -74,6 +75,7 @@ bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
   case PREFILL_PATTERN_STRIDED:
   case PREFILL_PATTERN_VERTICAL_SLASH:
   case PREFILL_PATTERN_BLOCK_SPARSE:
+  case PREFILL_PATTERN_FLEXPREFILL:
   case PREFILL_PATTERN_SALE:
     return true;
   case PREFILL_PATTERN_XATTENTION:
@@ -100,7 +102,7 @@ static std::vector<int> kindsOf(const KernelSpec &spec,
   for (const HeadPlan &head : spec.heads)
     if (isSparseOnGpu(spec, head)) {
       sparse = true;
-      sums |= static_cast<int>(head.pattern) == PREFILL_PATTERN_VERTICAL_SLASH;
+      sums |= PREFILL_CUDA_SUMMED >> static_cast<int>(head.pattern) & 1;
     }
   if (sparse) {
     kinds.push_back(PREFILL_CUDA_LISTS);

@@ -41,11 +41,17 @@ LogicalResult WarpLowering::bindSums() {
   Value pattern =
       load(offset(plan, offsetof(prefill_head_plan, pattern)), i32Type);
   Value last = load(offset(plan, offsetof(prefill_head_plan, last)), i32Type);
+  Value open = compare(CmpIPredicate::sle, last, i32(0));
   last = clamp(last, i32(1), i32(PREFILL_CUDA_SUMS_ROWS));
   // Heads of other patterns have nothing to do.
-  last = select(
-      compare(CmpIPredicate::eq, pattern, i32(PREFILL_PATTERN_VERTICAL_SLASH)),
-      last, i32(0));
+  auto lastOf = [&](prefill_pattern wanted, Value rows, Value otherwise) {
+    return select(compare(CmpIPredicate::eq, pattern, i32(wanted)), rows,
+                  otherwise);
+  };
+  last =
+      lastOf(PREFILL_PATTERN_VERTICAL_SLASH, last,
+             lastOf(PREFILL_PATTERN_FLEXPREFILL,
+                    select(open, i32(PREFILL_CUDA_SUMS_ROWS), last), i32(0)));
   Value begin = clamp(sub(end, wide(last)), zero, end);
   rows = narrow(sub(end, begin));
   row0 = narrow(begin);

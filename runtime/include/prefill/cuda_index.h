@@ -10,14 +10,16 @@
 |*
 |*   kernel                         grid (x, y, z)              needed for
 |*   prefill_index_prepare          batch                       all
-|*   <sums rows>                    sums_chunks, heads, batch   vertical-slash
-|*   prefill_index_sums             heads, batch                vertical-slash
-|*   <sums columns>                 sums_chunks, heads, batch   vertical-slash
+|*   <sums rows>                    sums_chunks, heads, batch   vertical-slash, flexprefill
+|*   prefill_index_sums             heads, batch                the same
+|*   <sums columns>                 sums_chunks, heads, batch   the same
 |*   prefill_index_select_lines     2, heads, batch             vertical-slash
 |*   prefill_index_relative         heads, batch                all
-|*   prefill_index_pool_keys        blocks, KV heads, batch     block-sparse
-|*   prefill_index_pool_scores      tiles / 16, heads, batch    block-sparse
-|*   prefill_index_select_blocks    tiles, heads, batch         block-sparse
+|*   prefill_index_pool_keys        blocks, KV heads, batch     block-sparse, flexprefill
+|*   prefill_index_pool_scores      tiles / 16, heads, batch    the same
+|*   prefill_index_flex             heads, batch                flexprefill
+|*   prefill_index_flex_lines       2, heads, batch             flexprefill
+|*   prefill_index_select_blocks    tiles, heads, batch         block-sparse, flexprefill
 |*   prefill_index_sum_blocks       blocks, KV heads, batch     sale, xattention
 |*   prefill_index_center_keys      KV heads, batch             the same
 |*   prefill_index_quantize_keys    blocks, KV heads, batch     the same
@@ -35,7 +37,8 @@
 |* visits everything.
 |*
 |* What is chosen is what the CPU's runtime chooses from the same numbers
-|* (runtime/src/estimate_relative.c, estimate_blocks.c, select.c), ties included;
+|* (runtime/src/estimate_relative.c, estimate_blocks.c, estimate_flex.c, select.c),
+|* ties included;
 |* for sale (estimate_quantized.c) and xattention (estimate_strided.c) up to
 |* roundings, as docs/Warp.md says.
 |* Attention is causal; a bias, segments and rotary embedding inside the kernel
@@ -79,6 +82,10 @@ extern "C" {
 /* Bits of *status. */
 #define PREFILL_CUDA_BLOCKS_FULL 1  /* block_room was too small */
 #define PREFILL_CUDA_COLUMNS_FULL 2 /* col_room was */
+
+/* Of a FlexPrefill head. */
+#define PREFILL_CUDA_AWARE 1  /* tiles choose by their pooled scores */
+#define PREFILL_CUDA_BROKEN 2 /* a score of the last rows is no number */
 
 /* How a head's rows are found. */
 enum prefill_cuda_head_mode {
@@ -148,13 +155,19 @@ typedef struct prefill_cuda_index {
   double *line_prefix;           /* [x][kv_len + 1], density only */
   uint32_t *chosen_keys, *chosen_diagonals; /* [x][key_words] */
 
-  /* Relative heads. */
+  /* Relative heads; of FlexPrefill's, what all tiles keep (of the first phase). */
   uint32_t *distance;    /* [x][phases][distances] */
   uint32_t *vertical;    /* [x][words] */
   int32_t *columns;      /* [x][column_room] ascending */
   int32_t *column_begin; /* [x][blocks + 1] */
 
-  /* Block-sparse heads. */
+  /* FlexPrefill. */
+  int32_t *aware;       /* [x] PREFILL_CUDA_AWARE, PREFILL_CUDA_BROKEN */
+  float *flex_share;    /* [x][blocks] column sums */
+  float *flex_pooled;   /* [x][blocks] of the last rows' mean */
+  float *flex_distance; /* [x][distances * 32] diagonal sums */
+
+  /* Block-sparse heads and FlexPrefill's. */
   float *key_mean;    /* [batch][KV heads][head_dim][blocks] */
   float *block_score; /* [row][blocks]; of other heads: masses */
 
@@ -218,6 +231,7 @@ static inline int prefill_cuda_index_knows(const prefill_head_plan *plan) {
   case PREFILL_PATTERN_VERTICAL_SLASH:
   case PREFILL_PATTERN_BLOCK_SPARSE:
   case PREFILL_PATTERN_XATTENTION:
+  case PREFILL_PATTERN_FLEXPREFILL:
   case PREFILL_PATTERN_SALE:
     return 1;
   default:
@@ -245,14 +259,23 @@ static inline uint32_t prefill_cuda_index_needs(const prefill_head_plan *plans,
   return needs;
 }
 
+/* Patterns whose heads want sums of the last rows, and means. */
+#define PREFILL_CUDA_SUMMED                                                    \
+  (UINT32_C(1) << PREFILL_PATTERN_VERTICAL_SLASH |                             \
+   UINT32_C(1) << PREFILL_PATTERN_FLEXPREFILL)
+#define PREFILL_CUDA_POOLED                                                    \
+  (UINT32_C(1) << PREFILL_PATTERN_BLOCK_SPARSE |                               \
+   UINT32_C(1) << PREFILL_PATTERN_FLEXPREFILL)
+
 /* Points the fields after `column_room` into memory, 256-byte aligned, and
  * returns the bytes it needs; memory NULL: only that. patterns: as
  * prefill_cuda_index_needs says. The memory holds no values before the first launch
  * and none that have to last after the attention kernel; captured graphs keep it.
  * (128K keys, 32 heads, tiles of 128 x 64: 8 MiB of bitmaps, 128 MiB of block ids
- * at worst, 128 KiB a single column of a head; vertical-slash 130 MiB more,
- * block-sparse 256 MiB and the mean keys; sale and xattention the same 256 MiB,
- * 132 MiB of shares and the keys in bytes, padded to 64 a row.) */
+ * at worst, 128 KiB a single column of a head; vertical-slash and flexprefill
+ * 130 MiB more, block-sparse and flexprefill 256 MiB and the mean keys; sale and
+ * xattention the same 256 MiB, 132 MiB of shares and the keys in bytes, padded to
+ * 64 a row.) */
 static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
                                                 uint32_t patterns,
                                                 void *memory) {
@@ -278,9 +301,10 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   x->sums_chunks =
       (int32_t)prefill_cuda_ceil(x->sums_tiles, PREFILL_CUDA_SUMS_CHUNK);
   const int64_t rows = heads * x->tiles, lanes = PREFILL_CUDA_SUMS_ROWS;
-  const int64_t summed =
-      patterns >> PREFILL_PATTERN_VERTICAL_SLASH & 1 ? heads : 0;
-  const int64_t pooled = patterns >> PREFILL_PATTERN_BLOCK_SPARSE & 1;
+  const int64_t summed = patterns & PREFILL_CUDA_SUMMED ? heads : 0;
+  const int64_t flexed =
+      patterns >> PREFILL_PATTERN_FLEXPREFILL & 1 ? heads : 0;
+  const int64_t pooled = (patterns & PREFILL_CUDA_POOLED) != 0;
   const int64_t forms[2] = {(patterns & PREFILL_CUDA_NEEDS_BYTES) != 0,
                             (patterns & PREFILL_CUDA_NEEDS_NIBBLES) != 0};
   const int64_t valued = (patterns & PREFILL_CUDA_NEEDS_VALUES) != 0;
@@ -319,6 +343,10 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   PREFILL_TAKE(vertical, uint32_t, heads * x->words);
   PREFILL_TAKE(columns, int32_t, heads * x->column_room + 1);
   PREFILL_TAKE(column_begin, int32_t, heads * ((int64_t)x->blocks + 1));
+  PREFILL_TAKE(aware, int32_t, summed);
+  PREFILL_TAKE(flex_share, float, flexed * x->blocks);
+  PREFILL_TAKE(flex_pooled, float, flexed * x->blocks);
+  PREFILL_TAKE(flex_distance, float, flexed * x->distances * 32);
   PREFILL_TAKE(key_mean, float,
                pooled * x->batch * (x->heads / x->group) * x->head_dim *
                    x->blocks);
@@ -352,7 +380,7 @@ typedef struct prefill_cuda_index_launch {
   int sums;           /* 0: rows, 1: columns (lines) */
   uint32_t grid[3];
 } prefill_cuda_index_launch;
-#define PREFILL_CUDA_INDEX_LAUNCHES 18
+#define PREFILL_CUDA_INDEX_LAUNCHES 20
 
 /* Writes the launches that heads of these patterns need, in order, and returns
  * how many. x is laid out for them. */
@@ -371,21 +399,26 @@ prefill_cuda_index_launches(const prefill_cuda_index *x, uint32_t patterns,
     out[n++].grid[2] = gz;                                                     \
   } while (0)
   PREFILL_LAUNCH("prefill_index_prepare", 0, batch, 1, 1);
-  if (patterns >> PREFILL_PATTERN_VERTICAL_SLASH & 1) {
+  if (patterns & PREFILL_CUDA_SUMMED) {
     const uint32_t chunks = (uint32_t)x->sums_chunks;
     PREFILL_LAUNCH(0, 0, chunks, heads, batch);
     PREFILL_LAUNCH("prefill_index_sums", 0, heads, batch, 1);
     PREFILL_LAUNCH(0, 1, chunks, heads, batch);
-    PREFILL_LAUNCH("prefill_index_select_lines", 0, 2, heads, batch);
+    if (patterns >> PREFILL_PATTERN_VERTICAL_SLASH & 1)
+      PREFILL_LAUNCH("prefill_index_select_lines", 0, 2, heads, batch);
   }
   PREFILL_LAUNCH("prefill_index_relative", 0, heads, batch, 1);
-  if (patterns >> PREFILL_PATTERN_BLOCK_SPARSE & 1) {
+  if (patterns & PREFILL_CUDA_POOLED) {
     PREFILL_LAUNCH("prefill_index_pool_keys", 0, (uint32_t)x->blocks,
                    heads / (uint32_t)x->group, batch);
     PREFILL_LAUNCH("prefill_index_pool_scores", 0,
                    (tiles + PREFILL_CUDA_POOL_TILES - 1) /
                        PREFILL_CUDA_POOL_TILES,
                    heads, batch);
+    if (patterns >> PREFILL_PATTERN_FLEXPREFILL & 1) {
+      PREFILL_LAUNCH("prefill_index_flex", 0, heads, batch, 1);
+      PREFILL_LAUNCH("prefill_index_flex_lines", 0, 2, heads, batch);
+    }
     PREFILL_LAUNCH("prefill_index_select_blocks", 0, tiles, heads, batch);
   }
   if (patterns & (PREFILL_CUDA_NEEDS_BYTES | PREFILL_CUDA_NEEDS_NIBBLES)) {

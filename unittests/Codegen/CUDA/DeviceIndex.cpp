@@ -120,6 +120,40 @@ std::string DeviceIndex::launchRest() {
   return "";
 }
 
+harness::RuntimeSums::RuntimeSums(const pf_call &call, prefill_cuda_index &x) {
+  constexpr int64_t keys = PREFILL_CUDA_SUMS_KEYS;
+  const int64_t heads = call.b * call.hq, width = 2 * PREFILL_CUDA_SUMS_ROWS;
+  most.assign(heads * x.sums_chunks * PREFILL_CUDA_SUMS_ROWS, 0);
+  sum.assign(most.size(), 1);
+  column.assign(heads * x.kv_len, 0);
+  diagonal.assign(heads * x.sums_tiles * width, 0);
+  std::vector<char> memory(pf_sums_bytes(&call) + 64);
+  void *aligned = reinterpret_cast<void *>(
+      (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  for (int64_t head = 0; head < heads; ++head) {
+    const prefill_head_plan &plan = call.desc->plan->heads[head % call.hq];
+    const bool open =
+        plan.pattern == PREFILL_PATTERN_FLEXPREFILL && plan.last <= 0;
+    const int64_t last = open ? call.bq : plan.last;
+    const pf_sums sums =
+        pf_estimate_sums(&call, head / call.hq, head % call.hq, last, aligned);
+    if (!sums.finite)
+      sum[head * x.sums_chunks * PREFILL_CUDA_SUMS_ROWS] = NAN;
+    for (int64_t j = 0; j < call.t; ++j) {
+      column[head * x.kv_len + j] = sums.column[j];
+      const int64_t start = sums.first_position - j;
+      int64_t tile = pf_floor_div(start, keys);
+      tile += tile < 0;
+      const int64_t index = tile * keys - start + keys - 1;
+      if (tile >= 0 && tile < x.sums_tiles && index < width)
+        diagonal[(head * x.sums_tiles + tile) * width + index] =
+            sums.diagonal[j];
+    }
+  }
+  x.row_most = most.data(), x.row_sum = sum.data();
+  x.column = column.data(), x.diagonal = diagonal.data();
+}
+
 DeviceIndex::Row DeviceIndex::row(int64_t b, int64_t h, int64_t tile) const {
   const int64_t r = (b * x.heads + h) * x.tiles + tile;
   Row result;

@@ -53,6 +53,25 @@ struct DeviceIndex {
   Row row(int64_t b, int64_t h, int64_t tile) const;
 };
 
+/// The runtime's sums of the last rows in the device's layout, where the
+/// tests' kernels find them: a diagonal's as one of its parts.
+struct RuntimeSums {
+  std::vector<float> most, sum, column, diagonal;
+
+  RuntimeSums(const pf_call &call, prefill_cuda_index &x);
+
+  /// Declares them as memory that kernels may read.
+  void giveRows(DeviceIndex &device) const {
+    device.input(most.data(), most.size() * 4, "row_most");
+    device.input(sum.data(), sum.size() * 4, "row_sum");
+  }
+  void give(DeviceIndex &device) const {
+    giveRows(device);
+    device.input(column.data(), column.size() * 4, "column");
+    device.input(diagonal.data(), diagonal.size() * 4, "diagonal");
+  }
+};
+
 /// What the CPU's runtime visits there; its index is built.
 DeviceIndex::Row runtimeRow(const pf_call &call, int64_t b, int64_t h,
                             int64_t tile);

@@ -144,7 +144,8 @@ private:
           std::pair("ashape", SparsePattern::AShape),
           std::pair("blocks", SparsePattern::BlockSparse),
           std::pair("sale", SparsePattern::SALE),
-          std::pair("xattention", SparsePattern::XAttention)})
+          std::pair("xattention", SparsePattern::XAttention),
+          std::pair("flexprefill", SparsePattern::FlexPrefill)})
       add(name, [&](KernelSpec &spec) {
         HeadPlan plan;
         plan.pattern = pattern;
@@ -154,6 +155,8 @@ private:
           plan.topP = 0.3, plan.stride = 4, plan.values = 1, plan.topK = 0;
         if (pattern == SparsePattern::XAttention)
           plan.topP = 0.3, plan.stride = 8;
+        if (pattern == SparsePattern::FlexPrefill)
+          plan.topP = 0.3, plan.threshold = 0.2, plan.minBudget = 64;
         spec.heads.assign(4, plan);
         spec.heads[3].pattern = SparsePattern::InfLLMv2;
         spec.denseBelow = 200;

@@ -24,53 +24,6 @@ std::set<int64_t> keysOf(const DeviceIndex::Row &row, int64_t block) {
   return keys;
 }
 
-/// The runtime's sums in the device's layout: a diagonal's as one of its parts.
-struct Sums {
-  std::vector<float> most, sum, column, diagonal;
-
-  Sums(const pf_call &call, prefill_cuda_index &x) {
-    constexpr int64_t keys = PREFILL_CUDA_SUMS_KEYS;
-    const int64_t heads = call.b * call.hq, width = 2 * PREFILL_CUDA_SUMS_ROWS;
-    most.assign(heads * x.sums_chunks * PREFILL_CUDA_SUMS_ROWS, 0);
-    sum.assign(most.size(), 1);
-    column.assign(heads * x.kv_len, 0);
-    diagonal.assign(heads * x.sums_tiles * width, 0);
-    std::vector<char> memory(pf_sums_bytes(&call) + 64);
-    void *aligned = reinterpret_cast<void *>(
-        (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-    for (int64_t head = 0; head < heads; ++head) {
-      const int64_t last = call.desc->plan->heads[head % call.hq].last;
-      const pf_sums sums = pf_estimate_sums(&call, head / call.hq,
-                                            head % call.hq, last, aligned);
-      if (!sums.finite)
-        sum[head * x.sums_chunks * PREFILL_CUDA_SUMS_ROWS] = NAN;
-      for (int64_t j = 0; j < call.t; ++j) {
-        column[head * x.kv_len + j] = sums.column[j];
-        const int64_t start = sums.first_position - j;
-        int64_t tile = pf_floor_div(start, keys);
-        tile += tile < 0;
-        const int64_t index = tile * keys - start + keys - 1;
-        if (tile >= 0 && tile < x.sums_tiles && index < width)
-          diagonal[(head * x.sums_tiles + tile) * width + index] =
-              sums.diagonal[j];
-      }
-    }
-    x.row_most = most.data(), x.row_sum = sum.data();
-    x.column = column.data(), x.diagonal = diagonal.data();
-  }
-
-  /// Declares them as memory that kernels may read.
-  void giveRows(DeviceIndex &device) const {
-    device.input(most.data(), most.size() * 4, "row_most");
-    device.input(sum.data(), sum.size() * 4, "row_sum");
-  }
-  void give(DeviceIndex &device) const {
-    giveRows(device);
-    device.input(column.data(), column.size() * 4, "column");
-    device.input(diagonal.data(), diagonal.size() * 4, "diagonal");
-  }
-};
-
 template <class P>
 void check(P &p, const emu::Options &how = {}) {
   p.plan.dense_below = 0;
@@ -81,7 +34,7 @@ void check(P &p, const emu::Options &how = {}) {
   DeviceIndex device;
   device.how = how;
   device.build(call);
-  Sums sums(call, device.x);
+  RuntimeSums sums(call, device.x);
   sums.give(device);
   ASSERT_EQ(device.launchPrepare(), "");
   ASSERT_EQ(device.launch("sums", device.x.heads, device.x.batch), "");
@@ -210,7 +163,7 @@ TEST(DeviceIndex, OtherPatternsAndShortPromptsAreDense) {
   p.plan.dense_below = 101;
   DeviceIndex device;
   device.build(checked.call);
-  Sums sums(checked.call, device.x);
+  RuntimeSums sums(checked.call, device.x);
   sums.giveRows(device);
   ASSERT_EQ(device.launchPrepare(), "");
   ASSERT_EQ(device.launch("sums", 2, 1), "");
@@ -234,7 +187,7 @@ TEST(DeviceIndex, Room) {
         std::tuple(10000, 40, 416, PREFILL_CUDA_COLUMNS_FULL)}) {
     DeviceIndex device;
     device.build(checked.call);
-    Sums sums(checked.call, device.x);
+    RuntimeSums sums(checked.call, device.x);
     sums.give(device);
     device.x.block_room = ids, device.x.col_room = columns;
     device.x.column_room = kept;
@@ -261,7 +214,7 @@ TEST(DeviceIndex, ColumnsWithoutRoom) {
   for (int64_t room : {416, 40, 16, 1, 0}) {
     DeviceIndex device;
     device.build(checked.call);
-    Sums sums(checked.call, device.x);
+    RuntimeSums sums(checked.call, device.x);
     sums.give(device);
     device.x.column_room = room;
     ASSERT_EQ(device.launchPrepare(), "");
@@ -307,7 +260,7 @@ TEST(DeviceIndex, Pack) {
   Checked<Small<32, 16>> checked(p);
   DeviceIndex device;
   device.build(checked.call);
-  Sums sums(checked.call, device.x);
+  RuntimeSums sums(checked.call, device.x);
   sums.give(device);
   device.input(device.x.v, p.hk * p.t * 32, "v");
   ASSERT_EQ(device.launchPrepare(), "");

@@ -112,7 +112,7 @@ void checkSums(P &p, const DeviceIndex &device) {
                     tile = PREFILL_CUDA_SUMS_KEYS;
   for (int64_t b = 0; b < p.b; ++b)
     for (int64_t h = 0; h < p.hq; ++h) {
-      if (p.heads[h].pattern != PREFILL_PATTERN_VERTICAL_SLASH)
+      if (!(PREFILL_CUDA_SUMMED >> p.heads[h].pattern & 1))
         continue;
       const int64_t head = b * p.hq + h;
       int64_t lastKey = 0;
@@ -228,6 +228,17 @@ TEST(DeviceSums, MasksWindowsLengths) {
   p.heads = plans();
   p.build();
   hideKeys(p);
+  check(p);
+}
+
+/// FlexPrefill from the same sums, of 64 rows unless the plan says otherwise.
+TEST(DeviceSums, FlexPrefill) {
+  Wide<64, _Float16> p;
+  p.s = 500, p.t = 570;
+  p.heads = {flexPrefill(0.6f, 0, 128, 64), flexPrefill(0.8f, 1, 64, 20),
+             flexPrefill(0.7f, 0.3f, 64, 64), verticalSlash(60, 60, 64)};
+  p.spread = 2;
+  p.build();
   check(p);
 }
 
