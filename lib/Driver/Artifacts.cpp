@@ -81,9 +81,8 @@ static bool compileForGpus(const CompilerOptions &options,
           << kernel.heads.size()
           << " heads are sparse on the CPU, and dense on GPUs: their pattern "
              "is not among a-shape, tri-shape, strided, vertical-slash, "
-             "block-sparse, xattention, flexprefill and sale, or has a "
-             "similarity "
-             "guard\n";
+             "block-sparse, xattention, flexprefill, infllm-v2 and sale, or "
+             "has a similarity guard\n";
   return true;
 }
 

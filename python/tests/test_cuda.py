@@ -129,9 +129,9 @@ def test_launch(driver, caplog):
 def test_patterns_that_gpus_do_not_know_are_dense(driver, caplog):
     with caplog.at_level(logging.WARNING, "prefill_opt"):
         for _ in range(2):
-            call(*operands(), sparsify="infllm-v2:dense-below=100")
+            call(*operands(), sparsify="grid:dense-below=100")
     assert [r.message for r in caplog.records] == [
-        "prefill_opt: sparsify='infllm-v2:dense-below=100' is dense, and exact, on GPUs"
+        "prefill_opt: sparsify='grid:dense-below=100' is dense, and exact, on GPUs"
     ]
     assert len(driver.launches) == 2
 

@@ -102,6 +102,23 @@ INLINE int keys_up_to(int32_t by) {
   return (1 << (at / 8 * 2 + (at % 8 < 2 ? at % 8 : 2))) - 1;
 }
 
+/* What each row sees, from the first to the last. */
+typedef struct row_range {
+  int32_t from[BYTE_ROWS], to[BYTE_ROWS];
+} row_range;
+
+/* Bits for hide_others of the lane's rows, of which `live` have a range: of
+ * keys from `key` on, the lane's first, that are there and in the range. */
+INLINE void keys_in_range(const row_range *range, int live, int32_t key,
+                          int there, int sees[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = (int)least((lane() >> 2) + 8 * i, live - 1);
+    sees[i] = pinned(there & keys_up_to(range->to[row] - key) &
+                     ~keys_up_to(range->from[row] - 1 - key));
+  }
+}
+
 /* Products of keys whose bit of sees[r] is 0 become HIDDEN_DOT in row r. */
 INLINE void hide_others(int32_t c[2][KEY_TILES][4], const int sees[4]) {
 #pragma unroll

@@ -168,6 +168,12 @@ INLINE float soft_cap(const args *x, float score) {
   return x->softcap * (1 - 2 / (1 + twice));
 }
 
+/* The same by the unit's reciprocal; rate: 2 log2(e) / softcap. */
+INLINE float cap_fast(const args *x, float score, float rate) {
+  return x->softcap *
+         (1 - 2 * __nvvm_rcp_approx_ftz_f(1 + power(score * rate)));
+}
+
 /*===-- bitmaps ----------------------------------------------------------===*/
 
 INLINE bool get_bit(const uint32_t *bits, int64_t i) {
@@ -194,6 +200,10 @@ INLINE bool any_bit(const uint32_t *bits, int64_t begin, int64_t end) {
 
 INLINE int64_t keys_of(const args *x, int b) {
   return x->kv_lengths ? x->kv_lengths[b] : x->kv_len;
+}
+/* Means of keys that there are. */
+INLINE int64_t means_of(const args *x, int b) {
+  return prefill_cuda_means(keys_of(x, b));
 }
 INLINE int64_t position_of(const args *x, int b) {
   return x->positions ? x->positions[b] : x->position;
@@ -272,6 +282,8 @@ INLINE bool is_sparse(const args *x, int b, const prefill_head_plan *plan) {
     return true;
   case PREFILL_PATTERN_STRIDED:
     return plan->stride > 0;
+  case PREFILL_PATTERN_INFLLM_V2:
+    return plan->top_k > 0 && x->block_k % PREFILL_CUDA_MEAN_STEP == 0;
   case PREFILL_PATTERN_XATTENTION:
     return plan->top_p > 0 && strides_fit(x, plan);
   case PREFILL_PATTERN_SALE:
@@ -286,6 +298,7 @@ INLINE bool selects_blocks(const prefill_head_plan *plan) {
   return plan->pattern == PREFILL_PATTERN_BLOCK_SPARSE ||
          plan->pattern == PREFILL_PATTERN_XATTENTION ||
          plan->pattern == PREFILL_PATTERN_FLEXPREFILL ||
+         plan->pattern == PREFILL_PATTERN_INFLLM_V2 ||
          plan->pattern == PREFILL_PATTERN_SALE;
 }
 /* The blocks up to that of the first visible key, which stay. */

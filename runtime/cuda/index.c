@@ -1,6 +1,7 @@
 /*===- index.c - All index kernels, as one module -----------------*- C -*-===*/
 #include "bytes.c"
 #include "flex.c"
+#include "infllm.c"
 #include "keep.c"
 #include "pool.c"
 #include "prepare.c"

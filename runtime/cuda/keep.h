@@ -47,6 +47,23 @@ static int64_t one_block(const void *context, int64_t i) {
   (void)context, (void)i;
   return 1;
 }
+/* Values of a row's visible blocks for a choice of some: hidden ones are never
+ * chosen, those below `first` and from `own` on before all others. Returns how
+ * many the latter are of those that this thread looks at. */
+INLINE int64_t force_blocks(const args *x, int b, const span *s, int64_t first,
+                            int64_t own, float *value) {
+  int64_t forced = 0;
+  for (int64_t i = thread(); i < s->end - s->begin; i += THREADS) {
+    const int64_t block = s->begin + i;
+    if (state_of(x, b, block) == HIDDEN) {
+      value[i] = MINUS_INF;
+    } else if (block < first || block >= own) {
+      value[i] = __builtin_inff();
+      ++forced;
+    }
+  }
+  return forced;
+}
 INLINE double mass_unit(float greatest) {
   const int exponent = (int)(float_to_bits(greatest) >> 23) - 126;
   const uint64_t bits = (uint64_t)(1023 + 40 - exponent) << 52;

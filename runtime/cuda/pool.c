@@ -98,7 +98,7 @@ INLINE int64_t blocks_for_share(const args *x, int b, double share) {
 KERNEL prefill_index_select_blocks(args x) {
   SHARED uint32_t chosen[MAX_BLOCKS / 32 + 2];
   const int64_t tile = block_x();
-  const int h = block_y(), b = block_z(), t = thread();
+  const int h = block_y(), b = block_z();
   const prefill_head_plan *plan = &x.plans[h];
   const bool flex = plan->pattern == PREFILL_PATTERN_FLEXPREFILL;
   if ((plan->pattern != PREFILL_PATTERN_BLOCK_SPARSE && !flex) ||
@@ -130,13 +130,7 @@ KERNEL prefill_index_select_blocks(args x) {
     const int64_t per_row = plan->density > 0
                                 ? blocks_for_share(&x, b, (double)plan->density)
                                 : most(1, plan->top_k);
-    for (int64_t i = t; i < n; i += THREADS) {
-      const int64_t block = s.begin + i;
-      if (state_of(&x, b, block) == HIDDEN)
-        score[i] = MINUS_INF;
-      else if (block >= own)
-        score[i] = __builtin_inff();
-    }
+    force_blocks(&x, b, &s, 0, own, score);
     barrier();
     const int64_t forced = most(0, s.end - most(own, s.begin));
     select_items(value_of_mass, one_block, &(row_masses){.mass = score}, n,

@@ -60,12 +60,6 @@ INLINE void hide_scores(const args *x, const sale_rows *w,
   hide_others(c, sees);
 }
 
-/* soft_cap by the unit's reciprocal; rate: 2 log2(e) / softcap. */
-INLINE float cap_fast(const args *x, float score, float rate) {
-  return x->softcap *
-         (1 - 2 * __nvvm_rcp_approx_ftz_f(1 + power(score * rate)));
-}
-
 enum pass { NEAR = 0, HITS = 1, MASS = 2 };
 
 /* Of a block's keys that the lane's rows see, or in the pass NEAR of the first

@@ -22,9 +22,9 @@ typedef struct strided_rows {
   int32_t first, total;
   int32_t key_count, shift; /* a block has 2^shift keys */
   float largest_scale;
-  uint32_t unsound;                       /* rows whose scores are no numbers */
-  int32_t from[BYTE_ROWS], to[BYTE_ROWS]; /* keys that a row sees */
-  float factor[BYTE_ROWS];                /* of a dot */
+  uint32_t unsound;        /* rows whose scores are no numbers */
+  row_range range;         /* keys that a row sees */
+  float factor[BYTE_ROWS]; /* of a dot */
   float most[WARPS * BYTE_ROWS], sum[WARPS * BYTE_ROWS]; /* of warps */
 } strided_rows;
 
@@ -121,8 +121,8 @@ INLINE void quantize_strided(const args *x, strided_rows *w, uint8_t *bytes) {
       if (!sound)
         __atomic_fetch_or(&w->unsound, 1u << i, __ATOMIC_RELAXED);
       w->factor[i] = sound ? factor : 0;
-      w->from[i] = low > 0 ? (int32_t)ceil_div(low, w->stride) : 0;
-      w->to[i] = (int32_t)((position + w->stride - 1) / w->stride);
+      w->range.from[i] = low > 0 ? (int32_t)ceil_div(low, w->stride) : 0;
+      w->range.to[i] = (int32_t)((position + w->stride - 1) / w->stride);
     }
 #pragma unroll 4
     for (int at = l; at < total; at += 32) {
@@ -163,7 +163,7 @@ INLINE void hide_strided(const args *x, const strided_rows *w,
                          int32_t count) {
   const int last = key + count - 1;
   if (!x->key_mask && count == BYTE_KEYS && last < w->key_count &&
-      last <= w->to[0] && key >= w->from[w->shares.live - 1])
+      last <= w->range.to[0] && key >= w->range.from[w->shares.live - 1])
     return;
   const int32_t end = last < w->key_count ? last + 1 : w->key_count;
   key += (lane() & 3) * 2;
@@ -176,12 +176,7 @@ INLINE void hide_strided(const args *x, const strided_rows *w,
         there &= ~(1 << n);
     }
   int sees[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = (int)least((lane() >> 2) + 8 * i, w->shares.live - 1);
-    sees[i] = pinned(there & keys_up_to(w->to[row] - key) &
-                     ~keys_up_to(w->from[row] - 1 - key));
-  }
+  keys_in_range(&w->range, w->shares.live, key, there, sees);
   hide_others(c, sees);
 }
 

@@ -76,6 +76,7 @@ bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
   case PREFILL_PATTERN_VERTICAL_SLASH:
   case PREFILL_PATTERN_BLOCK_SPARSE:
   case PREFILL_PATTERN_FLEXPREFILL:
+  case PREFILL_PATTERN_INFLLM_V2:
   case PREFILL_PATTERN_SALE:
     return true;
   case PREFILL_PATTERN_XATTENTION:

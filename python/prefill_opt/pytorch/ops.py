@@ -18,7 +18,7 @@ _GPUS = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
 #: Patterns that run sparse on GPUs.
 _SPARSE_ON_GPUS = ("a-shape", "streaming", "tri-shape", "strided", "vertical-slash")
 _SPARSE_ON_GPUS += ("block-topk", "block-sparse", "block-topp", "xattention", "flexprefill")
-_SPARSE_ON_GPUS += ("sale", "auto")
+_SPARSE_ON_GPUS += ("infllm-v2", "sale", "auto")
 
 #: Patterns that differ from layer to layer: these need `layer` and `layers`.
 BY_LAYER = ("config", "duo", "trianglemix", "longgen")
@@ -86,7 +86,7 @@ def sparse_attention(
 
     On the CPU and on NVIDIA GPUs: those launch on PyTorch's current stream and take float16 and
     bfloat16, head dimensions that are multiples of 16 up to 256. Patterns that GPUs do not know
-    ("infllm-v2" is one) are dense there.
+    ("grid" is one) are dense there.
 
     Args:
         query: [b, hq, s, d], float32, float16 or bfloat16; any strides with adjacent elements.

@@ -20,6 +20,9 @@
 |*   prefill_index_flex             heads, batch                flexprefill
 |*   prefill_index_flex_lines       2, heads, batch             flexprefill
 |*   prefill_index_select_blocks    tiles, heads, batch         block-sparse, flexprefill
+|*   prefill_index_mean_keys        means / 16, KV heads, batch infllm-v2
+|*   prefill_index_infllm           PREFILL_CUDA_BYTE_SLOTS     infllm-v2
+|*   prefill_index_select_top       tiles, heads, batch         infllm-v2
 |*   prefill_index_sum_blocks       blocks, KV heads, batch     sale, xattention
 |*   prefill_index_center_keys      KV heads, batch             the same
 |*   prefill_index_quantize_keys    blocks, KV heads, batch     the same
@@ -39,8 +42,8 @@
 |* What is chosen is what the CPU's runtime chooses from the same numbers
 |* (runtime/src/estimate_relative.c, estimate_blocks.c, estimate_flex.c, select.c),
 |* ties included;
-|* for sale (estimate_quantized.c) and xattention (estimate_strided.c) up to
-|* roundings, as docs/Warp.md says.
+|* for infllm-v2 (estimate_compressed.c), sale (estimate_quantized.c) and xattention
+|* (estimate_strided.c) up to roundings, as docs/Warp.md says.
 |* Attention is causal; a bias, segments and rotary embedding inside the kernel
 |* do not occur on GPUs.
 |*
@@ -72,6 +75,12 @@ extern "C" {
  * H100's multiprocessors). */
 #define PREFILL_CUDA_BYTE_ROWS 32
 #define PREFILL_CUDA_BYTE_SLOTS 264
+
+/* InfLLM v2: keys of a mean, and from one mean to the next; means that a thread
+ * block makes. */
+#define PREFILL_CUDA_MEAN_KEYS 32
+#define PREFILL_CUDA_MEAN_STEP 16
+#define PREFILL_CUDA_MEANS 16
 
 /* What the heads of a plan need: bit p: some head has PREFILL_PATTERN p, and
  * those above. */
@@ -133,6 +142,7 @@ typedef struct prefill_cuda_index {
   int32_t phases, distances;    /* bitmaps of distances a head, words of one */
   int32_t sums_chunks, sums_tiles; /* of PREFILL_CUDA_SUMS_* */
   int32_t byte_width; /* bytes of a row in bytes, with padding */
+  int32_t means;      /* prefill_cuda_means(kv_len) */
 
   /* Results: what prefill_cuda_attention has under the same names. */
   int32_t *block_begin, *full_count, *block_ids, *col_begin, *col_pos;
@@ -169,7 +179,12 @@ typedef struct prefill_cuda_index {
 
   /* Block-sparse heads and FlexPrefill's. */
   float *key_mean;    /* [batch][KV heads][head_dim][blocks] */
-  float *block_score; /* [row][blocks]; of other heads: masses */
+  float *block_score; /* [row][blocks]; of other heads: masses, or scores */
+
+  /* InfLLM v2; g = b * KV heads + KV head. */
+  uint16_t *mean_high, *mean_low; /* [g][means][head_dim], a mean as their sum */
+  uint8_t *mean_seen;             /* [g][means]: a key of it is visible */
+  float *mean_column;             /* [slot][means]: sums of probabilities */
 
   /* Heads that are scored in bytes; g = b * KV heads + KV head. */
   float *key_sum;        /* [g][blocks][head_dim] of visible keys */
@@ -193,6 +208,13 @@ typedef struct prefill_cuda_index {
 
 static inline int64_t prefill_cuda_ceil(int64_t x, int64_t y) {
   return (x + y - 1) / y;
+}
+
+/* Means of InfLLM v2 that lie wholly in so many keys. */
+static inline int64_t prefill_cuda_means(int64_t keys) {
+  return keys < PREFILL_CUDA_MEAN_KEYS
+             ? 0
+             : (keys - PREFILL_CUDA_MEAN_KEYS) / PREFILL_CUDA_MEAN_STEP + 1;
 }
 
 /* column_room for `columns` single keys of a head, and block_room and col_room
@@ -232,6 +254,7 @@ static inline int prefill_cuda_index_knows(const prefill_head_plan *plan) {
   case PREFILL_PATTERN_BLOCK_SPARSE:
   case PREFILL_PATTERN_XATTENTION:
   case PREFILL_PATTERN_FLEXPREFILL:
+  case PREFILL_PATTERN_INFLLM_V2:
   case PREFILL_PATTERN_SALE:
     return 1;
   default:
@@ -305,6 +328,7 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   const int64_t flexed =
       patterns >> PREFILL_PATTERN_FLEXPREFILL & 1 ? heads : 0;
   const int64_t pooled = (patterns & PREFILL_CUDA_POOLED) != 0;
+  const int64_t compressed = patterns >> PREFILL_PATTERN_INFLLM_V2 & 1;
   const int64_t forms[2] = {(patterns & PREFILL_CUDA_NEEDS_BYTES) != 0,
                             (patterns & PREFILL_CUDA_NEEDS_NIBBLES) != 0};
   const int64_t valued = (patterns & PREFILL_CUDA_NEEDS_VALUES) != 0;
@@ -312,6 +336,7 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   const int64_t kv_heads = (int64_t)x->batch * (x->heads / x->group);
   const int64_t kv_blocks = kv_heads * x->blocks;
   x->byte_width = (int32_t)prefill_cuda_ceil(x->head_dim, 64) * 64;
+  x->means = (int32_t)prefill_cuda_means(x->kv_len);
 #define PREFILL_TAKE(field, type, count)                                       \
   do {                                                                         \
     x->field = (type *)(base ? base + at : base);                              \
@@ -350,7 +375,15 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   PREFILL_TAKE(key_mean, float,
                pooled * x->batch * (x->heads / x->group) * x->head_dim *
                    x->blocks);
-  PREFILL_TAKE(block_score, float, (pooled | in_bytes) * rows * x->blocks);
+  PREFILL_TAKE(block_score, float,
+               (pooled | in_bytes | compressed) * rows * x->blocks);
+  PREFILL_TAKE(mean_high, uint16_t,
+               compressed * kv_heads * x->means * x->head_dim);
+  PREFILL_TAKE(mean_low, uint16_t,
+               compressed * kv_heads * x->means * x->head_dim);
+  PREFILL_TAKE(mean_seen, uint8_t, compressed * kv_heads * x->means);
+  PREFILL_TAKE(mean_column, float,
+               compressed * PREFILL_CUDA_BYTE_SLOTS * x->means);
   PREFILL_TAKE(key_sum, float, in_bytes * kv_blocks * x->head_dim);
   PREFILL_TAKE(key_center, float, in_bytes * kv_heads * x->head_dim);
   for (int form = 0; form < 2; ++form) {
@@ -380,7 +413,7 @@ typedef struct prefill_cuda_index_launch {
   int sums;           /* 0: rows, 1: columns (lines) */
   uint32_t grid[3];
 } prefill_cuda_index_launch;
-#define PREFILL_CUDA_INDEX_LAUNCHES 20
+#define PREFILL_CUDA_INDEX_LAUNCHES 23
 
 /* Writes the launches that heads of these patterns need, in order, and returns
  * how many. x is laid out for them. */
@@ -420,6 +453,16 @@ prefill_cuda_index_launches(const prefill_cuda_index *x, uint32_t patterns,
       PREFILL_LAUNCH("prefill_index_flex_lines", 0, 2, heads, batch);
     }
     PREFILL_LAUNCH("prefill_index_select_blocks", 0, tiles, heads, batch);
+  }
+  if (patterns >> PREFILL_PATTERN_INFLLM_V2 & 1) {
+    const uint32_t means = (uint32_t)x->means;
+    PREFILL_LAUNCH("prefill_index_mean_keys", 0,
+                   means < PREFILL_CUDA_MEANS
+                       ? 1
+                       : (means + PREFILL_CUDA_MEANS - 1) / PREFILL_CUDA_MEANS,
+                   heads / (uint32_t)x->group, batch);
+    PREFILL_LAUNCH("prefill_index_infllm", 0, PREFILL_CUDA_BYTE_SLOTS, 1, 1);
+    PREFILL_LAUNCH("prefill_index_select_top", 0, tiles, heads, batch);
   }
   if (patterns & (PREFILL_CUDA_NEEDS_BYTES | PREFILL_CUDA_NEEDS_NIBBLES)) {
     const uint32_t kv_heads = heads / (uint32_t)x->group;

@@ -145,7 +145,8 @@ private:
           std::pair("blocks", SparsePattern::BlockSparse),
           std::pair("sale", SparsePattern::SALE),
           std::pair("xattention", SparsePattern::XAttention),
-          std::pair("flexprefill", SparsePattern::FlexPrefill)})
+          std::pair("flexprefill", SparsePattern::FlexPrefill),
+          std::pair("infllm", SparsePattern::InfLLMv2)})
       add(name, [&](KernelSpec &spec) {
         HeadPlan plan;
         plan.pattern = pattern;
@@ -158,7 +159,7 @@ private:
         if (pattern == SparsePattern::FlexPrefill)
           plan.topP = 0.3, plan.threshold = 0.2, plan.minBudget = 64;
         spec.heads.assign(4, plan);
-        spec.heads[3].pattern = SparsePattern::InfLLMv2;
+        spec.heads[3].pattern = SparsePattern::Grid;
         spec.denseBelow = 200;
         if (pattern == SparsePattern::VerticalSlash) {
           spec.rotary = Rotary::Half;

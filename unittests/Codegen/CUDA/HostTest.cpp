@@ -147,8 +147,8 @@ TEST_F(CudaHost, Workspace) {
 /// Plans: what is visited is found on the GPU, and the attention of just that
 /// is right. (That it is what the plan says: IndexTest.cpp.)
 TEST_F(CudaHost, Sparse) {
-  for (const char *name :
-       {"ashape", "vertical", "blocks", "sale", "xattention", "flexprefill"}) {
+  for (const char *name : {"ashape", "vertical", "blocks", "sale", "xattention",
+                           "flexprefill", "infllm"}) {
     SCOPED_TRACE(name);
     Call call(name, 1, 700, 700);
     EXPECT_RUNS(call);

@@ -156,7 +156,7 @@ TEST(DeviceIndex, NotFinite) {
 TEST(DeviceIndex, OtherPatternsAndShortPromptsAreDense) {
   Small<32, 16> p;
   p.s = p.t = 100;
-  p.heads = {infLLM(3), verticalSlash(40, 60, 16)};
+  p.heads = {grid(64), verticalSlash(40, 60, 16)};
   p.hq = 2;
   p.build();
   Checked<Small<32, 16>> checked(p);
