@@ -79,10 +79,9 @@ static bool compileForGpus(const CompilerOptions &options,
       llvm::WithColor::warning(llvm::errs(), "prefill-opt")
           << "kernel '" << kernel.name << "': " << dense << " of "
           << kernel.heads.size()
-          << " heads are sparse on the CPU, and dense on GPUs: their pattern "
-             "is not among a-shape, tri-shape, strided, vertical-slash, "
-             "block-sparse, xattention, flexprefill, infllm-v2 and sale, or "
-             "has a similarity guard\n";
+          << " heads are sparse on the CPU, and dense on GPUs, which do not "
+             "know grid, q-boundary, 2d-boundary, similarity guards, and "
+             "strides that do not divide the kernel's blocks\n";
   return true;
 }
 

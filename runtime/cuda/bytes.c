@@ -17,7 +17,7 @@ KERNEL prefill_index_sum_blocks(args x) {
   const int64_t begin = block * x.block_k;
   const int64_t end = least(begin + x.block_k, keys_of(&x, b));
   const uint16_t *k = (const uint16_t *)x.k + b * x.k_batch + head * x.k_head;
-  for (int c = t; c < x.head_dim; c += THREADS) {
+  for (int c = t; x.key_sum && c < x.head_dim; c += THREADS) {
     float sum = 0;
     for (int64_t key = begin; key < end; ++key)
       if (!is_hidden(&x, b, key))

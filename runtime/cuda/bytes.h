@@ -93,6 +93,13 @@ INLINE void multiply_rows(int32_t c[2][KEY_TILES][4], const uint8_t *rows,
   } while (left > 0);
 }
 
+/* Element `i` of four by number, without memory. */
+INLINE float one_of(const float *four, int i) {
+  const float low = i & 1 ? four[1] : four[0];
+  const float high = i & 1 ? four[3] : four[2];
+  return i & 2 ? high : low;
+}
+
 /*===-- which keys count -------------------------------------------------===*/
 
 /* A lane has keys 8 n + lane % 4 * 2 + e of BYTE_KEYS, bit 2 n + e of a word.

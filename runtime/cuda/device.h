@@ -286,6 +286,9 @@ INLINE bool is_sparse(const args *x, int b, const prefill_head_plan *plan) {
     return plan->top_k > 0 && x->block_k % PREFILL_CUDA_MEAN_STEP == 0;
   case PREFILL_PATTERN_XATTENTION:
     return plan->top_p > 0 && strides_fit(x, plan);
+  case PREFILL_PATTERN_SAMPLED:
+    return plan->top_p > 0 && plan->stride > 0 &&
+           x->block_q % plan->stride == 0;
   case PREFILL_PATTERN_SALE:
     return (plan->bits == 0 || plan->bits == 4 || plan->bits == 8) &&
            (plan->top_p > 0 || plan->threshold > SALE_LEAST_THRESHOLD);
@@ -299,6 +302,7 @@ INLINE bool selects_blocks(const prefill_head_plan *plan) {
          plan->pattern == PREFILL_PATTERN_XATTENTION ||
          plan->pattern == PREFILL_PATTERN_FLEXPREFILL ||
          plan->pattern == PREFILL_PATTERN_INFLLM_V2 ||
+         plan->pattern == PREFILL_PATTERN_SAMPLED ||
          plan->pattern == PREFILL_PATTERN_SALE;
 }
 /* The blocks up to that of the first visible key, which stay. */

@@ -8,4 +8,5 @@
 #include "relative.c"
 #include "rows.c"
 #include "sale.c"
+#include "sampled.c"
 #include "xattention.c"

@@ -7,17 +7,23 @@ KERNEL prefill_index_select_mass(args x) {
   const int64_t tile = block_x();
   const int h = block_y(), b = block_z();
   const prefill_head_plan *plan = &x.plans[h];
-  const bool strided = plan->pattern == PREFILL_PATTERN_XATTENTION;
-  if ((plan->pattern != PREFILL_PATTERN_SALE && !strided) ||
+  const bool sale = plan->pattern == PREFILL_PATTERN_SALE;
+  const bool sampled = plan->pattern == PREFILL_PATTERN_SAMPLED;
+  if ((!sale && !sampled && plan->pattern != PREFILL_PATTERN_XATTENTION) ||
       !is_sparse(&x, b, plan))
     return;
   const int64_t row = ((int64_t)b * x.heads + h) * x.tiles + tile;
   const span s = span_of(&x, b, tile);
   float *mass = x.block_score + row * x.blocks + s.begin;
-  const mass_rule rule = {
-      .first = strided ? first_blocks(&x, b) : sale_until(&x, plan),
-      .own = strided ? own_block(&x, b, tile) : sale_from(&x, plan, b, tile),
-      .top_p = plan->top_p};
+  mass_rule rule = {.first = first_blocks(&x, b),
+                    .own = own_block(&x, b, tile),
+                    .top_p = plan->top_p};
+  if (sale) {
+    rule.first = sale_until(&x, plan);
+    rule.own = sale_from(&x, plan, b, tile);
+  } else if (sampled) {
+    rule.own -= ceil_div(most(plan->local, 0), x.block_k);
+  }
   bool all = false;
   if (plan->top_p > 0) {
     all = keep_by_mass(&x, b, &s, &rule, mass, chosen);

@@ -19,11 +19,12 @@ enum { MASS_BYTES = (MAX_DIM * OUTPUT_PITCH + STAGED_BLOCKS * BYTE_ROWS) * 4 };
 
 /* Scores of BYTE_ROWS rows with the blocks of `s`. */
 typedef struct row_shares {
-  int b, h, live; /* rows that there are */
+  int b, h, live;      /* rows that there are */
+  int first, per_tile; /* number of row 0, rows of a tile */
   span s;
   pair *
       share; /* [blocks][BYTE_ROWS]: maximum, sum relative to it; of the span */
-  float *mass; /* [blocks] of the tile */
+  float *mass; /* [tiles][blocks] of the tile of row number 0 and those after */
 } row_shares;
 
 INLINE pair *share_at(const row_shares *r, int64_t block) {
@@ -39,7 +40,7 @@ INLINE float weigh_rows(const row_shares *r, float top, float *of_warp) {
     pair *share = share_at(r, block);
     const pair at = *share;
     float weight = 0;
-    if (at.y > 0 && lane() < r->live)
+    if (at.y != 0 && lane() < r->live) /* NaN stays */
       weight = at.y * power((at.x - top) * LOG2E);
     share->x = weight;
     total += weight;
@@ -50,15 +51,39 @@ INLINE float weigh_rows(const row_shares *r, float top, float *of_warp) {
   total = 0;
   for (int w = 0; w < WARPS; ++w)
     total += of_warp[w * BYTE_ROWS + lane()];
-  return total > 0 ? 1 / total : 0;
+  return total == 0 ? 0 : 1 / total;
 }
 
-/* mass[block] += the rows' shares. */
-INLINE void add_shares(const row_shares *r, float inverse) {
-  for (int64_t block = r->s.begin + warp(); block < r->s.end; block += WARPS) {
-    const float mass = warp_sum_f(share_at(r, block)->x * inverse);
+/* Tiles that rows belong to. */
+typedef struct row_tiles {
+  int low, high, mine; /* first, last, that of the lane's row */
+} row_tiles;
+INLINE row_tiles tiles_of(const row_shares *r) {
+  return (row_tiles){r->first / r->per_tile,
+                     (r->first + r->live - 1) / r->per_tile,
+                     (r->first + lane()) / r->per_tile};
+}
+/* mass[tile][block] = what the tile's rows have, added to that of rows before
+ * number r->first. */
+INLINE void add_mass(const args *x, const row_shares *r, const row_tiles *t,
+                     int64_t block, float part) {
+  for (int tile = t->low; tile <= t->high; ++tile) {
+    const float mass =
+        warp_sum_f(lane() < r->live && tile == t->mine ? part : 0);
+    float *to = r->mass + tile * (int64_t)x->blocks + block;
     if (lane() == 0)
-      r->mass[block] += mass;
+      *to = r->first == 0 ? mass : *to + mass;
+  }
+}
+
+/* Adds the rows' shares to masses; those of rows in `unsound` are infinite. */
+INLINE void add_shares(const args *x, const row_shares *r, float inverse,
+                       uint32_t unsound) {
+  const row_tiles tiles = tiles_of(r);
+  for (int64_t block = r->s.begin + warp(); block < r->s.end; block += WARPS) {
+    const float share = share_at(r, block)->x * inverse;
+    add_mass(x, r, &tiles, block,
+             unsound >> lane() & 1 ? __builtin_inff() : share);
   }
 }
 
@@ -115,6 +140,7 @@ INLINE void add_weighed_shares(const args *x, const row_shares *r,
     const float at = output[c * OUTPUT_PITCH + lane()];
     norm = __builtin_fmaf(at, at, norm);
   }
+  const row_tiles tiles = tiles_of(r);
   /* Four blocks a warp at a time, so that outputs are read for all of them. */
   typedef float four __attribute__((ext_vector_type(4)));
   for (int64_t base = r->s.begin + warp() * 4; base < r->s.end;
@@ -146,10 +172,8 @@ INLINE void add_weighed_shares(const args *x, const row_shares *r,
       const float nearest = sizes * (LEAST_APART * LEAST_APART);
       const float share =
           lane() < r->live ? share_at(r, block)->x * inverse : 0;
-      const float mass = warp_sum_f(
-          share * __builtin_sqrtf(apart < nearest ? nearest : apart));
-      if (lane() == 0)
-        r->mass[block] += mass;
+      add_mass(x, r, &tiles, block,
+               share * __builtin_sqrtf(apart < nearest ? nearest : apart));
     }
   }
 }

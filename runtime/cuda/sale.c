@@ -18,9 +18,9 @@ typedef struct sale_rows {
   row_shares shares;
   byte_keys keys;
   int64_t tile;
-  int32_t b, h, keys_end;   /* keys of the batch entry */
-  int32_t first_row, total; /* of the tile's rows that are looked at */
-  int32_t until, from; /* blocks before and from there on are always kept */
+  int32_t b, h, keys_end; /* keys of the batch entry */
+  int32_t total;          /* of the tile's rows that are looked at */
+  int32_t until, from;    /* blocks before and from there on are always kept */
   float largest_scale;
   int32_t unsound;             /* a row whose scores are no numbers */
   int32_t position[BYTE_ROWS]; /* -1: no such row */
@@ -140,13 +140,6 @@ INLINE void score_block(const args *x, const sale_rows *w, const uint8_t *bytes,
   }
 }
 
-/* Element `i` of four by number, without memory. */
-INLINE float one_of(const float *four, int i) {
-  const float low = i & 1 ? four[1] : four[0];
-  const float high = i & 1 ? four[3] : four[2];
-  return i & 2 ? high : low;
-}
-
 /* Scores of the rows' bytes with blocks of keys, each warp its own: NEAR and
  * MASS leave maxima (and sums) of warps in w, MASS those of blocks in memory,
  * HITS a 1 at the blocks that a row wants. */
@@ -214,7 +207,7 @@ INLINE float bound_of(const args *x, float threshold, float greatest,
 }
 
 /* Quantises up to BYTE_ROWS of the tile's rows that are looked at, from
- * w->first_row on: the last of every `stride`. */
+ * w->shares.first on: the last of every `stride`. */
 INLINE void quantize_rows(const args *x, sale_rows *w, uint8_t *bytes) {
   const prefill_head_plan *plan = w->plan;
   const int64_t stride = most(plan->stride, 1);
@@ -222,7 +215,8 @@ INLINE void quantize_rows(const args *x, sale_rows *w, uint8_t *bytes) {
   const int64_t end = least(begin + x->block_q, x->q_len);
   const int live = w->shares.live, l = lane();
   for (int i = warp(); i < BYTE_ROWS; i += WARPS) {
-    const int64_t row = least(begin + (w->first_row + i + 1) * stride, end) - 1;
+    const int64_t row =
+        least(begin + (w->shares.first + i + 1) * stride, end) - 1;
     const uint16_t *q = (const uint16_t *)x->q + w->b * x->q_batch +
                         w->h * x->q_head + row * x->q_row;
     float element[2][4];
@@ -288,6 +282,7 @@ INLINE bool begin_tile(const args *x, sale_rows *w, int item) {
     w->shares.share =
         (pair *)x->share + (int64_t)block_x() * x->blocks * BYTE_ROWS;
     w->shares.mass = mass;
+    w->shares.per_tile = x->block_q;
     w->keys = keys;
     w->tile = tile;
     w->keys_end = (int32_t)keys_of(x, b);
@@ -317,7 +312,7 @@ KERNEL prefill_index_sale(args x) {
     for (int first = 0; first < w.total; first += BYTE_ROWS) {
       barrier(); /* all is read of the rows before */
       if (thread() == 0) {
-        w.first_row = first;
+        w.shares.first = first;
         w.shares.live =
             w.total - first < BYTE_ROWS ? w.total - first : BYTE_ROWS;
       }
@@ -354,7 +349,7 @@ KERNEL prefill_index_sale(args x) {
         if (w.plan->values)
           add_weighed_shares(&x, &w.shares, inverse, memory);
         else
-          add_shares(&w.shares, inverse);
+          add_shares(&x, &w.shares, inverse, 0);
       }
     }
     barrier();

@@ -18,8 +18,8 @@ typedef struct strided_rows {
   byte_keys keys;
   int64_t tile;
   int32_t stride, width, pitch; /* bytes of a row, from one to the next */
-  int32_t room, per_tile;       /* rows at a time, rows of a tile */
-  int32_t first, total;
+  int32_t room;                 /* rows at a time */
+  int32_t total;
   int32_t key_count, shift; /* a block has 2^shift keys */
   float largest_scale;
   uint32_t unsound;        /* rows whose scores are no numbers */
@@ -64,6 +64,7 @@ INLINE bool begin_strided(const args *x, strided_rows *w, int item) {
     w->shares = (row_shares){
         .b = b,
         .h = h,
+        .per_tile = per_tile,
         .s = s,
         .share = (pair *)x->share + (int64_t)block_x() * x->blocks * BYTE_ROWS,
         .mass = x->block_score + (head * (int64_t)x->tiles + tile) * x->blocks};
@@ -73,7 +74,6 @@ INLINE bool begin_strided(const args *x, strided_rows *w, int item) {
     w->width = width;
     w->pitch = pitch;
     w->room = room;
-    w->per_tile = per_tile;
     w->total = (int32_t)total;
     w->key_count = (int32_t)count;
     w->shift = __builtin_ctz((uint32_t)per_block);
@@ -82,15 +82,15 @@ INLINE bool begin_strided(const args *x, strided_rows *w, int item) {
   return true;
 }
 
-/* Rows w->first and those after it as bytes, a warp a row; those of q that are
- * not there are zeros. */
+/* Rows w->shares.first and those after it as bytes, a warp a row; those of q
+ * that are not there are zeros. */
 INLINE void quantize_strided(const args *x, strided_rows *w, uint8_t *bytes) {
   const int l = lane(), b = w->shares.b, h = w->shares.h;
   const int quads = x->byte_width / 4, total = w->stride * quads;
   const prefill_head_plan *plan = &x->plans[h];
   for (int i = warp(); i < w->shares.live; i += WARPS) {
     const int64_t row =
-        w->tile * x->block_q + (int64_t)(w->first + i) * w->stride;
+        w->tile * x->block_q + (int64_t)(w->shares.first + i) * w->stride;
     const int count = (int)least(w->stride, x->q_len - row);
     const uint16_t *q = (const uint16_t *)x->q + b * x->q_batch +
                         h * x->q_head + row * x->q_row;
@@ -314,26 +314,6 @@ INLINE void score_all(const args *x, strided_rows *w, const uint8_t *rows) {
   }
 }
 
-/* mass[tile][block] = the shares of the tile's rows, added to those of rows
- * before w->first; infinity where one is no number. */
-INLINE void add_strided(const args *x, const strided_rows *w, float inverse) {
-  const row_shares *r = &w->shares;
-  const int l = lane(), mine = (w->first + l) / w->per_tile;
-  const int low = w->first / w->per_tile;
-  const int high = (w->first + r->live - 1) / w->per_tile;
-  for (int64_t block = r->s.begin + warp(); block < r->s.end; block += WARPS) {
-    float share = share_at(r, block)->x * inverse;
-    if (l < r->live && w->unsound >> l & 1)
-      share = __builtin_inff();
-    for (int tile = low; tile <= high; ++tile) {
-      const float mass = warp_sum_f(l < r->live && tile == mine ? share : 0);
-      float *to = r->mass + (int64_t)tile * x->blocks + block;
-      if (l == 0)
-        *to = w->first == 0 ? mass : *to + mass;
-    }
-  }
-}
-
 /* Grid: PREFILL_CUDA_BYTE_SLOTS. Masses of the visible blocks of every tile;
  * infinity where scores are no numbers. */
 KERNEL prefill_index_xattention(args x) {
@@ -348,7 +328,7 @@ KERNEL prefill_index_xattention(args x) {
     for (int first = 0; first < w.total; first += w.room) {
       barrier(); /* all is read of the rows before */
       if (thread() == 0) {
-        w.first = first;
+        w.shares.first = first;
         w.unsound = 0;
         w.shares.live = w.total - first < w.room ? w.total - first : w.room;
       }
@@ -362,7 +342,8 @@ KERNEL prefill_index_xattention(args x) {
         const float value = w.most[i * BYTE_ROWS + lane()];
         greatest = value > greatest ? value : greatest;
       }
-      add_strided(&x, &w, weigh_rows(&w.shares, greatest, w.sum));
+      const float inverse = weigh_rows(&w.shares, greatest, w.sum);
+      add_shares(&x, &w.shares, inverse, w.unsound);
     }
     barrier();
   }

@@ -69,6 +69,10 @@ KernelSpec prefill::getCudaSpec(const KernelSpec &spec) {
 bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
   if (!spec.causal || head.similarity > 0)
     return false;
+  auto schedule = [&] {
+    return chooseWarpgroupSchedule(spec, /*lists=*/true, /*tensorMaps=*/false,
+                                   /*persistent=*/false);
+  };
   switch (static_cast<prefill_pattern>(head.pattern)) {
   case PREFILL_PATTERN_A_SHAPE:
   case PREFILL_PATTERN_TRI_SHAPE:
@@ -79,13 +83,10 @@ bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
   case PREFILL_PATTERN_INFLLM_V2:
   case PREFILL_PATTERN_SALE:
     return true;
+  case PREFILL_PATTERN_SAMPLED:
+    return head.stride > 0 && schedule().blockQ % head.stride == 0;
   case PREFILL_PATTERN_XATTENTION:
-    return head.stride > 0 &&
-           chooseWarpgroupSchedule(spec, /*lists=*/true, /*tensorMaps=*/false,
-                                   /*persistent=*/false)
-                       .blockK %
-                   head.stride ==
-               0;
+    return head.stride > 0 && schedule().blockK % head.stride == 0;
   default:
     return false;
   }

@@ -18,7 +18,7 @@ _GPUS = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
 #: Patterns that run sparse on GPUs.
 _SPARSE_ON_GPUS = ("a-shape", "streaming", "tri-shape", "strided", "vertical-slash")
 _SPARSE_ON_GPUS += ("block-topk", "block-sparse", "block-topp", "xattention", "flexprefill")
-_SPARSE_ON_GPUS += ("infllm-v2", "sale", "auto")
+_SPARSE_ON_GPUS += ("infllm-v2", "sampled", "sale", "auto")
 
 #: Patterns that differ from layer to layer: these need `layer` and `layers`.
 BY_LAYER = ("config", "duo", "trianglemix", "longgen")

@@ -23,12 +23,13 @@
 |*   prefill_index_mean_keys        means / 16, KV heads, batch infllm-v2
 |*   prefill_index_infllm           PREFILL_CUDA_BYTE_SLOTS     infllm-v2
 |*   prefill_index_select_top       tiles, heads, batch         infllm-v2
-|*   prefill_index_sum_blocks       blocks, KV heads, batch     sale, xattention
-|*   prefill_index_center_keys      KV heads, batch             the same
+|*   prefill_index_sum_blocks       blocks, KV heads, batch     sale, xattention, values
+|*   prefill_index_center_keys      KV heads, batch             sale, xattention
 |*   prefill_index_quantize_keys    blocks, KV heads, batch     the same
 |*   prefill_index_sale             PREFILL_CUDA_BYTE_SLOTS     sale
 |*   prefill_index_xattention       PREFILL_CUDA_BYTE_SLOTS     xattention
-|*   prefill_index_select_mass      tiles, heads, batch         sale, xattention
+|*   prefill_index_sampled          PREFILL_CUDA_BYTE_SLOTS     sampled
+|*   prefill_index_select_mass      tiles, heads, batch         sale, xattention, sampled
 |*   prefill_index_rows             tiles / 8, heads, batch     all
 |*   prefill_index_scan             1                           all
 |*   prefill_index_fill             tiles / 8, heads, batch     all
@@ -42,8 +43,9 @@
 |* What is chosen is what the CPU's runtime chooses from the same numbers
 |* (runtime/src/estimate_relative.c, estimate_blocks.c, estimate_flex.c, select.c),
 |* ties included;
-|* for infllm-v2 (estimate_compressed.c), sale (estimate_quantized.c) and xattention
-|* (estimate_strided.c) up to roundings, as docs/Warp.md says.
+|* for infllm-v2 (estimate_compressed.c), sale (estimate_quantized.c), xattention
+|* (estimate_strided.c) and sampled (estimate_sampled.c) up to roundings, as
+|* docs/Warp.md says.
 |* Attention is causal; a bias, segments and rotary embedding inside the kernel
 |* do not occur on GPUs.
 |*
@@ -70,8 +72,8 @@ extern "C" {
 /* Tiles a thread block of prefill_index_pool_scores scores. */
 #define PREFILL_CUDA_POOL_TILES 16
 
-/* Heads that are scored in bytes: query rows that a thread block scores at a
- * time, and thread blocks, each with memory for such rows (two for each of an
+/* Heads that are scored in bytes, or by rows: query rows that a thread block
+ * scores at a time, and thread blocks, each with memory for such rows (two for each of an
  * H100's multiprocessors). */
 #define PREFILL_CUDA_BYTE_ROWS 32
 #define PREFILL_CUDA_BYTE_SLOTS 264
@@ -187,7 +189,7 @@ typedef struct prefill_cuda_index {
   float *mean_column;             /* [slot][means]: sums of probabilities */
 
   /* Heads that are scored in bytes; g = b * KV heads + KV head. */
-  float *key_sum;        /* [g][blocks][head_dim] of visible keys */
+  float *key_sum;        /* [g][blocks][head_dim] of visible keys; NULL */
   float *key_center;     /* [g][head_dim] their mean */
   uint8_t *key_bytes[2]; /* [g][blocks * block_k][byte_width], of 8 and 4 bits;
                             NULL: no head asks for it */
@@ -255,6 +257,7 @@ static inline int prefill_cuda_index_knows(const prefill_head_plan *plan) {
   case PREFILL_PATTERN_XATTENTION:
   case PREFILL_PATTERN_FLEXPREFILL:
   case PREFILL_PATTERN_INFLLM_V2:
+  case PREFILL_PATTERN_SAMPLED:
   case PREFILL_PATTERN_SALE:
     return 1;
   default:
@@ -275,8 +278,9 @@ static inline uint32_t prefill_cuda_index_needs(const prefill_head_plan *plans,
         plan->pattern == PREFILL_PATTERN_XATTENTION)
       needs |= plan->bits == 4 ? PREFILL_CUDA_NEEDS_NIBBLES
                                : PREFILL_CUDA_NEEDS_BYTES;
-    if (plan->pattern == PREFILL_PATTERN_SALE && plan->top_p > 0 &&
-        plan->values)
+    if ((plan->pattern == PREFILL_PATTERN_SAMPLED ||
+         plan->pattern == PREFILL_PATTERN_SALE) &&
+        plan->top_p > 0 && plan->values)
       needs |= PREFILL_CUDA_NEEDS_VALUES;
   }
   return needs;
@@ -333,6 +337,7 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
                             (patterns & PREFILL_CUDA_NEEDS_NIBBLES) != 0};
   const int64_t valued = (patterns & PREFILL_CUDA_NEEDS_VALUES) != 0;
   const int64_t in_bytes = forms[0] || forms[1];
+  const int64_t sampled = patterns >> PREFILL_PATTERN_SAMPLED & 1;
   const int64_t kv_heads = (int64_t)x->batch * (x->heads / x->group);
   const int64_t kv_blocks = kv_heads * x->blocks;
   x->byte_width = (int32_t)prefill_cuda_ceil(x->head_dim, 64) * 64;
@@ -376,7 +381,7 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
                pooled * x->batch * (x->heads / x->group) * x->head_dim *
                    x->blocks);
   PREFILL_TAKE(block_score, float,
-               (pooled | in_bytes | compressed) * rows * x->blocks);
+               (pooled | in_bytes | compressed | sampled) * rows * x->blocks);
   PREFILL_TAKE(mean_high, uint16_t,
                compressed * kv_heads * x->means * x->head_dim);
   PREFILL_TAKE(mean_low, uint16_t,
@@ -385,6 +390,8 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   PREFILL_TAKE(mean_column, float,
                compressed * PREFILL_CUDA_BYTE_SLOTS * x->means);
   PREFILL_TAKE(key_sum, float, in_bytes * kv_blocks * x->head_dim);
+  if (!in_bytes)
+    x->key_sum = 0;
   PREFILL_TAKE(key_center, float, in_bytes * kv_heads * x->head_dim);
   for (int form = 0; form < 2; ++form) {
     PREFILL_TAKE(key_bytes[form], uint8_t,
@@ -398,7 +405,7 @@ static inline int64_t prefill_cuda_index_layout(prefill_cuda_index *x,
   if (!valued)
     x->value_mean = 0;
   PREFILL_TAKE(share, float,
-               in_bytes * PREFILL_CUDA_BYTE_SLOTS * x->blocks *
+               (in_bytes | sampled) * PREFILL_CUDA_BYTE_SLOTS * x->blocks *
                    PREFILL_CUDA_BYTE_ROWS * 2);
   PREFILL_TAKE(kept, uint32_t, rows * x->words);
   PREFILL_TAKE(row_blocks, int32_t, rows);
@@ -413,7 +420,7 @@ typedef struct prefill_cuda_index_launch {
   int sums;           /* 0: rows, 1: columns (lines) */
   uint32_t grid[3];
 } prefill_cuda_index_launch;
-#define PREFILL_CUDA_INDEX_LAUNCHES 23
+#define PREFILL_CUDA_INDEX_LAUNCHES 24
 
 /* Writes the launches that heads of these patterns need, in order, and returns
  * how many. x is laid out for them. */
@@ -464,20 +471,27 @@ prefill_cuda_index_launches(const prefill_cuda_index *x, uint32_t patterns,
     PREFILL_LAUNCH("prefill_index_infllm", 0, PREFILL_CUDA_BYTE_SLOTS, 1, 1);
     PREFILL_LAUNCH("prefill_index_select_top", 0, tiles, heads, batch);
   }
-  if (patterns & (PREFILL_CUDA_NEEDS_BYTES | PREFILL_CUDA_NEEDS_NIBBLES)) {
-    const uint32_t kv_heads = heads / (uint32_t)x->group;
+  const uint32_t in_bytes =
+      patterns & (PREFILL_CUDA_NEEDS_BYTES | PREFILL_CUDA_NEEDS_NIBBLES);
+  const uint32_t sampled = patterns >> PREFILL_PATTERN_SAMPLED & 1;
+  const uint32_t kv_heads = heads / (uint32_t)x->group;
+  if (in_bytes || patterns & PREFILL_CUDA_NEEDS_VALUES)
     PREFILL_LAUNCH("prefill_index_sum_blocks", 0, (uint32_t)x->blocks, kv_heads,
                    batch);
+  if (in_bytes) {
     PREFILL_LAUNCH("prefill_index_center_keys", 0, kv_heads, batch, 1);
     PREFILL_LAUNCH("prefill_index_quantize_keys", 0, (uint32_t)x->blocks,
                    kv_heads, batch);
-    if (patterns >> PREFILL_PATTERN_SALE & 1)
-      PREFILL_LAUNCH("prefill_index_sale", 0, PREFILL_CUDA_BYTE_SLOTS, 1, 1);
-    if (patterns >> PREFILL_PATTERN_XATTENTION & 1)
-      PREFILL_LAUNCH("prefill_index_xattention", 0, PREFILL_CUDA_BYTE_SLOTS, 1,
-                     1);
-    PREFILL_LAUNCH("prefill_index_select_mass", 0, tiles, heads, batch);
   }
+  if (patterns >> PREFILL_PATTERN_SALE & 1)
+    PREFILL_LAUNCH("prefill_index_sale", 0, PREFILL_CUDA_BYTE_SLOTS, 1, 1);
+  if (patterns >> PREFILL_PATTERN_XATTENTION & 1)
+    PREFILL_LAUNCH("prefill_index_xattention", 0, PREFILL_CUDA_BYTE_SLOTS, 1,
+                   1);
+  if (sampled)
+    PREFILL_LAUNCH("prefill_index_sampled", 0, PREFILL_CUDA_BYTE_SLOTS, 1, 1);
+  if (in_bytes || sampled)
+    PREFILL_LAUNCH("prefill_index_select_mass", 0, tiles, heads, batch);
   PREFILL_LAUNCH("prefill_index_rows", 0, (tiles + 7) / 8, heads, batch);
   PREFILL_LAUNCH("prefill_index_scan", 0, 1, 1, 1);
   PREFILL_LAUNCH("prefill_index_fill", 0, (tiles + 7) / 8, heads, batch);

@@ -146,7 +146,8 @@ private:
           std::pair("sale", SparsePattern::SALE),
           std::pair("xattention", SparsePattern::XAttention),
           std::pair("flexprefill", SparsePattern::FlexPrefill),
-          std::pair("infllm", SparsePattern::InfLLMv2)})
+          std::pair("infllm", SparsePattern::InfLLMv2),
+          std::pair("sampled", SparsePattern::Sampled)})
       add(name, [&](KernelSpec &spec) {
         HeadPlan plan;
         plan.pattern = pattern;
@@ -156,6 +157,8 @@ private:
           plan.topP = 0.3, plan.stride = 4, plan.values = 1, plan.topK = 0;
         if (pattern == SparsePattern::XAttention)
           plan.topP = 0.3, plan.stride = 8;
+        if (pattern == SparsePattern::Sampled)
+          plan.topP = 0.3, plan.stride = 8, plan.values = 1;
         if (pattern == SparsePattern::FlexPrefill)
           plan.topP = 0.3, plan.threshold = 0.2, plan.minBudget = 64;
         spec.heads.assign(4, plan);

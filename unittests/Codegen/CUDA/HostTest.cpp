@@ -148,7 +148,7 @@ TEST_F(CudaHost, Workspace) {
 /// is right. (That it is what the plan says: IndexTest.cpp.)
 TEST_F(CudaHost, Sparse) {
   for (const char *name : {"ashape", "vertical", "blocks", "sale", "xattention",
-                           "flexprefill", "infllm"}) {
+                           "flexprefill", "infllm", "sampled"}) {
     SCOPED_TRACE(name);
     Call call(name, 1, 700, 700);
     EXPECT_RUNS(call);
