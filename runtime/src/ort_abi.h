@@ -196,7 +196,9 @@ ORT_FUNCTION(void, ReleaseStatus, 93, (const OrtApi *api, OrtStatus *status),
 #define ORT_TYPES_ReleaseTensorTypeAndShapeInfo (OrtTensorTypeAndShapeInfo *)
 ORT_FUNCTION(void, ReleaseTensorTypeAndShapeInfo, 99,
              (const OrtApi *api, OrtTensorTypeAndShapeInfo *info), (info))
-/* The stream that a node of the CUDA provider computes on. */
+/* The stream that a node of the CUDA provider computes on (its cudaStream_t);
+ * NULL for the default one, and on CPUs. The second function that version 10 of
+ * the table added to version 9's 192. */
 #define ORT_TYPES_KernelContext_GetGPUComputeStream                            \
   (const OrtKernelContext *, void **)
 ORT_FUNCTION(OrtStatus *, KernelContext_GetGPUComputeStream, 193,

@@ -1,7 +1,8 @@
 """The custom op in ONNX Runtime: `pytest test_ort_custom_op.py`.
 
 PREFILL_TEST_MODEL names libprefill_runtime_test_model.so (Model.cpp: the
-reference tile function behind the real runtime); ctest sets it.
+reference tile function behind the real runtime), PREFILL_ORT_SLOTS
+libprefill_runtime_ort_slots.so (OrtSlots.c); ctest sets them.
 """
 import os
 import threading
@@ -160,6 +161,24 @@ def test_half_precision_and_flat_layout():
     got = session.run(None, flat)[0].reshape(2, 37, 4, 8).transpose(0, 2, 1, 3)
     np.testing.assert_allclose(got.astype(np.float32), expected(**x)[0],
                                atol=3e-3)
+
+
+@pytest.mark.skipif("PREFILL_ORT_SLOTS" not in os.environ,
+                    reason="PREFILL_ORT_SLOTS is not set")
+def test_the_stream_lies_where_it_is_looked_for():
+    """By its two neighbours: ONNX Runtime's table is in one order for ever."""
+    node = h.make_node("Slots", ["x"], ["found"], domain="prefill.test")
+    graph = h.make_graph(
+        [node], "g", [h.make_tensor_value_info("x", T.FLOAT, [2])],
+        [h.make_tensor_value_info("found", T.INT64, None)])
+    model = h.make_model(
+        graph, ir_version=8, opset_imports=[h.make_opsetid("prefill.test", 1)])
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(os.environ["PREFILL_ORT_SLOTS"])
+    session = ort.InferenceSession(model.SerializeToString(), options,
+                                   providers=["CPUExecutionProvider"])
+    found, = session.run(None, {"x": np.zeros(2, np.float32)})
+    assert found.tolist() == [1, 1, 1]
 
 
 def test_unknown_kernel():
