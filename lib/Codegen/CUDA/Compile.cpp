@@ -205,6 +205,30 @@ static bool compileOne(const KernelSpec &spec, const CudaOptions &options,
   return true;
 }
 
+/// Scores of fewer keys need fewer registers: sm_90a's kernel with the most
+/// keys a tile that ptxas has registers for, down to half of the table's.
+/// `error` says that there are too few for these.
+static bool compileSmaller(const KernelSpec &spec, const CudaOptions &options,
+                           CudaKernel &kernel, const std::string &error) {
+  if (!StringRef(error).contains(": ptxas s")) // spills, says (C75xx)
+    return false;
+  const int keys =
+      chooseWarpgroupSchedule(spec, /*lists=*/false, options.tensorMaps,
+                              /*persistent=*/false)
+          .blockK;
+  CudaOptions smaller = options;
+  for (smaller.blockK = keys - 16; 2 * smaller.blockK >= keys;
+       smaller.blockK -= 16) {
+    std::string another;
+    if (!compileOne(spec, smaller, kernel, another))
+      continue;
+    kernel.report.note =
+        "has " + std::to_string(smaller.blockK) + " keys a tile; " + error;
+    return true;
+  }
+  return false;
+}
+
 bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
                           CudaKernel &kernel, std::string &error) {
   if (compileOne(spec, options, kernel, error))
@@ -215,6 +239,13 @@ bool prefill::compileCuda(const KernelSpec &spec, const CudaOptions &options,
       options.blockK || options.warps || options.stages)
     return false;
   const std::string why = error;
+  // Lists name tiles of the table's size, and a persistent kernel with smaller
+  // ones has no advantage.
+  if (!options.lists && !options.persistent &&
+      compileSmaller(spec, options, kernel, why)) {
+    error.clear();
+    return true;
+  }
   CudaOptions plain = options;
   if (options.persistent)
     plain.persistent = false;

@@ -121,6 +121,37 @@ TEST(Ptxas, Warpgroups) {
       }
 }
 
+/// Where the table's tiles would spill there are fewer keys to one, and the
+/// note says so; sm_90's code comes after that.
+TEST(Ptxas, FewerKeys) {
+  if (findPtxas("").empty())
+    GTEST_SKIP() << "no ptxas in CUDA_HOME or PATH";
+  KernelSpec spec = makeSpec(160);
+  spec.causal = false;
+  spec.softcap = 30;
+  spec.hasKeyMask = true;
+  for (bool tensorMaps : {false, true}) {
+    CudaOptions options;
+    options.arch = 90;
+    options.archSpecific = true;
+    options.tensorMaps = tensorMaps;
+    CudaKernel kernel;
+    std::string error;
+    EXPECT_TRUE(compileCuda(spec, options, kernel, error)) << error;
+    EXPECT_EQ(error, "");
+    const CudaSchedule &schedule = kernel.report.schedule;
+    EXPECT_TRUE(schedule.warpgroups) << kernel.report.note;
+    EXPECT_EQ(schedule.tensorMaps, tensorMaps);
+    EXPECT_EQ(kernel.report.ptxas.spillStores, 0);
+    EXPECT_GE(schedule.blockK, 64);
+    EXPECT_LT(schedule.blockK, 112);
+    EXPECT_TRUE(llvm::StringRef(kernel.report.note)
+                    .starts_with("has " + std::to_string(schedule.blockK) +
+                                 " keys a tile; kernel '"))
+        << kernel.report.note;
+  }
+}
+
 /// The same for persistent thread blocks. (benchmarks/cuda_static.py compiles
 /// what is left out here.)
 TEST(Ptxas, Persistent) {
