@@ -68,6 +68,21 @@
 // CHECK: } else {
 // CHECK: avx512.mask.scalef
 
+// Outputs, where masked: are all values finite? Two rows of 64 at a time, eight
+// sums. If not, what a row does not see is left out of its sums.
+// CHECK: %[[UNSOUND:.*]] = scf.if %[[MASKED]] -> (i1) {
+// CHECK: scf.for {{.*}} step %c2_i64 iter_args
+// CHECK-COUNT-8: vector.fma
+// CHECK-NOT: vector.fma
+// CHECK: arith.cmpf uno
+// CHECK: vector.reduction <or>
+// CHECK: scf.if %[[UNSOUND]] {
+// CHECK: scf.for {{.*}} iter_args
+// CHECK: %[[VISIBLE:.*]] = arith.andi {{.*}} : vector<16xi1>
+// CHECK: %[[MORE:.*]] = vector.fma
+// CHECK: arith.select %[[VISIBLE]], %[[MORE]], %{{.*}} : vector<16xi1>
+// CHECK: } else {
+
 // Outputs: the decay of what was summed so far goes into the accumulators.
 // CHECK: scf.if %[[TRIMS]] {
 // CHECK: arith.mulf

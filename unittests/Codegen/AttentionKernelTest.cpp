@@ -375,6 +375,111 @@ TEST(AttentionKernel, NanInAKeyPoisonsItsRowsOnly) {
   EXPECT_TRUE(std::isnan(problem.o[129 * 64]));
 }
 
+/// Value number `key` becomes `number` as a whole; with NaN the key does, too
+/// (a key of infinities has scores of -inf, which nobody sees).
+void poison(Problem &problem, int64_t key, float number) {
+  const KernelSpec &spec = problem.spec;
+  if (std::isnan(number))
+    std::fill_n(&problem.k[key * spec.headDim], spec.headDim, number);
+  std::fill_n(&problem.v[key * spec.vHeadDim], spec.vHeadDim, number);
+}
+
+TEST(AttentionKernel, WhatARowDoesNotSeeMayBeAnything) {
+  // check() computes every row from the keys that it sees, and no others.
+  struct Shape {
+    int32_t d, e;
+    DType type;
+  };
+  for (Shape shape : {Shape{64, 64, DType::F32},
+                      {5, 100, DType::F16},
+                      {40, 7, DType::BF16},
+                      {24, 256, DType::F32}})
+    for (float number : {nan, inf}) {
+      const auto [d, e, type] = shape;
+      Problem causal(makeCausal(d, e, type), 130, 140);
+      for (int64_t key : {23, 100, 139})
+        poison(causal, key, number);
+      expectRight(causal);
+      EXPECT_TRUE(std::isfinite(causal.o[12 * e]));
+      EXPECT_FALSE(std::isfinite(causal.o[13 * e])); // its position is 23
+      Problem first(makeCausal(d, e, type), 70, 70);
+      poison(first, 1, number);
+      expectRight(first);
+      EXPECT_TRUE(std::isfinite(first.o[0]));
+      KernelSpec spec = makeCausal(d, e, type);
+      spec.windowLeft = 20;
+      Problem window(spec, 150, 150);
+      poison(window, 66, number);
+      expectRight(window);
+      EXPECT_TRUE(std::isfinite(window.o[87 * e]));
+    }
+}
+
+TEST(AttentionKernel, HiddenValuesOfEveryKind) {
+  for (float number : {nan, -inf})
+    for (bool full : {true, false}) {
+      KernelSpec spec = makeSpec(64);
+      spec.hasKeyMask = spec.hasSink = true;
+      Problem masked(spec, 70, 130);
+      masked.useFullBlocks = full;
+      for (int64_t key = 0; key < 130; ++key)
+        if (!masked.keyMask[key])
+          poison(masked, key, number);
+      expectRight(masked);
+      spec = makeSpec(64);
+      spec.hasSegments = true;
+      Problem segments(spec, 150, 150);
+      segments.useFullBlocks = full;
+      for (int64_t key = 37; key < 74; ++key)
+        poison(segments, key, number);
+      expectRight(segments);
+      spec = makeCausal(64);
+      spec.hasBias = true;
+      spec.softcap = 20;
+      Problem bias(spec, 100, 100);
+      bias.useFullBlocks = full;
+      poison(bias, 70, number);
+      expectRight(bias);
+      Problem skips(skipping(makeCausal(64)), 200, 200);
+      skips.skip = 1e-6f;
+      poison(skips, 150, number);
+      expectRight(skips);
+      for (auto [bq, bk] : {std::pair(16, 16), {128, 64}, {48, 128}}) {
+        spec = makeCausal(64);
+        spec.blockQ = bq;
+        spec.blockK = bk;
+        Problem blocks(spec, 200, 200);
+        blocks.useFullBlocks = full;
+        poison(blocks, 131, number);
+        expectRight(blocks);
+      }
+    }
+  // Gathered columns, some of which some of the rows see.
+  Problem columns(makeCausal(64), 128, 128);
+  columns.blocks = {{0}, {}};
+  columns.columns = {{}, {60, 64, skipped, 80, 100, 127}};
+  poison(columns, 80, nan);
+  expectRight(columns);
+  EXPECT_FALSE(std::isnan(columns.o[79 * 64]));
+  EXPECT_TRUE(std::isnan(columns.o[80 * 64]));
+}
+
+TEST(AttentionKernel, AVisibleValueShowsWhateverItsWeight) {
+  // Key 20's weight is 0 in fp32 for the rows that see it.
+  Problem problem(makeCausal(64), 64, 64);
+  for (int i = 0; i < 64; ++i)
+    problem.k[20 * 64 + i] = -1000;
+  for (float &x : problem.q)
+    x = 1;
+  problem.v[20 * 64] = nan;
+  for (int level = 2; level <= machineLevel(); ++level) {
+    problem.check(*getCpuTarget(level));
+    EXPECT_FALSE(std::isnan(problem.o[19 * 64]));
+    EXPECT_TRUE(std::isnan(problem.o[20 * 64]));
+    EXPECT_FALSE(std::isnan(problem.o[20 * 64 + 1]));
+  }
+}
+
 TEST(AttentionKernel, NanWithPayload) {
   Problem problem(makeCausal(64), 70, 70);
   uint32_t bits = 0x7fc001ff;

@@ -128,12 +128,21 @@ private:
   mlir::FailureOr<mlir::Value>
   elementwise(mlir::Operation *op, llvm::ArrayRef<mlir::Value> operands);
   mlir::LogicalResult lowerMask(tile::MaskOp mask, Piece &piece);
+  /// Which rows of a piece may see which of its keys, in a round that is
+  /// masked.
+  mlir::FailureOr<Vectors> visibleOf(tile::MaskOp mask, const Piece &piece);
   mlir::LogicalResult storeKeys(tile::StoreOp store, Piece &piece);
 
   // LowerProducts.cpp
   mlir::LogicalResult lowerDot(const Step &step);
+  /// With `hiding` what this mask hides from a row is left out of its sums,
+  /// whatever it is.
   mlir::LogicalResult productPiece(tile::DotOp dot, mlir::Value base,
-                                   mlir::Value stride, Piece &piece);
+                                   mlir::Value stride, Piece &piece,
+                                   tile::MaskOp hiding = {});
+  /// Whether one of the live rows of a masked round's operand holds an infinity
+  /// or a NaN; false in other rounds.
+  mlir::Value isUnsound(mlir::Value base, mlir::Value stride, int64_t width);
   /// Copies rows of keys to the workspace as fp32; dead columns become zero if
   /// `clearDead`.
   void copyOperand(mlir::Type element, int64_t width, mlir::Value base,

@@ -134,8 +134,67 @@ void KernelLowering::prefetchNext(const Piece &piece, Value round,
     e.prefetch(address, 1);
 }
 
+Value KernelLowering::isUnsound(Value base, Value stride, int64_t width) {
+  auto branch = scf::IfOp::create(b, loc, TypeRange{b.getI1Type()},
+                                  keyTile.masked, /*withElse=*/true);
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(branch.elseBlock());
+  scf::YieldOp::create(
+      b, loc,
+      arith::ConstantOp::create(b, loc, b.getBoolAttr(false)).getResult());
+  b.setInsertionPointToStart(branch.thenBlock());
+  // 0 times a finite number is 0. Two rows at a time and eight sums, so that no
+  // sum waits for the one before it; what is left of a row has sums of its own.
+  constexpr int64_t rows = 2, chains = 8;
+  SmallVector<int64_t> counts;
+  for (int64_t column = 0; column < width; column += counts.back())
+    counts.push_back(std::min<int64_t>(
+        target.lanes, int64_t(1) << llvm::Log2_64(uint64_t(width - column))));
+  const int64_t whole = llvm::count(counts, int64_t(target.lanes));
+  const int64_t shared = std::min(chains, rows * whole);
+  Vectors sums(shared, e.splat(0));
+  for (int64_t count : ArrayRef(counts).drop_front(whole))
+    sums.push_back(e.splat(0, count));
+  auto loop = scf::ForOp::create(b, loc, e.integer(0), keyTile.live,
+                                 e.integer(rows), sums);
+  b.setInsertionPointToStart(loop.getBody());
+  Vectors after(loop.getRegionIterArgs().begin(),
+                loop.getRegionIterArgs().end());
+  Value last = e.add(keyTile.live, -1);
+  for (int64_t r = 0; r < rows; ++r) {
+    Value row =
+        arith::MinSIOp::create(b, loc, e.add(loop.getInductionVar(), r), last);
+    Value address = e.at(base, arith::MulIOp::create(b, loc, row, stride));
+    for (int64_t i = 0, column = 0; i < int64_t(counts.size()); ++i) {
+      Value &sum =
+          after[i < whole ? (r * whole + i) % chains : shared + i - whole];
+      Value vector = e.load(e.floats(counts[i]), e.at(address, column * 4));
+      sum = e.fma(vector, e.splat(0, counts[i]), sum);
+      column += counts[i];
+    }
+  }
+  scf::YieldOp::create(b, loc, after);
+  b.setInsertionPointAfter(loop);
+  Value unsound;
+  Vectors results(loop.getResults().begin(), loop.getResults().end());
+  for (int64_t i = 1; i < shared; ++i)
+    results[0] = arith::AddFOp::create(b, loc, results[0], results[i]);
+  for (int64_t i = 0; i < int64_t(results.size()); ++i) {
+    if (i > 0 && i < shared)
+      continue;
+    Value bad = arith::CmpFOp::create(b, loc, arith::CmpFPredicate::UNO,
+                                      results[i], results[i]);
+    bad = vector::ReductionOp::create(b, loc, vector::CombiningKind::OR, bad);
+    unsound =
+        unsound ? arith::OrIOp::create(b, loc, unsound, bad).getResult() : bad;
+  }
+  scf::YieldOp::create(b, loc, unsound);
+  return branch.getResult(0);
+}
+
 LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
-                                           Value stride, Piece &piece) {
+                                           Value stride, Piece &piece,
+                                           tile::MaskOp hiding) {
   auto slot = slots.find(dot.getA());
   if (slot == slots.end())
     return dot.emitOpError("needs a computed tile as its first operand");
@@ -173,6 +232,7 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
   const bool isOneGroup = piece.vectors * target.lanes == queryRows;
   if (prefetches && !isOneGroup)
     prefetchNext(piece);
+  LogicalResult status = success();
   // Without the first `skip` vectors.
   auto reduce = [&](Value from, Value to, int64_t skip = 0) {
     SmallVector<Value *> carried;
@@ -196,6 +256,13 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
       lanes.push_back(
           e.load(e.floats(), e.at(vectors, c * target.vectorBytes())));
     const auto count = int64_t(lanes.size());
+    Vectors visible;
+    if (hiding) {
+      auto seen = visibleOf(hiding, Piece(k, 1, piece.lane, piece.vectors));
+      if (failed(seen))
+        status = failure();
+      visible = succeeded(seen) ? *seen : lanes;
+    }
     for (int64_t r = 0; r < piece.rows; ++r) {
       Value address = dot.getTransposeB()
                           ? e.at(rowAddress[r], e.mul(k, 4))
@@ -205,7 +272,8 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
       Value factor = e.broadcast(e.load(b.getF32Type(), address));
       for (int64_t c = 0; c < count; ++c) {
         Value &sum = after[r * count + c];
-        sum = e.fma(factor, lanes[c], sum);
+        Value more = e.fma(factor, lanes[c], sum);
+        sum = hiding ? e.select(visible[c], more, sum) : more;
       }
     }
     scf::YieldOp::create(b, loc, after);
@@ -222,7 +290,20 @@ LogicalResult KernelLowering::productPiece(tile::DotOp dot, Value base,
     reduce(inner.begin, inner.end);
   }
   piece.squares[dot.getResult()] = sums;
-  return success();
+  return status;
+}
+
+/// The mask whose result `value` is computed from element by element, or null.
+static tile::MaskOp maskBehind(Value value) {
+  Operation *op = value.getDefiningOp();
+  if (auto mask = dyn_cast_or_null<tile::MaskOp>(op))
+    return mask;
+  if (!op || !op->hasTrait<OpTrait::Elementwise>())
+    return {};
+  for (Value operand : op->getOperands())
+    if (tile::MaskOp mask = maskBehind(operand))
+      return mask;
+  return {};
 }
 
 LogicalResult KernelLowering::lowerDot(const Step &step) {
@@ -232,11 +313,36 @@ LogicalResult KernelLowering::lowerDot(const Step &step) {
     return failure();
   auto [base, stride] = *operand;
   int64_t rows = tileType(dot).getDimSize(1);
-  return forShapes([&, base = base, stride = stride](int64_t pieceRows,
-                                                     int64_t vectors) {
-    return forPieces(
-        step, rows, std::min<int64_t>(rows, pieceRows), vectors,
-        [&](Piece &piece) { return productPiece(dot, base, stride, piece); },
-        dot.getTransposeB());
-  });
+  auto emit = [&, base = base, stride = stride]() {
+    return forShapes([&](int64_t pieceRows, int64_t vectors) {
+      return forPieces(
+          step, rows, std::min<int64_t>(rows, pieceRows), vectors,
+          [&](Piece &piece) { return productPiece(dot, base, stride, piece); },
+          dot.getTransposeB());
+    });
+  };
+  tile::MaskOp mask =
+      dot.getTransposeB() ? tile::MaskOp() : maskBehind(dot.getA());
+  if (!mask || !keyTile.masked)
+    return emit();
+  // A hidden key has the weight 0, and 0 times an infinity or a NaN is NaN.
+  // That is rare: keys are told apart row by row only where there is one.
+  auto branch =
+      scf::IfOp::create(b, loc, TypeRange{}, isUnsound(base, stride, rows),
+                        /*withElse=*/true);
+  OpBuilder::InsertionGuard guard(b);
+  b.setInsertionPointToStart(branch.elseBlock());
+  if (failed(emit()))
+    return failure();
+  b.setInsertionPointToStart(branch.thenBlock());
+  KeyTile saved = keyTile;
+  keyTile.isMasked = true;
+  keyTile.isRanged = false;
+  LogicalResult status =
+      forPieces(step, rows, std::min<int64_t>(rows, 4), 1,
+                [&, base = base, stride = stride](Piece &piece) {
+                  return productPiece(dot, base, stride, piece, mask);
+                });
+  keyTile = saved;
+  return status;
 }

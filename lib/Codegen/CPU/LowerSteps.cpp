@@ -474,6 +474,31 @@ FailureOr<KernelLowering::Vectors> KernelLowering::square(Value value,
   return results;
 }
 
+FailureOr<KernelLowering::Vectors>
+KernelLowering::visibleOf(tile::MaskOp mask, const Piece &piece) {
+  // What is computed here is not available behind a branch around it.
+  Piece inside(piece.row, piece.rows, piece.lane, piece.vectors);
+  RowCache saved = rowCache;
+  Value predicate = mask.getPredicate().front().getTerminator()->getOperand(0);
+  FailureOr<Vectors> visible = square(predicate, inside);
+  rowCache = std::move(saved);
+  if (failed(visible))
+    return failure();
+  Value dead = e.splatBits(std::numeric_limits<int32_t>::max());
+  for (int64_t r = 0; r < piece.rows; ++r) {
+    Value offset = e.mul(e.add(piece.row, r), 4);
+    Value position =
+        e.load(b.getI32Type(), e.at(workspace(positionSlot), offset));
+    Value alive = arith::CmpIOp::create(b, loc, arith::CmpIPredicate::ne,
+                                        e.broadcast(position), dead);
+    for (int64_t c = 0; c < piece.vectors; ++c) {
+      Value &keep = (*visible)[r * piece.vectors + c];
+      keep = arith::AndIOp::create(b, loc, alive, keep);
+    }
+  }
+  return visible;
+}
+
 LogicalResult KernelLowering::lowerMask(tile::MaskOp mask, Piece &piece) {
   FailureOr<Vectors> scores = square(mask.getScores(), piece);
   if (failed(scores))
@@ -488,29 +513,13 @@ LogicalResult KernelLowering::lowerMask(tile::MaskOp mask, Piece &piece) {
     scf::YieldOp::create(b, loc, *scores);
     b.setInsertionPointToStart(branch.thenBlock());
   }
-  // What is computed here is not available behind the branch.
-  Piece inside(piece.row, piece.rows, piece.lane, piece.vectors);
-  RowCache saved = rowCache;
-  Value predicate = mask.getPredicate().front().getTerminator()->getOperand(0);
-  FailureOr<Vectors> visible = square(predicate, inside);
-  rowCache = std::move(saved);
+  FailureOr<Vectors> visible = visibleOf(mask, piece);
   if (failed(visible))
     return failure();
   Value hidden = e.splat(-std::numeric_limits<float>::infinity());
-  Value dead = e.splatBits(std::numeric_limits<int32_t>::max());
   Vectors masked;
-  for (int64_t r = 0; r < piece.rows; ++r) {
-    Value offset = e.mul(e.add(piece.row, r), 4);
-    Value position =
-        e.load(b.getI32Type(), e.at(workspace(positionSlot), offset));
-    Value alive = arith::CmpIOp::create(b, loc, arith::CmpIPredicate::ne,
-                                        e.broadcast(position), dead);
-    for (int64_t c = 0; c < piece.vectors; ++c) {
-      int64_t i = r * piece.vectors + c;
-      Value keep = arith::AndIOp::create(b, loc, alive, (*visible)[i]);
-      masked.push_back(e.select(keep, (*scores)[i], hidden));
-    }
-  }
+  for (auto [keep, score] : llvm::zip_equal(*visible, *scores))
+    masked.push_back(e.select(keep, score, hidden));
   if (branch) {
     scf::YieldOp::create(b, loc, masked);
     masked.assign(branch.getResults().begin(), branch.getResults().end());
