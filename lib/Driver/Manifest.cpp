@@ -162,7 +162,9 @@ static json::Object describePruning(const CompilerOptions &options,
       object["topk"] = spec.topk;
     object["top_p"] = spec.topP;
     object["score"] = "key-norm-small";
-    object["decay"] = "none";
+    object["decay"] = spec.linearDecay ? json::Value("linear")
+                      : spec.decays()  ? json::Value(spec.decay)
+                                       : json::Value("none");
     object["query"] = queryRows(spec, protection);
     return object;
   }

@@ -15,7 +15,9 @@
 // QuickPrefill (TIGER-AI-Lab/QuickVideo): a group of rows sees the keys that
 // earlier groups left and all of its own, then keeps those with small norms.
 // The number that stays is the same in every layer, so that one cache length
-// serves all. What protects rows is made once; selections are per layer.
+// serves all. With decay it falls from layer to layer, and cache_slots,
+// [layers, n, 2], has lengths for each. What protects rows is made once;
+// selections are per layer.
 //
 //===----------------------------------------------------------------------===//
 
@@ -105,6 +107,27 @@ private:
     return attentions.empty() ? "no attention was raised" : "";
   }
 
+  /// Gives every layer slots of its own: cache_slots becomes [layers, n, 2].
+  static void splitSlots(onnx::GraphOp graph,
+                         MutableArrayRef<AttentionOp> attentions) {
+    OpBuilder builder(graph.getContext());
+    Value slots = findInput(graph, "cache_slots");
+    Type own = slots.getType();
+    slots.setType(onnx::getTensorType(
+        {static_cast<int64_t>(attentions.size()), ShapedType::kDynamic, 2},
+        builder.getI64Type(), {"", "segments", ""}));
+    for (auto [i, op] : llvm::enumerate(attentions)) {
+      builder.setInsertionPoint(op);
+      Value layer = onnx::createInts(builder, op.getLoc(), int64_t(i),
+                                     /*scalar=*/true);
+      Value mine = onnx::NodeOp::create(builder, op.getLoc(), "Gather", "",
+                                        {slots, layer}, own,
+                                        {onnx::intAttr(builder, "axis", 0)})
+                       .getResult(0);
+      op.getCacheSlotsMutable().assign(mine);
+    }
+  }
+
   static void rewrite(onnx::GraphOp graph,
                       MutableArrayRef<AttentionOp> attentions,
                       const PruneSpec &spec, const ProtectSpec &protection) {
@@ -129,26 +152,31 @@ private:
                                  ret.getOutputNames().end());
     Type scores =
         onnx::getTensorType({1, ShapedType::kDynamic}, builder.getF32Type());
-    Type rows = onnx::getTensorType({1, ShapedType::kDynamic},
-                                    builder.getI64Type(), {"", "kept_rows"});
+    const auto layers = static_cast<int64_t>(attentions.size());
+    if (spec.decays())
+      splitSlots(graph, attentions);
     for (auto [i, op] : llvm::enumerate(attentions)) {
       builder.setInsertionPoint(op);
+      const std::string number = std::to_string(i + 1);
+      Type rows = onnx::getTensorType(
+          {1, ShapedType::kDynamic}, builder.getI64Type(),
+          {"", spec.decays() ? "kept_rows_" + number : "kept_rows"});
+      auto [topk, share] = spec.budgetOf(int64_t(i), layers);
       Value score = KeyNormOp::create(builder, op->getLoc(), scores, op.getK(),
                                       op.getKLayoutAttr());
       auto select = SelectRowsOp::create(
           builder, op->getLoc(), rows, /*starts=*/Type(), score, protect,
           /*alive=*/Value(), operands.starts, /*peak=*/Value(),
           /*columns=*/Value(), /*shares=*/Value(),
-          builder.getF64FloatAttr(spec.topP),
+          builder.getF64FloatAttr(share),
           /*global=*/FloatAttr(), /*individual=*/FloatAttr(),
           /*target=*/IntegerAttr(), /*left=*/IntegerAttr(),
           /*skip=*/IntegerAttr(),
-          spec.topk ? builder.getI64IntegerAttr(spec.topk) : IntegerAttr(),
+          topk ? builder.getI64IntegerAttr(topk) : IntegerAttr(),
           builder.getUnitAttr());
       op.getKeptRowsMutable().assign(select.getRows());
       ret.getValuesMutable().append(select.getRows());
-      names.push_back(
-          builder.getStringAttr("prefill.kept." + std::to_string(i + 1)));
+      names.push_back(builder.getStringAttr("prefill.kept." + number));
     }
     ret.setOutputNamesAttr(builder.getArrayAttr(names));
   }

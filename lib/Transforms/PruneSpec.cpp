@@ -4,6 +4,7 @@
 #include "llvm/ADT/SmallVector.h"
 #include "llvm/ADT/Twine.h"
 
+#include <cmath>
 #include <limits>
 
 using namespace prefill;
@@ -73,10 +74,14 @@ static bool parseQuickPrefill(StringRef options, PruneSpec &spec,
       if (value != "key-norm-small")
         error = ("score=" + value + ": expected key-norm-small").str();
     } else if (key == "decay") {
-      if (value != "none")
+      spec.linearDecay = value == "linear";
+      spec.decay = 1;
+      if (value != "none" && value != "linear" &&
+          (value.getAsDouble(spec.decay) || !(spec.decay > 0) ||
+           spec.decay > 1))
         error = ("decay=" + value +
-                 ": expected none: every layer would need a cache length of "
-                 "its own, and cache_slots has one for all")
+                 ": expected none, linear, or the factor from layer to layer, "
+                 "above 0 and at most 1")
                     .str();
     } else {
       error = ("unknown option '" + part +
@@ -89,6 +94,18 @@ static bool parseQuickPrefill(StringRef options, PruneSpec &spec,
   if (!hasBudget)
     spec.topk = 64;
   return true;
+}
+
+std::pair<int64_t, double> PruneSpec::budgetOf(int64_t layer,
+                                               int64_t layers) const {
+  const double factor = linearDecay ? double(layers - layer) / double(layers)
+                                    : std::pow(decay, double(layer));
+  int64_t most = linearDecay ? topk - topk * layer / layers
+                             : int64_t(double(topk) * factor + 1e-9);
+  // A share of 1 beside topk is none. The runtime counts in millionths.
+  const bool hasShare = topP < 1 || !topk;
+  return {topk ? std::max<int64_t>(1, most) : 0,
+          hasShare ? std::max(1e-6, topP * factor) : topP};
 }
 
 bool prefill::revivesRows(StringRef text) {

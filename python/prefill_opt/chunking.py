@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .hosting import session as open_session
+from .packing import _one_axis
 from .schedule import Scheduler
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -73,11 +74,12 @@ class Rows:
 
     For models with ``-prune=quickprefill``: `first` is the number of the first row in its prompt (None:
     `held`, as nothing was pruned), `follow` how many rows of the prompt follow these (0: none of these is
-    pruned), `protected` (bool [rows]) which ones the input ``protected_rows`` marks (None: none)."""
+    pruned), `protected` (bool [rows]) which ones the input ``protected_rows`` marks (None: none). With ``decay=``
+    `held` is int64 [layers], as many as each layer's cache has."""
 
     ids: np.ndarray
     slot: int = 0
-    held: int = 0
+    held: int | np.ndarray = 0
     logits: bool | np.ndarray = True
     contexts: tuple[int, int] = (0, 0)
     shift: int = 0
@@ -107,11 +109,13 @@ class Cache:
 
     Attributes:
         arrays: by output name, ``[1, heads, rows, d]``; written in place by `step`.
+        layers: how many have lengths of their own (``decay=``); None: there is one length.
     """
 
     def __init__(self, session, rows: int):
         if rows < 1:
             raise ValueError(f"a cache of {rows} rows: expected at least one")
+        _one_axis(session)
         names = {i.name for i in session.get_inputs()}
         if not {"segment_starts", "cache_slots"} <= names:
             _caches(session)  # says so if there is none at all
@@ -135,6 +139,15 @@ class Cache:
         if names - known:
             raise ValueError(f"no value for the input {min(names - known)}")
         self._outputs = [o.name for o in session.get_outputs() if o.name not in self.arrays]
+        slots = next(i.shape for i in session.get_inputs() if i.name == "cache_slots")
+        self.layers: int | None = slots[0] if len(slots) == 3 else None
+
+    def _slots(self, work: Sequence[Rows]) -> np.ndarray:
+        """``cache_slots``: [requests, 2], or [layers, requests, 2]."""
+        if self.layers is None:
+            return np.array([[w.slot, w.held] for w in work], np.int64)
+        held = [np.broadcast_to(w.held, self.layers) for w in work]
+        return np.stack([np.stack([np.full(self.layers, w.slot), h], -1) for w, h in zip(work, held, strict=True)], 1)
 
     def step(self, work: Sequence[Rows]) -> list[dict[str, np.ndarray]]:
         """Computes rows of several requests; returns the outputs but the cache, request by request.
@@ -150,7 +163,7 @@ class Cache:
         feeds = {
             "input_ids": np.concatenate([w.ids for w in work])[None],
             "segment_starts": starts,
-            "cache_slots": np.array([[w.slot, w.held] for w in work], np.int64),
+            "cache_slots": self._slots(work),
             "context_slots": np.array([w.contexts for w in work], np.int64),
             "position_shifts": np.array([w.shift for w in work], np.int64),
             "position_ids": np.concatenate([w.position + np.arange(len(w.ids)) for w in work])[None],
@@ -189,9 +202,15 @@ class Cache:
                 result[name] = value[0, :, rows] if value.ndim == 4 else value[0, rows]
         return results
 
-    def view(self, slot: int, count: int) -> dict[str, np.ndarray]:
-        """Rows [slot, slot + count) by output name, ``[heads, count, d]``, without a copy."""
-        return {name: array[0, :, slot : slot + count] for name, array in self.arrays.items()}
+    def view(self, slot: int, count: int | np.ndarray) -> dict[str, np.ndarray]:
+        """Rows [slot, slot + count) by output name, ``[heads, count, d]``, without a copy.
+
+        `count` is int64 [layers] where layers have lengths of their own.
+        """
+        counts = [count] * len(self.arrays)
+        if self.layers is not None:  # keys and values of one layer after the other
+            counts = np.repeat(np.broadcast_to(count, self.layers), 2)
+        return {name: a[0, :, slot : slot + n] for (name, a), n in zip(self.arrays.items(), counts, strict=True)}
 
 
 def _joined(parts: list[dict[str, np.ndarray]], names: Sequence[str], last: set[str]) -> dict[str, np.ndarray]:
@@ -210,16 +229,21 @@ def run_rows(cache: Cache, ids: np.ndarray, chunk: int, keep: str = "all", **whe
         cache: gets their keys and values.
         chunk: rows of a chunk.
         keep: as of `run_chunked`.
-        where: of `Rows` for the first chunk; ``logits=False`` where no row's are wanted.
+        where: of `Rows` for the first chunk; ``logits=False`` where no row's are wanted, or the numbers of the
+            rows whose are, ascending.
     """
     parts: list[dict[str, np.ndarray]] = []
     held, logits = where.pop("held", 0), where.pop("logits", True)
     for begin in range(0, len(ids), chunk):
         if keep == "last":
             parts.clear()
-        wanted = logits and begin + chunk >= len(ids)
-        parts += cache.step([Rows(ids[begin : begin + chunk], held=held + begin, logits=wanted, **where)])
-    return _joined(parts, cache._outputs, {"logits"} if cache._selecting else set())
+        end = begin + chunk
+        wanted = logits[(logits >= begin) & (logits < end)] - begin if isinstance(logits, np.ndarray) else logits
+        if wanted is True:
+            wanted = end >= len(ids)
+        parts += cache.step([Rows(ids[begin:end], held=held + begin, logits=wanted, **where)])
+    last = cache._selecting and not isinstance(logits, np.ndarray)
+    return _joined(parts, cache._outputs, {"logits"} if last else set())
 
 
 def run_chunked(
@@ -256,6 +280,7 @@ def run_chunked(
 
 def _run_with_own_cache(session, ids: np.ndarray, chunk: int, keep: str) -> dict[str, np.ndarray]:
     """The same for an export that has a cache: what it returns is its next input."""
+    _one_axis(session)
     caches = _caches(session)
     inputs = {i.name for i in session.get_inputs()}
     pasts = {past.name for past, _ in caches}

@@ -42,13 +42,14 @@ def run_parts(
     lengths: Sequence[int],
     wanted: np.ndarray | None = None,
     protected: np.ndarray | None = None,
-) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """The calls of `run_quickprefill`: what `Cache.step` gives for each part, and the rows that the cache holds then.
+) -> Iterator[tuple[dict[str, np.ndarray], int | np.ndarray]]:
+    """The calls of `run_quickprefill`: what `Cache.step` gives for each part, and the rows that the cache holds then
+    (int64 [layers] where layers have lengths of their own).
 
     `ids` int64 [tokens] of `lengths` together, the last of which is the question; `wanted`: ascending rows of the
     prompt whose logits are, where the model selects (None: the last one); `protected`: bool [tokens].
     """
-    begin = held = 0
+    begin, held = 0, 0 if cache.layers is None else np.zeros(cache.layers, np.int64)
     for length in lengths:
         end = begin + length
         logits: bool | np.ndarray = end == len(ids)
@@ -56,10 +57,10 @@ def run_parts(
             logits = wanted[(wanted >= begin) & (wanted < end)] - begin
         mask = None if protected is None else protected[begin:end]
         (result,) = cache.step([Rows(ids[begin:end], 0, held, logits, first=begin, follow=len(ids) - end, protected=mask)])
-        kept = {len(rows) for name, rows in result.items() if name.startswith(_KEPT)}
-        if len(kept) != 1:
+        kept = [len(rows) for name, rows in result.items() if name.startswith(_KEPT)]
+        if cache.layers is None and len(set(kept)) != 1:
             raise RuntimeError("layers kept different numbers of rows, and the cache has one length for all")
-        held += kept.pop()
+        held = held + (kept[0] if cache.layers is None else np.array(kept))
         begin = end
         yield result, held
 
@@ -88,7 +89,8 @@ def run_quickprefill(
 
     ``prefill.kept.<layer>`` (int64) lists the rows of the prompt that are in that layer's cache, ascending: their
     positions too. Caches are ``[heads, rows kept, d]``, views of the memory of `cache`. As many rows stay in
-    every layer. A decode step is ``cache.step([Rows([token], held=rows kept, first=len(prompt))])``.
+    every layer, but with ``decay=``. A decode step is ``cache.step([Rows([token], held=rows kept,
+    first=len(prompt))])``, with rows kept int64 [layers] then.
 
     Raises ValueError for an empty prompt, groups and questions that do not fit it, and for another model.
     """
@@ -114,7 +116,7 @@ def run_quickprefill(
     cache = cache or Cache(session, count)
     kept: dict[str, list[np.ndarray]] = {}
     parts: list[dict[str, np.ndarray]] = []
-    held = 0
+    held: int | np.ndarray = 0
     for result, held in run_parts(cache, ids, lengths, protected=mask):
         for name in [name for name in result if name.startswith(_KEPT)]:
             kept.setdefault(name, []).append(result.pop(name))

@@ -45,7 +45,7 @@ class Llama:
     def quickprefill(self, ids, lengths, keep, protected):
         """Groups of `lengths`, the last one of which is the question.
 
-        `keep`: rows of a group -> how many stay. Returns the logits of all rows, and (rows, K, V) per layer.
+        `keep`: rows of a group, layer -> how many stay. Returns the logits of all rows, and (rows, K, V) per layer.
         """
         caches = [
             (np.zeros(0, int), np.zeros((self.groups, 0, self.dim)), np.zeros((self.groups, 0, self.dim)))
@@ -70,10 +70,10 @@ class Llama:
                 y = self.norm(x)
                 x = x + (y @ gate / (1 + np.exp(-(y @ gate))) * (y @ up)) @ down
                 stay = set(range(n))
-                if number < len(lengths) - 1 and not keep(n) >= n:
+                if number < len(lengths) - 1 and not keep(n, layer) >= n:
                     stay = {i for i in range(n) if protected[begin + i]}
                     for i in np.argsort(np.sqrt((k * k).sum((0, 2))), kind="stable"):
-                        if len(stay) < keep(n):
+                        if len(stay) < keep(n, layer):
                             stay.add(int(i))
                 stay = sorted(stay)
                 caches[layer] = (
@@ -91,10 +91,12 @@ def llama():
     return Llama(shared_model(SMALL))
 
 
-def budget(topk=None, top_p=1.0):
-    """The formula of the options."""
+def budget(topk=None, top_p=1.0, decay=None):
+    """The formula of the options; `decay` gives topk and top_p of layer 1 of the two."""
 
-    def keep(rows):
+    def keep(rows, layer):
+        if layer and decay:
+            return budget(*decay)(rows, 0)
         if topk is not None and rows <= topk:
             return rows
         share = round(top_p * 1e6) * rows // 1_000_000
@@ -128,6 +130,10 @@ CASES = {
     "lists": ("topk=6", [9, 30, 1, 6, 7, 32], 5, budget(6)),
     "long question": ("topk=2", 20, 50, budget(2)),
     "a share of nothing": ("top-p=0.5", [1, 1, 40, 1], 47, budget(None, 0.5)),
+    "linear decay": ("topk=7,decay=linear", 16, 5, budget(7, 1, (4, 1))),
+    "decay of both": ("topk=9,top-p=0.8,decay=0.4", 16, 5, budget(9, 0.8, (3, 0.32))),
+    "decay of a share": ("top-p=0.9,decay=linear", [9, 30, 1, 6, 7, 32], 5, budget(None, 0.9, (None, 0.45))),
+    "no decay": ("topk=6,decay=1", 16, 5, budget(6)),
 }
 
 
@@ -181,13 +187,34 @@ def test_decode_steps_go_on(compiled, llama):
     result = prefill_opt.run_quickprefill(session, PROMPT[:n], query=5, cache=cache)
     held = len(kept(result, 0))
     logits, caches = llama.quickprefill(
-        PROMPT, [*group_lengths(n - 5, 16), 5, 1, 1], lambda r: r if r <= 6 else 6, protect(n)
+        PROMPT, [*group_lengths(n - 5, 16), 5, 1, 1], budget(6), protect(n)
     )
     for i in range(2):
         (step,) = cache.step([Rows(PROMPT[n + i : n + i + 1], held=held + i, first=n + i)])
         np.testing.assert_allclose(step["logits"][0], logits[n + i], atol=1e-4 * np.abs(logits).max())
         np.testing.assert_array_equal(step["prefill.kept.2"], [n + i])
     assert len(caches[0][0]) == held + 2
+
+
+def test_decode_steps_with_decay(compiled, llama):
+    """Every layer's cache has a length of its own; requests stand side by side as without."""
+    folder = compiled(shared_model(SMALL), prune="quickprefill:group=16,topk=8,decay=0.5")
+    assert json.loads((folder / "manifest.json").read_text())["prune"]["decay"] == 0.5
+    session = open_session(folder)
+    keep, n = budget(8, 1, (4, 1)), len(PROMPT) - 2
+    cache = Cache(session, 2 * len(PROMPT))
+    assert cache.layers == 2
+    result = prefill_opt.run_quickprefill(session, PROMPT[:n], query=4, cache=cache)
+    held = np.array([len(kept(result, layer)) for layer in range(2)])
+    assert held[0] > held[1] and [result[f"present.{i}.key"].shape[1] for i in range(2)] == list(held)
+    logits, caches = llama.quickprefill(PROMPT, [*group_lengths(n - 4, 16), 4, 1, 1], keep, protect(n))
+    for i in range(2):
+        other = Rows(PROMPT[:9], len(PROMPT), np.zeros(2, int), first=0, follow=1)
+        token = PROMPT[n + i : n + i + 1]
+        step, beside = cache.step([Rows(token, held=held + i, first=n + i), other])
+        np.testing.assert_allclose(step["logits"][0], logits[n + i], atol=1e-4 * np.abs(logits).max())
+        assert [len(beside[f"prefill.kept.{layer}"]) for layer in (1, 2)] == [8, 4]
+    assert [len(rows) for rows, _, _ in caches] == list(held + 2)
 
 
 @pytest.mark.parametrize("name", [n for n in (*PLAIN, *MASKED) if "phi3" not in n])  # phi3 has a window
@@ -367,7 +394,10 @@ def test_bad_calls(compiled):
         (SMALL, {"prune": "quickprefill:top-p=nan"}, "top-p=nan: expected the share"),
         (SMALL, {"prune": "quickprefill:query=0"}, "'query=0': expected a number of rows"),
         (SMALL, {"prune": "quickprefill:score=value-norm"}, "score=value-norm: expected key-norm-small"),
-        (SMALL, {"prune": "quickprefill:decay=linear"}, "decay=linear: expected none"),
+        (SMALL, {"prune": "quickprefill:decay=0"}, "decay=0: expected none, linear, or the factor"),
+        (SMALL, {"prune": "quickprefill:decay=1.5"}, "decay=1.5: expected none, linear, or the factor"),
+        (SMALL, {"prune": "quickprefill:decay=nan"}, "decay=nan: expected none, linear, or the factor"),
+        (SMALL, {"prune": "quickprefill:top-p=1,decay=0.5", "accuracy": "exact"}, "-accuracy=exact refuses"),
         (SMALL, {"prune": "quickprefill:keep=1"}, "unknown option 'keep=1': expected group, topk, top-p"),
         (SMALL, {"prune": "quickprefill", "protect": "last:0"}, "a number from 1 on"),
         (SMALL, {"prune": "quickprefill", "accuracy": "exact"}, "-accuracy=exact refuses -prune=quickprefill"),

@@ -273,7 +273,7 @@ def PruneGroups : Pass<"prune-groups", "::mlir::ModuleOp"> {
   }];
   let options = [
     Option<"prune", "prune", "std::string", /*default=*/"\"quickprefill\"",
-           "quickprefill[:group=512,topk=64,top-p=0.5,query=N]">,
+           "quickprefill[:group=512,topk=64,top-p=0.5,query=N,decay=none|linear|F]">,
     Option<"protect", "protect", "std::string", /*default=*/"\"\"",
            "bos:N,last:N,system,ids:A-B,rows:A-B">
   ];

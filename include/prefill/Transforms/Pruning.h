@@ -75,6 +75,11 @@ struct PruneSpec {
   int64_t topk = 0;    ///< 0: no bound
   double topP = 1;     ///< share of a group's rows, in (0, 1]
   int64_t query = 0;   ///< rows of the question; 0: as many as -protect's last
+  /// How topk and topP (those that are given) fall from layer to layer: in
+  /// layer l of L, from 0, topk - floor(topk l / L) and topP (1 - l / L), or
+  /// both times decay^l, decay in (0, 1]. At least one row, one millionth.
+  bool linearDecay = false;
+  double decay = 1;
 
   bool isMustDrop() const { return method == Method::MustDrop; }
   bool isMergePatches() const { return method == Method::MergePatches; }
@@ -87,18 +92,23 @@ struct PruneSpec {
   /// Whether patches of a vision encoder are merged.
   bool merges() const { return windowHeight * windowWidth > 1; }
   bool isQuickPrefill() const { return method == Method::QuickPrefill; }
-  /// How many rows of a group of `rows` stay in the cache, unless more are
-  /// protected.
-  int64_t keptOf(int64_t rows) const {
-    if (topk && rows <= topk)
+  /// Whether layers keep different numbers of rows.
+  bool decays() const { return linearDecay || decay != 1; }
+  /// topk and topP of layer `layer`, from 0, of `layers`.
+  std::pair<int64_t, double> budgetOf(int64_t layer, int64_t layers) const;
+  /// How many rows of a group of `rows` stay in that layer's cache, unless more
+  /// are protected.
+  int64_t keptOf(int64_t rows, int64_t layer, int64_t layers) const {
+    auto [most, part] = budgetOf(layer, layers);
+    if (most && rows <= most)
       return rows;
-    auto share = static_cast<int64_t>(topP * static_cast<double>(rows) + 1e-6);
-    return topk && topk < share ? topk : share;
+    auto share = static_cast<int64_t>(part * static_cast<double>(rows) + 1e-6);
+    return most && most < share ? most : share;
   }
   /// Whether nothing ever goes, whatever the prompt is.
   bool keepsAll() const {
     if (isQuickPrefill())
-      return !topk && topP == 1;
+      return !topk && topP == 1 && !decays();
     if (isMergePatches())
       return !merges();
     if (isMustDrop())
