@@ -72,10 +72,17 @@ private:
     PromptWalk walk(analysis);
     if (std::string error = walk.run(graph); !error.empty())
       return error;
-    for (Value argument : graph.getBody().getArguments())
-      if (const TensorFacts &f = analysis.facts(argument);
-          f.shape.size() > 1 && f.shape[0]->asInt() && !f.shape[0]->isInt(1))
+    for (auto [argument, entry] : llvm::zip_equal(
+             graph.getBody().front().getArguments(), graph.getInputs())) {
+      // Positions of several axes are [axes, batch, tokens].
+      const TensorFacts &f = analysis.facts(argument);
+      const size_t batch =
+          f.shape.size() == 3 &&
+          onnx::getEntryName(entry).getValue() == "position_ids";
+      if (f.shape.size() > 1 && f.shape[batch]->asInt() &&
+          !f.shape[batch]->isInt(1))
         return "the model is for a batch of more than one";
+    }
     return rewrite(graph, analysis, walk, result);
   }
 

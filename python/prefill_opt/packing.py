@@ -123,6 +123,16 @@ def pack(
     return Plan(tuple(_fill(arrays, lengths, items) for items in bins), gain)
 
 
+def _one_axis(session) -> None:
+    """Refuses a model whose positions are several numbers a token: which ones, its host knows alone."""
+    for given in session.get_inputs():
+        if given.name == "position_ids" and len(given.shape) != 2:
+            raise ValueError(
+                f"the input position_ids is {given.shape}, not [batch, tokens]: positions of several axes (as of "
+                "images) are the host's, which calls the session itself"
+            )
+
+
 def run_packed(session, plan: Plan) -> list[dict[str, np.ndarray]]:
     """Runs a model compiled with ``-pack`` on every pack; returns its outputs prompt by prompt.
 
@@ -139,6 +149,7 @@ def run_packed(session, plan: Plan) -> list[dict[str, np.ndarray]]:
     inputs = {i.name for i in session.get_inputs()}
     if "segment_starts" not in inputs:
         raise ValueError("the model has no input segment_starts: compile it with -pack=ffd")
+    _one_axis(session)
     selecting = inputs & {"logits_to_keep", "logits_rows"}
     known = {"input_ids", "segment_starts", "position_ids"} | selecting
     if inputs - known:

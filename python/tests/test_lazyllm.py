@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from support import plain_session
 from test_chunking import CACHED, MASKED, PLAIN, open_session, shared_model
 from test_pruning import HUGGING_FACE, SMOLLM2, needs_smollm2
+from test_share_kv import decoder as shared_decoder
+from test_share_kv import with_logits
 
 import prefill_opt
 
@@ -145,8 +147,12 @@ def smollm2_in_numpy():
     )  # fmt: skip
 
 
-def deep_decoder(path, layers=6, hidden=32, heads=4, groups=2, vocabulary=60):
-    """Writes a decoder with rotary embedding and no MLP, as ONNX; returns it as NumPy has it."""
+def deep_decoder(path, layers=6, hidden=32, heads=4, groups=2, vocabulary=60, axes=0):
+    """Writes a decoder with rotary embedding and no MLP, as ONNX; returns it as NumPy has it.
+
+    With `axes` it has an input position_ids [axes, batch, s], and each axis rotates every so-manieth pair (as the
+    multimodal rotary embedding of Qwen2-VL has sections for time, height and width).
+    """
     rng, dim, half = np.random.default_rng(0), hidden // heads, hidden // heads // 2
     nodes, constants = [], []
 
@@ -163,10 +169,20 @@ def deep_decoder(path, layers=6, hidden=32, heads=4, groups=2, vocabulary=60):
 
     zero, one, two = (constant(n, np.array(v)) for n, v in (("zero", 0), ("one", 1), ("two", [2])))
     axis = constant("axis", np.array([1]))
-    count = node("Gather", [node("Shape", ["input_ids"], "shape"), one], "count")
-    rows = node("Cast", [node("Range", [zero, count, one], "rows")], "numbers", to=TensorProto.FLOAT)
-    rates = constant("rates", (10000.0 ** (-np.arange(half) / half)).astype(np.float32)[None])
-    angle = node("MatMul", [node("Unsqueeze", [rows, axis], "column"), rates], "angle")
+    rates = (10000.0 ** (-np.arange(half) / half)).astype(np.float32)
+    if axes:
+        turns = []
+        for i in range(axes):
+            own = constant(f"rates{i}", np.where(np.arange(half) % axes == i, rates, 0)[None, None, None])
+            of_axis = node("Gather", ["position_ids", constant(f"axis{i}", np.array(i))], f"positions{i}", axis=0)
+            places = node("Cast", [of_axis], f"numbers{i}", to=TensorProto.FLOAT)
+            places = node("Unsqueeze", [places, constant(f"around{i}", np.array([1, 3]))], f"column{i}")
+            turns.append(node("Mul", [places, own], f"angle{i}"))
+        angle = node("Sum", turns, "angle")
+    else:
+        count = node("Gather", [node("Shape", ["input_ids"], "shape"), one], "count")
+        rows = node("Cast", [node("Range", [zero, count, one], "rows")], "numbers", to=TensorProto.FLOAT)
+        angle = node("MatMul", [node("Unsqueeze", [rows, axis], "column"), constant("rates", rates[None])], "angle")
     wide = node("Concat", [angle, angle], "wide", axis=-1)
     cos, sin = node("Cos", [wide], "cos"), node("Sin", [wide], "sin")
     halves = [constant(n, np.array([v])) for n, v in (("begin", 0), ("middle", half), ("end", dim), ("last", 3))]
@@ -197,7 +213,8 @@ def deep_decoder(path, layers=6, hidden=32, heads=4, groups=2, vocabulary=60):
     node("MatMul", [x, weight("head", hidden, vocabulary, scale=1)], "logits")
     graph = helper.make_graph(
         nodes, "decoder",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "s"])],
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "s"])]
+        + [helper.make_tensor_value_info("position_ids", TensorProto.INT64, [axes, "batch", "s"])] * (axes > 0),
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "s", vocabulary])],
         constants,
     )  # fmt: skip
@@ -354,6 +371,37 @@ def test_sparse_prompts(compiled, deep):
     for name, value in expected.items():
         np.testing.assert_allclose(result[name], value[0], atol=1e-4, err_msg=name)
     assert np.isfinite(context.step(3)["logits"]).all()
+
+
+@pytest.mark.parametrize("stages", [(1,), (3,), (1, 2), (1, 2, 3)])
+def test_with_shared_keys(compiler, tmp_path, stages):
+    """Layers after the last stage that read one layer's keys have one cache, and give what their copies would."""
+    path = tmp_path / "model.onnx"
+    shared_decoder(path, shared=True, layers=6)
+    with_logits(path)
+    contexts = []
+    for number, more in enumerate(({}, {"share_kv": "detect"})):
+        out = prefill_opt.compile(path, tmp_path / str(number), prune=option(stages, 0.5), logits="last", **more)
+        contexts.append(prefill_opt.LazyLLM(open_session(out)))
+    ids = np.random.default_rng(3).integers(0, 50, 60)
+    for part in (ids[:52], *ids[52:, None]):
+        one, other = (c.step(part) if c.rows else c.prompt(part) for c in contexts)
+        for name, value in one.items():
+            np.testing.assert_allclose(other[name], value, atol=1e-4, err_msg=name)
+        last = one[f"prefill.rows.{stages[-1]}"]
+        assert len(last) < contexts[0].rows
+    assert contexts[1].state_bytes["kv"] < contexts[0].state_bytes["kv"]
+
+
+def test_shared_keys_of_other_rows(compiler, tmp_path):
+    """A stage among the layers that share keys would leave some of them keys of other rows."""
+    path = tmp_path / "model.onnx"
+    shared_decoder(path, shared=True, layers=6)
+    with_logits(path)
+    with pytest.raises(prefill_opt.CompileError) as error:
+        prefill_opt.compile(path, tmp_path / "out", prune=option((2, 5), 0.5), logits="last", share_kv="detect")
+    assert "it reads rows that an earlier layer left out" in str(error.value)
+    assert len(str(error.value).strip().splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
 PROTECTIONS = {
