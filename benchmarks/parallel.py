@@ -4,7 +4,8 @@ independently (APE), and taken from a store.
 
 The contexts are pieces of Python's documentation with the number in the middle of one of them; each line is
 one place of the number. `sequential` is the same compiled model without contexts, so that all ways run the
-same kernels; the seconds are of one processor, for the whole prompt and the answer's tokens.
+same kernels. The seconds are of one processor: of the prompt, as `prefill-opt cost` predicts them in the first
+line, and with the answer's tokens.
 
     build/venv/bin/python benchmarks/parallel.py --contexts 4 --tokens 500
 """
@@ -12,6 +13,7 @@ same kernels; the seconds are of one processor, for the whole prompt and the ans
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +45,15 @@ def make_prompts(tokenizer, count: int, tokens: int, place: int) -> tuple[list, 
     return prefix, contexts, question, key
 
 
+def predicted(method: str, prefix: int, contexts: int, tokens: int, question: int) -> list[float]:
+    """Seconds that the compiler predicts for the prompt: sequential, independent, from the store."""
+    model, total = smollm2.build_export(), prefix + contexts * tokens + question
+    command = ["cost", model, f"-tokens={total}", "-json", "-device=cpu:threads=1"]
+    apart = [f"-parallel-encode={method}", f"-contexts={contexts}:prefix={prefix},query={question}"]
+    rows = [json.loads(prefill_opt.run_compiler([*command, *more]).stdout)["rows"] for more in (["-chunk=512"], apart)]
+    return [rows[0][-1]["seconds"], rows[1][-2]["seconds"], rows[1][-1]["seconds"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--contexts", type=int, default=4)
@@ -59,7 +70,10 @@ def main() -> None:
         out = prefill_opt.compile(smollm2.build_export(), Path(folder) / "out", parallel_encode=method)
         session = prefill_opt.session(out, intra_op_num_threads=1)
         print(f"{options.contexts} contexts of {options.tokens} tokens, {method}")
-        print(f"{'number in':>9} {'number':>7}   {'sequential':22} {'independent':22} from the store")
+        print(f"{'number in':>9} {'number':>7}   {'sequential':30} {'independent':30} from the store")
+        prefix, _, question, _ = make_prompts(tokenizer, options.contexts, options.tokens, 0)
+        told = predicted(method, len(prefix), options.contexts, options.tokens, len(question))
+        print(f"{'predicted':17}   " + " ".join(f"{'':12} {seconds:6.2f} s{'':9}" for seconds in told))
         for place in options.places if options.places else range(options.contexts):
             prefix, contexts, question, key = make_prompts(tokenizer, options.contexts, options.tokens, place)
             store = prefill_opt.ContextStore()
@@ -72,9 +86,10 @@ def main() -> None:
             for first, documents, kept in ways.values():
                 start = time.process_time()
                 prompt = prefill_opt.parallel_encode(session, first, documents, question, kept, new_tokens=7)
+                read = time.process_time() - start
                 said = tokenizer.decode(prompt.generate(8)).strip().split("\n")[0]
-                cells.append(f"{said[:10]!r:12} {time.process_time() - start:6.2f} s")
-            print(f"{place:9} {key:>7}   {cells[0]:22} {cells[1]:22} {cells[2]}", flush=True)
+                cells.append(f"{said[:10]!r:12} {read:6.2f} s {time.process_time() - start:6.2f} s")
+            print(f"{place:9} {key:>7}   {cells[0]:30} {cells[1]:30} {cells[2]}", flush=True)
 
 
 if __name__ == "__main__":

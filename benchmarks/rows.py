@@ -14,6 +14,8 @@ For every transform, with dense attention and with vertical-slash, and every len
     perplexity  of the last 1,024 tokens (of at most half of the text) of Python's language
                 reference (pydoc_data.topics), and against the dense model's
 
+`ape` cuts a prompt into 4 contexts between 32 tokens before and at least 64 after them; the rows whose
+perplexity is taken are the question. `pack` has one prompt here (packing.py has batches).
 Predictions are made for the CPU that runtime/src/cost_device.c describes, whatever runs here.
 A transform that this build of the compiler does not know is left out with its reason.
 Writes results/NAME.json and, with the plot of perplexity against time, results/NAME.png.
@@ -42,6 +44,7 @@ TRANSFORMS: dict[str, dict[str, str]] = {
     "chunk 512": {"chunk": "512"},
     "lazyllm": {"prune": "lazyllm:layers=9+19+28,keep=0.7"},
     "quickprefill": {"prune": "quickprefill:group=512,topk=256,query=64"},
+    "quickprefill, decay": {"prune": "quickprefill:group=512,topk=256,decay=linear,query=64"},
     "ape": {"parallel_encode": "ape:T=0.9,S=0.9"},
 }
 ATTENTION = ("dense", "vertical-slash")
@@ -77,8 +80,11 @@ class Rows:
                 print(f"left out: {name}: {error}", file=sys.stderr)
 
     def predict(self, name: str, tokens: int) -> dict:
-        """The last row of `prefill-opt cost`: after all transforms. Empty if it refuses them."""
+        """What `prefill-opt cost` says after all transforms (of contexts that are in no store). Empty if it
+        refuses them."""
         flags = [f"-{key.replace('_', '-')}={value}" for key, value in self.flags[name].items()]
+        if "parallel_encode" in self.flags[name]:
+            flags.append("-contexts={count}:prefix={prefix},query={query}".format(**contender.CONTEXTS))
         device = f"-device=cpu:threads={self.options.threads}"
         try:
             told = run_compiler(
@@ -87,7 +93,7 @@ class Rows:
         except CompileError as error:
             print(f"not predicted: {name}: {error}", file=sys.stderr)
             return {}
-        row = json.loads(told.stdout)["rows"][-1]
+        row = [row for row in json.loads(told.stdout)["rows"] if "store" not in row["transform"]][-1]
         return {
             "rows": [a["rows"] for a in row["attentions"]],
             "flops": row["flops"],

@@ -7,7 +7,7 @@
 //===----------------------------------------------------------------------===//
 
 #include "Compositions.h"
-#include "CostModel.h"
+#include "CostReport.h"
 #include "DriverParts.h"
 #include "prefill/Analysis/AttentionSite.h"
 #include "prefill/Driver/Driver.h"
@@ -17,8 +17,6 @@
 #include "prefill/pack.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/Format.h"
-#include "llvm/Support/JSON.h"
-#include "llvm/Support/Path.h"
 #include "llvm/Support/Threading.h"
 
 using namespace mlir;
@@ -110,31 +108,56 @@ static bool parseDims(ArrayRef<std::string> dims, CostSizes &sizes,
   return true;
 }
 
+namespace {
+/// What a prompt of -parallel-encode consists of: `count` contexts of about the
+/// same length between `prefix` and `query` rows.
+struct Contexts {
+  int64_t count = 4, prefix = 32, query = 64;
+};
+} // namespace
+
+/// `4` or `4:prefix=32,query=64`.
+static bool parseContexts(StringRef text, Contexts &contexts,
+                          std::string &error) {
+  if (text.empty())
+    return true;
+  auto [count, options] = text.split(':');
+  bool good = !count.getAsInteger(10, contexts.count);
+  SmallVector<StringRef> parts;
+  options.split(parts, ',', -1, /*KeepEmpty=*/false);
+  for (StringRef part : parts) {
+    auto [key, value] = part.split('=');
+    int64_t *number = key == "prefix"  ? &contexts.prefix
+                      : key == "query" ? &contexts.query
+                                       : nullptr;
+    good = good && number && !value.getAsInteger(10, *number);
+  }
+  for (int64_t number : {contexts.count, contexts.prefix, contexts.query})
+    good = good && number >= 1 && number <= (int64_t(1) << 30);
+  if (!good)
+    error = "-contexts=" + text.str() +
+            ": expected their number, and with it the rows of prefix and "
+            "question, as in 4:prefix=32,query=64";
+  return good;
+}
+
 //===----------------------------------------------------------------------===//
 // Stages
 //===----------------------------------------------------------------------===//
 
 namespace {
-/// One row of the table.
-struct Row {
-  std::string tokens, transform;
-  GraphCost cost;
-};
-
-class Predictor {
+class Predictor : public CostReport {
 public:
   Predictor(const CompilerOptions &options, MLIRContext &context,
             ModuleOp module)
       : options(options), context(context), module(module) {}
 
-  CostDevice device;
   CostSizes sizes;
   std::vector<int64_t> tokens;
-  int64_t chunk = 0;               ///< rows; 0: off
-  std::optional<PruneSpec> groups; ///< QuickPrefill
-  int64_t query = 0;               ///< its question's rows
-  std::vector<Row> rows;
-  std::vector<std::string> notes;
+  int64_t chunk = 0;                ///< rows; 0: off
+  std::optional<PruneSpec> groups;  ///< QuickPrefill
+  int64_t query = 0;                ///< its question's rows
+  std::optional<Contexts> contexts; ///< of -parallel-encode
 
   /// False after an error was printed.
   bool run() {
@@ -173,6 +196,7 @@ private:
   const CompilerOptions &options;
   MLIRContext &context;
   ModuleOp module;
+  bool stored = false; ///< the contexts
 
   /// The transforms of rows, one by one as far as they are passes of their own.
   bool runRows() {
@@ -203,10 +227,14 @@ private:
     if (chunk) {
       CompilerOptions only = rest;
       only.rowLiveness = false;
-      if (!step(only) || !measure(groups ? "-prune=" + options.prune
-                                         : "-chunk=" + options.chunk))
+      const std::string name =
+          groups     ? "-prune=" + options.prune
+          : contexts ? "-parallel-encode=" + options.parallelEncode
+                     : "-chunk=" + options.chunk;
+      if (!step(only) || !measure(name))
         return false;
       rest.chunk = "off";
+      rest.parallelEncode.clear();
       if (groups)
         rest.prune.clear();
     }
@@ -218,11 +246,14 @@ private:
       rest.prune.clear();
       rest.logits = "all"; // They are selected already.
     }
-    return step(rest) &&
-           (!options.rowLiveness ||
-            measure("row liveness" + (options.logits == "all"
-                                          ? ""
-                                          : ", -logits=" + options.logits)));
+    if (!step(rest) ||
+        (options.rowLiveness &&
+         !measure("row liveness" + (options.logits == "all"
+                                        ? ""
+                                        : ", -logits=" + options.logits))))
+      return false;
+    stored = true;
+    return !contexts || measure("all contexts from the store");
   }
 
   /// Specifications of the kernels of all attentions of `from`, in order.
@@ -285,6 +316,51 @@ private:
     }
   }
 
+  /// A prompt whose contexts are encoded one by one behind its prefix, if they
+  /// are not `stored`, and then its question. Keys and values of prefix and
+  /// contexts are copied to their places in the cache.
+  bool costContexts(int64_t length, ArrayRef<KernelSpec> specs,
+                    GraphCost &total) {
+    const int64_t ours = contexts->prefix + contexts->query;
+    const int64_t read = length - ours;
+    if (read < contexts->count) {
+      fail("-tokens=" + std::to_string(length) + ": a prefix of " +
+           std::to_string(contexts->prefix) + ", a question of " +
+           std::to_string(contexts->query) + " and " +
+           std::to_string(contexts->count) +
+           " contexts take more; give others with -contexts");
+      return false;
+    }
+    CostSizes at = sizes;
+    at.capacity = length;
+    auto run = [&](int64_t past, int64_t rows, bool asks) {
+      for (int64_t begin = 0; begin < rows; begin += chunk) {
+        at.past = past + begin;
+        at.tokens = std::min(chunk, rows - begin);
+        at.segments = {at.tokens};
+        at.contexts = asks ? read : 0;
+        at.logits = int64_t(asks && begin + at.tokens == rows);
+        GraphCost piece;
+        if (!costAt(at, specs, piece))
+          return false;
+        join(piece, total, 1);
+      }
+      return true;
+    };
+    if (!stored && contexts->prefix && !run(0, contexts->prefix, false))
+      return false;
+    for (int64_t i = 0; !stored && i < contexts->count; ++i)
+      if (!run(contexts->prefix, (read + i) / contexts->count, false))
+        return false;
+    if (!run(contexts->prefix, contexts->query, true))
+      return false;
+    const double copied =
+        2 * total.kv * double(length - contexts->query) / double(length);
+    total.bytes += copied;
+    total.seconds += copied / device.bytes(copied);
+    return true;
+  }
+
   /// A prompt of `length` tokens, in chunks where the model takes them. Of very
   /// many chunks some stand for their neighbours.
   bool costPrompt(int64_t length, ArrayRef<KernelSpec> specs,
@@ -293,17 +369,31 @@ private:
     at.tokens = length;
     if (!hasInput("cache_slots"))
       return costAt(at, specs, total);
+    if (hasInput("context_slots"))
+      return costContexts(length, specs, total);
     // QuickPrefill's question is the last chunk; of the others rows go.
     const int64_t query = groups ? std::min(length, this->query) : 0;
-    auto held = [&](int64_t rows) {
-      return groups ? groups->keptOf(rows) : rows;
+    const auto layers = static_cast<int64_t>(specs.size());
+    auto held = [&](int64_t rows, int64_t layer) {
+      return groups ? groups->keptOf(rows, layer, layers) : rows;
     };
     const int64_t read = length - query;
     int64_t whole = read / chunk, group = std::max<int64_t>(1, whole / 64);
-    const int64_t rest = read % chunk, before = whole * held(chunk);
-    at.capacity = before + held(rest) + query;
-    auto one = [&](int64_t begin, int64_t rows, double times) {
-      at.past = begin;
+    const int64_t rest = read % chunk;
+    at.capacity = whole * held(chunk, 0) + held(rest, 0) + query;
+    // `rows` rows behind so many groups, and behind the rest if that is `read`.
+    auto one = [&](int64_t groupsBefore, bool behindRest, int64_t rows,
+                   double times) {
+      auto before = [&](int64_t layer) {
+        return groupsBefore * held(chunk, layer) +
+               (behindRest ? held(rest, layer) : 0);
+      };
+      at.past = before(0);
+      if (groups && groups->decays()) {
+        at.pasts.clear();
+        for (int64_t layer = 0; layer < layers; ++layer)
+          at.pasts.push_back(before(layer));
+      }
       at.tokens = rows;
       at.segments = {rows};
       GraphCost piece;
@@ -314,11 +404,11 @@ private:
     };
     for (int64_t i = 0; i < whole; i += group) {
       int64_t here = std::min(group, whole - i);
-      if (!one((i + here / 2) * held(chunk), chunk, double(here)))
+      if (!one(i + here / 2, false, chunk, double(here)))
         return false;
     }
-    return (rest == 0 || one(before, rest, 1)) &&
-           (query == 0 || one(before + held(rest), query, 1));
+    return (rest == 0 || one(whole, false, rest, 1)) &&
+           (query == 0 || one(whole, true, query, 1));
   }
 
   bool measure(const std::string &transform, ModuleOp patterns = {}) {
@@ -328,7 +418,7 @@ private:
     if (options.pack != "off")
       return measureBatch(transform, specs);
     for (int64_t length : tokens) {
-      Row row{std::to_string(length), transform, {}};
+      CostRow row{length ? std::to_string(length) : "image", transform, {}};
       if (!costPrompt(length, specs, row.cost))
         return false;
       tellSparse(row);
@@ -340,7 +430,7 @@ private:
   /// With -pack the lengths are prompts of one batch: padded to the longest
   /// before the pass, in packs after it.
   bool measureBatch(const std::string &transform, ArrayRef<KernelSpec> specs) {
-    Row row{std::to_string(tokens.size()) + " prompts", transform, {}};
+    CostRow row{std::to_string(tokens.size()) + " prompts", transform, {}};
     CostSizes at = sizes;
     if (!hasInput("segment_starts")) {
       at.batch = tokens.size();
@@ -393,7 +483,7 @@ private:
   }
 
   /// Says where patterns are refused because they would not pay.
-  void tellSparse(const Row &row) {
+  void tellSparse(const CostRow &row) {
     int64_t asked = 0, sparse = 0;
     for (const AttentionCost &attention : row.cost.attentions) {
       asked += attention.asked;
@@ -407,138 +497,37 @@ private:
 };
 } // namespace
 
-//===----------------------------------------------------------------------===//
-// Report
-//===----------------------------------------------------------------------===//
-
-static void printTable(raw_ostream &os, const Predictor &p,
-                       const CompilerOptions &options) {
-  std::vector<std::array<std::string, 11>> cells = {
-      {"tokens", "transform", "linear", "attention", "head", "moved", "KV",
-       "peak", "time", "", "visited"}};
-  cells.push_back({"", "", "GFLOP", "GFLOP", "GFLOP", "GB", "MB", "MB",
-                   "seconds", "bound", "blocks"});
-  auto number = [](double value, int digits) {
-    std::string text;
-    llvm::raw_string_ostream(text) << llvm::format("%.*f", digits, value);
-    return text;
-  };
-  std::string uncounted;
-  for (const Row &row : p.rows) {
-    const GraphCost &c = row.cost;
-    double visited = 0, total = 0;
-    for (const AttentionCost &attention : c.attentions) {
-      double weight = double(attention.rows) * double(attention.keys);
-      visited += attention.visited * weight;
-      total += weight;
-    }
-    cells.push_back(
-        {row.tokens, row.transform, number(c.linear / 1e9, 2),
-         number(c.attention / 1e9, 2), number(c.head / 1e9, 2),
-         number(c.bytes / 1e9, 2), number(c.kv / 1e6, 1),
-         number(c.peak / 1e6, 0), number(c.seconds, c.seconds < 0.1 ? 4 : 2),
-         c.computing * 2 >= c.seconds ? "compute" : "memory",
-         total > 0 ? number(100 * visited / total, 1) + " %" : "-"});
-    if (c.uncounted && uncounted.empty())
-      uncounted = row.transform + ": " + std::to_string(c.uncounted) +
-                  " operators are not counted, the first " + c.firstUncounted;
+/// Whether the model is a vision encoder: it takes images and no tokens.
+static bool readsImages(onnx::GraphOp graph) {
+  bool any = false;
+  for (Value input : graph.getBody().front().getArguments()) {
+    auto type = dyn_cast<RankedTensorType>(input.getType());
+    if (!type || type.getRank() == 2 || type.getRank() == 3)
+      return false;
+    any |= type.getRank() == 4;
   }
-  std::array<size_t, 11> widths{};
-  for (const auto &row : cells)
-    for (size_t i = 0; i < row.size(); ++i)
-      widths[i] = std::max(widths[i], row[i].size());
-  os << llvm::sys::path::filename(options.input) << " on "
-     << p.device.rates.name;
-  if (p.device.rates.per_thread)
-    os << ", " << p.device.threads << " threads";
-  os << " (" << p.device.rates.source << ")\n";
-  for (const auto &row : cells) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) {
-      bool left = i < 2 || i == 9;
-      std::string pad(widths[i] - row[i].size(), ' ');
-      line += (i ? "  " : "") + (left ? row[i] + pad : pad + row[i]);
-    }
-    os << StringRef(line).rtrim() << "\n";
-  }
-  for (const std::string &note : p.notes)
-    os << note << "\n";
-  if (!uncounted.empty())
-    os << uncounted << "\n";
-}
-
-static void printJSON(raw_ostream &out, const Predictor &p,
-                      const CompilerOptions &options) {
-  llvm::json::OStream os(out, 2);
-  os.object([&] {
-    os.attribute("model", llvm::sys::path::filename(options.input));
-    os.attributeObject("device", [&] {
-      os.attribute("name", p.device.rates.name);
-      os.attribute("threads", p.device.threads);
-      os.attribute("measured", p.device.rates.measured != 0);
-      os.attribute("source", p.device.rates.source);
-      os.attribute("linear_flops", p.device.linear());
-      os.attribute("bytes_per_second", p.device.bytes(HUGE_VAL));
-    });
-    os.attributeArray("rows", [&] {
-      for (const Row &row : p.rows)
-        os.object([&] {
-          const GraphCost &c = row.cost;
-          // Of a pack it is the number of prompts, in words.
-          if (int64_t tokens; !StringRef(row.tokens).getAsInteger(10, tokens))
-            os.attribute("tokens", tokens);
-          else
-            os.attribute("batch", row.tokens);
-          os.attribute("transform", row.transform);
-          os.attributeObject("flops", [&] {
-            os.attribute("linear", c.linear);
-            os.attribute("attention", c.attention);
-            os.attribute("head", c.head);
-          });
-          os.attribute("bytes", c.bytes);
-          os.attribute("kv_bytes", c.kv);
-          os.attribute("weight_bytes", c.weights);
-          os.attribute("peak_bytes", c.peak);
-          os.attribute("seconds", c.seconds);
-          os.attribute("compute_seconds", c.computing);
-          os.attribute("not_counted", c.uncounted);
-          os.attributeArray("attentions", [&] {
-            for (const AttentionCost &a : c.attentions)
-              os.object([&] {
-                os.attribute("layer", a.layer);
-                os.attribute("rows", a.rows);
-                os.attribute("keys", a.keys);
-                os.attribute("flops", a.flops);
-                os.attribute("visited", a.visited);
-                os.attribute("sparse_heads", a.sparse);
-              });
-          });
-        });
-    });
-    os.attributeArray("notes", [&] {
-      for (const std::string &note : p.notes)
-        os.value(note);
-    });
-  });
-  out << "\n";
+  return any;
 }
 
 int prefill::cost(const CompilerOptions &given) {
   CompilerOptions options = given;
   options.emit = EmitKind::Sparse; // No output folder is asked for.
   takeCalibratedPlan(options);
+  if (!options.parallelEncode.empty() && options.chunk == "off")
+    options.chunk = "512"; // as when it is compiled
   std::string error;
-  if (!options.parallelEncode.empty())
-    return fail("cost does not know -parallel-encode: its time depends on how "
-                "many contexts there are and which are in a store");
   std::vector<int64_t> tokens;
+  Contexts contexts;
   CostDevice device;
   CostSizes sizes;
   if (!validate(options, error) ||
-      !parseTokens(options.tokens, tokens, error) ||
       !parseDevice(options.device, device, error) ||
-      !parseDims(options.dims, sizes, error))
+      !parseDims(options.dims, sizes, error) ||
+      !parseContexts(options.contexts, contexts, error))
     return fail(error);
+  if (options.parallelEncode.empty() && !options.contexts.empty())
+    return fail("-contexts=" + options.contexts +
+                " is for -parallel-encode, which is not given");
   applyPruning(options);
   // A prompt's rows are those of aux=off.
   const bool revives = revivesRows(options.prune);
@@ -550,6 +539,16 @@ int prefill::cost(const CompilerOptions &given) {
     return 1;
   if (!onnx::getMainGraph(*module))
     return fail(options.input + ": cost needs a model, this has no graph");
+  if (!readsImages(onnx::getMainGraph(*module))) {
+    if (!parseTokens(options.tokens, tokens, error))
+      return fail(error);
+  } else if (!options.tokens.empty()) {
+    return fail("-tokens=" + options.tokens +
+                ": the model reads images, sizes "
+                "of its inputs are given by -dim=NAME=N");
+  } else {
+    tokens = {0};
+  }
   Predictor predictor(options, *context, *module);
   predictor.device = device;
   predictor.sizes = sizes;
@@ -557,6 +556,8 @@ int prefill::cost(const CompilerOptions &given) {
   if (revives)
     predictor.notes.push_back("aux=on: the prompt alone, without the copies of "
                               "its state");
+  if (!options.parallelEncode.empty())
+    predictor.contexts = contexts;
   predictor.chunk = parseChunk(options.chunk, error).value_or(0);
   if (isQuickPrefill(options.prune)) {
     ProtectSpec protection;
@@ -569,8 +570,8 @@ int prefill::cost(const CompilerOptions &given) {
     return 1;
   return writeText(options.output, [&](raw_ostream &os) {
     if (options.json)
-      printJSON(os, predictor, options);
+      printCostJSON(os, predictor, options);
     else
-      printTable(os, predictor, options);
+      printCostTable(os, predictor, options);
   });
 }

@@ -57,8 +57,7 @@ bool isUnknownWork(onnx::NodeOp op) {
                true)
         .Default(false);
   return llvm::StringSwitch<bool>(op.getOpType())
-      .Cases({"Attention", "Einsum", "Conv", "ConvTranspose", "LSTM", "GRU"},
-             true)
+      .Cases({"Attention", "Einsum", "ConvTranspose", "LSTM", "GRU"}, true)
       .Cases({"RNN", "ConvInteger", "QLinearConv"}, true)
       .Default(false);
 }
@@ -132,7 +131,7 @@ private:
     auto node = dyn_cast_if_present<onnx::NodeOp>(op);
     return node && llvm::StringSwitch<bool>(node.getOpType())
                        .Cases({"MatMul", "Gemm", "MatMulNBits", "FusedMatMul",
-                               "MatMulInteger"},
+                               "MatMulInteger", "Conv"},
                               true)
                        .Default(false);
   }
@@ -217,6 +216,14 @@ private:
       return leaveOut(op, "its sizes are not known");
     bool transposed = op.getInt("transA", 0) && op.getOpType() == "Gemm";
     double flops = 2.0 * double(transposed ? in->front() : in->back());
+    if (op.getOpType() == "Conv") { // every output by one filter
+      Shape filters = sizes.shape(op.getInput(1));
+      if (!filters)
+        return leaveOut(op, "its sizes are not known");
+      flops = 2;
+      for (int64_t size : ArrayRef(*filters).drop_front())
+        flops *= double(size);
+    }
     for (int64_t size : *out)
       flops *= double(size);
     bool weights = llvm::any_of(op.getInputs().take_front(2),
@@ -255,22 +262,29 @@ private:
     AttentionCost mine;
     mine.layer = op.getLayer().value_or("").str();
     mine.rows = rows;
-    mine.keys = keys + (op.getPastK() ? given.past : 0);
+    const int64_t past = pastOf(op), contexts = contextsOf(op);
+    mine.keys = keys + past + contexts;
     double seconds = 0, visited = 0, visible = 0;
     // Prompts of a pack are calls of their own.
     std::vector<std::pair<int64_t, int64_t>> calls = {{rows, keys}};
     if (op.getSegmentStarts() && !given.segments.empty()) {
       calls.clear();
       for (int64_t length : given.segments)
-        calls.push_back({rows == keys ? length : 1, length + given.past});
+        calls.push_back({rows == keys ? length : std::min<int64_t>(1, rows),
+                         length + past});
     }
+    const size_t causalCalls = calls.size();
+    if (contexts) // A second softmax, over keys that all rows see.
+      for (size_t i = 0; i < causalCalls; ++i)
+        calls.push_back({calls[i].first, contexts});
     double dims = double(op.getHeadDim() + op.getVHeadDim());
-    for (auto [callRows, callKeys] : calls) {
+    for (auto [number, call] : llvm::enumerate(calls)) {
+      auto [callRows, callKeys] = call;
       prefill_cost_shape shape = {callRows,
                                   callKeys,
                                   device.rates.block_q,
                                   device.rates.block_k,
-                                  op.getCausal(),
+                                  op.getCausal() && number < causalCalls,
                                   int64_t(op.getWindowLeft().value_or(-1))};
       double each = 2 * dims * pairs(shape) * double(batch);
       double unit = 2 * dims * shape.block_q * shape.block_k /
@@ -303,13 +317,27 @@ private:
     cost.attentions.push_back(std::move(mine));
   }
 
+  /// Rows of a layer's cache before the call's.
+  int64_t pastOf(AttentionOp op) const {
+    if (!op.getPastK())
+      return 0;
+    const size_t layer = nextKernel - 1; // visit() has gone on.
+    return layer < given.pasts.size() ? given.pasts[layer] : given.past;
+  }
+  int64_t contextsOf(AttentionOp op) const {
+    return op.getContextSlots() ? given.contexts : 0;
+  }
+
   /// The bytes of K and V, which a cache holds once, whoever reads them.
   double addCache(AttentionOp op) {
     double bytes = bytesOf(op.getK()) + bytesOf(op.getV());
     if (op.getPastK()) { // The rows before are read too.
       double cache = bytesOf(op.getPastK()) + bytesOf(op.getPastV());
-      cost.kv += cache;
-      return bytes + cache * double(given.past) /
+      cost.kv += given.pasts.empty()
+                     ? cache
+                     : cache * double(pastOf(op) + given.tokens) /
+                           double(std::max<int64_t>(1, given.capacity));
+      return bytes + cache * double(pastOf(op) + contextsOf(op)) /
                          double(std::max<int64_t>(1, given.capacity));
     }
     if (caches.insert({op.getK(), op.getV()}).second)

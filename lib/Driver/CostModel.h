@@ -33,9 +33,12 @@ private:
 /// Sizes that a model is run with.
 struct CostSizes {
   int64_t batch = 1;
-  int64_t tokens = 0;            ///< rows of a sequence
+  int64_t tokens = 0; ///< rows of a sequence; 0: the model reads images
   std::vector<int64_t> segments; ///< of a pack: the prompts' lengths
-  int64_t past = 0;     ///< of a chunk: rows that the cache holds before it
+  int64_t past = 0; ///< of a chunk: rows that the cache holds before it
+  std::vector<int64_t> pasts; ///< the same by layer, where these differ
+  int64_t contexts = 0; ///< of a chunk: rows of contexts that it sees as well
+  std::optional<int64_t> logits; ///< rows of a chunk's; none: one a segment
   int64_t capacity = 0; ///< of a chunk: rows that the cache has room for
   llvm::StringMap<int64_t> given; ///< of dimensions, by -dim
   bool original = true; ///< the graph has all inputs that it came with

@@ -154,6 +154,15 @@ struct Binder {
     for (const auto &entry : sizes.given)
       known.symbols[analysis.expressions().getSymbol(entry.getKey())] =
           entry.getValue();
+    if (sizes.tokens && !bindTokens())
+      return false;
+    for (Value input : graph.getBody().front().getArguments())
+      if (!bindInput(input))
+        return false;
+    return true;
+  }
+
+  bool bindTokens() {
     std::optional<unsigned> ids = tokenInput();
     if (!ids)
       return fail("no input of the model has rows of tokens");
@@ -167,9 +176,6 @@ struct Binder {
       return fail("input '" + nameOf(*ids) + "' has a batch of " +
                   analysis.expressions().str(shape[0]) + ", not " +
                   llvm::Twine(sizes.batch));
-    for (Value input : graph.getBody().front().getArguments())
-      if (!bindInput(input))
-        return false;
     return true;
   }
 
@@ -186,14 +192,16 @@ struct Binder {
       if (name == "segment_starts")
         size = sizes.segments.size() + 1;
       else if (shape.size() == 1)
-        size = name.starts_with("logits") && !sizes.segments.empty()
-                   ? sizes.segments.size()
-                   : sizes.batch;
+        size = !name.starts_with("logits") || sizes.segments.empty()
+                   ? sizes.batch
+                   : sizes.logits.value_or(int64_t(sizes.segments.size()));
       else if (name == "cache_slots" || name == "prompt_parts")
         size = sizes.segments.size();
       else if (past)
         size = axis == 0 ? sizes.batch : sizes.capacity;
-      else if (shape.size() == 2)
+      else if (sizes.tokens == 0 && axis == 0)
+        size = sizes.batch;
+      else if (sizes.tokens && shape.size() == 2)
         size = axis == 0 ? sizes.batch : sizes.tokens;
       if (!size)
         return fail("no size for dimension '" + dim->name + "' of input '" +
@@ -229,6 +237,12 @@ static void bindRows(Sizes &sizes, SelectRowsOp op) {
   auto left = int64_t(op.getRoundDown() ? std::floor(share) : std::ceil(share));
   if (std::optional<uint64_t> most = op.getTopk())
     left = all <= int64_t(*most) ? all : std::min(left, int64_t(*most));
+  // Patches of a vision encoder: how many go before the last layer depends on
+  // the image.
+  if (op.getTarget() && op.getLeft() == 0) {
+    const auto skip = int64_t(op.getSkip().value_or(0));
+    left = std::min(left, skip + int64_t(*op.getTarget()));
+  }
   sizes.symbols.try_emplace(rows[0], keys->front());
   sizes.symbols.try_emplace(rows[1], left);
 }

@@ -89,7 +89,8 @@ class ParallelPrompt:
 
     Attributes:
         outputs: of the query's rows, or of those of the last `step`, without the batch dimension: ``logits``
-            ``[rows, vocabulary]`` (``[1, vocabulary]`` where the model selects them) and what else the model gives.
+            ``[rows, vocabulary]`` (of the last row, or of those asked for, where the model selects them) and what
+            else the model gives.
         cache: rows of the contexts, then those of the prefix, then the query's.
     """
 
@@ -121,8 +122,13 @@ class ParallelPrompt:
         """Those of the query's rows and of all rows after them."""
         return self.cache.view(self._slot + self._prefix, self._held - self._prefix)
 
-    def step(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+    def step(self, ids: Sequence[int], logits: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Computes the next rows, which see all contexts, the prefix and the rows before them.
+
+        Args:
+            ids: their tokens.
+            logits: where the model selects them, numbers of the rows (ascending) whose logits are wanted; None: the
+                last one's.
 
         Returns `outputs`. Raises ValueError for no rows, and for more than were made room for.
         """
@@ -131,7 +137,8 @@ class ParallelPrompt:
         if len(rows) > room:
             raise ValueError(f"{len(rows)} more rows, and room for {room}: give parallel_encode new_tokens")
         contexts = (0, self._slot)
-        where = dict(slot=self._slot, held=self._held, contexts=contexts, shift=self._shift)
+        wanted = True if logits is None else np.asarray(logits, np.int64)
+        where = dict(slot=self._slot, held=self._held, contexts=contexts, shift=self._shift, logits=wanted)
         self.outputs = run_rows(self.cache, rows, self._chunk, **where)
         self._held += len(rows)
         return self.outputs
@@ -177,6 +184,7 @@ def parallel_encode(
     chunk: int | None = None,
     new_tokens: int = 0,
     max_positions: int | None = None,
+    logits: Sequence[int] | None = None,
 ) -> ParallelPrompt:
     """Encodes contexts independently of one another, and a query that sees all of them.
 
@@ -191,6 +199,7 @@ def parallel_encode(
         new_tokens: rows to make room for after the query, for `ParallelPrompt.step` and `.generate`.
         max_positions: positions that the model knows, where the compiled model does not say (rotary tables that
             it computes have no end).
+        logits: as of `ParallelPrompt.step`, for the query.
 
     Returns a `ParallelPrompt`. Raises ValueError for a model that was not compiled for it, for an empty prefix,
     context or query, and for rows past the model's last position.
@@ -229,5 +238,5 @@ def parallel_encode(
             cache.arrays[name][0, :, begin : begin + len(ids)] = array
         begin = 0 if document is None else begin + len(ids)
     prompt = ParallelPrompt(cache, lengths, len(first), len(asked) + new_tokens, chunk)
-    prompt.step(asked)
+    prompt.step(asked, logits)
     return prompt

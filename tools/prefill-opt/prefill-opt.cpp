@@ -169,6 +169,11 @@ static cl::opt<std::string>
 static cl::list<std::string>
     dims("dim", cl::cat(category), cl::value_desc("NAME=N"),
          cl::desc("cost: the size of a further dimension of the inputs"));
+static cl::opt<std::string> contexts(
+    "contexts", cl::cat(category), cl::value_desc("N[:prefix=P,query=Q]"),
+    cl::desc("cost: contexts of a prompt of -parallel-encode, and rows "
+             "of its prefix and its question (default "
+             "4:prefix=32,query=64)"));
 static cl::opt<std::string> inputKind("x", cl::cat(category),
                                       cl::value_desc("onnx|mlir"),
                                       cl::desc("Kind of the input"));
@@ -396,11 +401,14 @@ int main(int argc, char **argv) {
   options.tokens = tokens;
   options.device = device;
   options.dims.assign(dims.begin(), dims.end());
+  options.contexts = contexts;
   if (costing)
     return cost(options);
-  for (auto [name, given] : {std::pair("tokens", tokens.getNumOccurrences()),
-                             std::pair("device", device.getNumOccurrences()),
-                             std::pair("dim", dims.getNumOccurrences())})
+  for (auto [name, given] :
+       {std::pair("tokens", tokens.getNumOccurrences()),
+        std::pair("device", device.getNumOccurrences()),
+        std::pair("dim", dims.getNumOccurrences()),
+        std::pair("contexts", contexts.getNumOccurrences())})
     if (given)
       return complain("-" + llvm::Twine(name) + " is for prefill-opt cost");
   return inspecting ? inspect(options) : compile(options);

@@ -56,6 +56,7 @@ struct CompilerOptions {
   std::string tokens;            ///< cost: lengths, separated by commas
   std::string device = "cpu";    ///< cost: NAME[:key=value,...]
   std::vector<std::string> dims; ///< cost: NAME=SIZE of further dimensions
+  std::string contexts; ///< cost: of a prompt of parallelEncode; empty: 4
 };
 
 } // namespace prefill

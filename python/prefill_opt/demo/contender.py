@@ -13,6 +13,8 @@ A job is a dictionary:
     threads  intra-op threads
     runs     list of {name, ids, rows, repeats, save}: ids and rows are .npy files (int64
              [1, tokens] and [n]), save a .npy file for the logits [n, vocabulary] or null
+    contexts    for a folder written with ``-parallel-encode``: {count, prefix, query}: how a prompt is cut
+                into so many contexts between prefix and question (`CONTEXTS` if it is left out)
     statistics  optional .npz file: one more run (of the first entry of runs), which records
              ``density_N`` and ``block_map_N`` of every attention N ("prefill" only)
 """
@@ -30,6 +32,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+
+#: How a prompt is cut for contexts that are encoded independently; rows of prefix and question.
+CONTEXTS = {"count": 4, "prefix": 32, "query": 64}
 
 
 class ContenderError(RuntimeError):
@@ -51,11 +57,12 @@ def _emit(**event) -> None:
     print(json.dumps(event), flush=True)
 
 
-def _onnx_runner(session):
+def _onnx_runner(session, contexts: dict | None = None):
     """Runs a prefill graph with the inputs of `smollm2.build_export`; returns the logits.
 
     A model compiled with ``-pack`` gets the prompt as its only segment, one with ``-chunk`` the
-    prompt chunk by chunk, one with ``-prune=quickprefill`` group by group.
+    prompt chunk by chunk, one with ``-prune=quickprefill`` group by group, and one with
+    ``-parallel-encode`` cut into `contexts`; rows whose logits are wanted are in the question.
     """
     inputs = {i.name for i in session.get_inputs()}
 
@@ -66,15 +73,10 @@ def _onnx_runner(session):
         return session.run(None, feeds)[0][0]
 
     def run_chunks(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        from ..chunking import Cache, Rows, chunk_size
+        from ..chunking import Cache, chunk_size, run_rows
 
-        size, tokens = chunk_size(session), ids.shape[1]
-        cache, parts = Cache(session, tokens), []
-        for begin in range(0, tokens, size):
-            here = rows[(rows >= begin) & (rows < begin + size)] - begin
-            work = Rows(ids[0, begin : begin + size], held=begin, logits=here)
-            parts.append(cache.step([work])[0]["logits"])
-        return np.concatenate(parts)
+        cache = Cache(session, ids.shape[1])
+        return run_rows(cache, ids[0], chunk_size(session), logits=rows)["logits"]
 
     def run_groups(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         from ..chunking import Cache, chunk_size
@@ -86,8 +88,20 @@ def _onnx_runner(session):
         calls = run_parts(Cache(session, tokens), ids[0], lengths, np.sort(rows))
         return np.concatenate([result["logits"] for result, _ in calls])
 
+    def run_contexts(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        from ..parallel import parallel_encode
+
+        cut = contexts or CONTEXTS
+        begin = max(cut["prefix"] + cut["count"], min(ids.shape[1] - cut["query"], int(rows.min())))
+        prefix, middle, question = np.split(ids[0], [cut["prefix"], begin])
+        documents = np.array_split(middle, cut["count"])
+        prompt = parallel_encode(session, prefix, documents, question, logits=rows - begin)
+        return prompt.outputs["logits"]
+
     if "prompt_parts" in inputs:
         return run_groups
+    if "context_slots" in inputs:
+        return run_contexts
     return run_chunks if "cache_slots" in inputs else run
 
 
@@ -134,7 +148,8 @@ def _load(job: dict):
     if job["kind"] == "prefill":
         from ..hosting import session
 
-        return _onnx_runner(session(job["path"], intra_op_num_threads=job["threads"], log_severity_level=3))
+        ready = session(job["path"], intra_op_num_threads=job["threads"], log_severity_level=3)
+        return _onnx_runner(ready, job.get("contexts"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job["threads"]
     options.log_severity_level = 3
