@@ -188,6 +188,7 @@ static json::Object describePruning(const CompilerOptions &options,
     object["method"] = "mustdrop";
     object["global"] = spec.global;
     object["individual"] = spec.individual;
+    object["kv"] = spec.finalCaches ? "final" : "layer";
   } else {
     object["method"] = "lazyllm";
     object["keep"] = spec.keep;

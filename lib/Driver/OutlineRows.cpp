@@ -74,15 +74,18 @@ static std::string rangesText(ArrayRef<int64_t> ranges) {
   return text;
 }
 
+static Value castTo(OpBuilder &b, Value value, int64_t to, Type type) {
+  return onnx::NodeOp::create(b, value.getLoc(), "Cast", "", {value}, type,
+                              {onnx::intAttr(b, "to", to)})
+      .getResult(0);
+}
+
 /// `value`, which may be null, as float32, which the plug-in reads.
 static Value asFloat(OpBuilder &b, Value value) {
   Type element = value ? onnx::getElementType(value.getType()) : Type();
   if (!value || (element && element.isF32()))
     return value;
-  return onnx::NodeOp::create(b, value.getLoc(), "Cast", "", {value},
-                              onnx::UnknownType::get(b.getContext()),
-                              {onnx::intAttr(b, "to", 1)})
-      .getResult(0);
+  return castTo(b, value, /*FLOAT=*/1, onnx::UnknownType::get(b.getContext()));
 }
 
 static NamedAttribute number(Builder &b, StringRef name, int64_t value) {
@@ -96,12 +99,12 @@ static void outlineMerge(MergeWindowsOp merge) {
       std::llround(merge.getSimilarity().convertToDouble() * 1e6);
   Value x = asFloat(b, merge.getX());
   if (x != merge.getX()) {
-    // What follows gets the type that it had.
+    // What follows gets the type that it had; CastLike is of opset 15.
+    Type element = onnx::getElementType(merge.getX().getType());
+    const int64_t to = element.isF16() ? 10 : element.isF64() ? 11 : 16;
     b.setInsertionPointAfter(merge);
-    auto back = onnx::NodeOp::create(
-        b, merge.getLoc(), "CastLike", "", {merge.getY(), merge.getX()},
-        merge.getY().getType(), ArrayRef<NamedAttribute>());
-    merge.getY().replaceAllUsesExcept(back.getResult(0), back);
+    Value back = castTo(b, merge.getY(), to, merge.getY().getType());
+    merge.getY().replaceAllUsesExcept(back, back.getDefiningOp());
     merge.getY().setType(onnx::UnknownType::get(b.getContext()));
     b.setInsertionPoint(merge);
   }

@@ -84,6 +84,8 @@ struct Rewriter {
     for (onnx::NodeOp shape : plan.shapes)
       redirectShape(builder, analysis, shape);
     Value x = plan.stages.front().cut;
+    if (!onnx::getElementType(x.getType()))
+      x.setType(analysis.inferredType(x));
     Value given =
         protection.system ? addRowsInput(graph, x, "protected_rows") : Value();
     Value sizes = node("Gather", {node("Shape", x), ints({0, 1})}, {axis(0)});
@@ -172,6 +174,10 @@ private:
   /// Whether the plan is one that rows without a place can be put through.
   static std::string checkPlan(SymbolicAnalysis &analysis,
                                const PrunePlan &plan, bool cls) {
+    Type element = analysis.facts(plan.stages.front().cut).elementType;
+    if (!isa_and_nonnull<FloatType>(element))
+      return nameOf(plan.stages.front().cut.getDefiningOp()) +
+             "the type of its elements is not known to be one of floats";
     for (const PruneUse &use : plan.uses)
       if (use.operand->get() != plan.stages.front().cut)
         return nameOf(use.operand->getOwner()) +

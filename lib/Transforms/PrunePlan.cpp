@@ -70,8 +70,30 @@ struct Planner {
     return std::nullopt;
   }
 
+  /// Layers are counted by their attention, so each is to read the one before:
+  /// there is one tower, with one attention a layer.
+  bool isOneTower() {
+    DenseMap<Value, int64_t> behind; ///< how many attentions in a row
+    int64_t count = 0;
+    for (Operation &op : analysis.getGraph().getBody().front()) {
+      int64_t most = 0;
+      for (Value operand : op.getOperands())
+        most = std::max(most, behind.lookup(operand));
+      if (isa<AttentionOp>(op) && most++ != count++)
+        return fail(&op, "it does not read the attention before it (several "
+                         "towers in one file, or several images with an "
+                         "attention for each): compile one tower, for one "
+                         "image or a batch of images of one size");
+      for (Value result : op.getResults())
+        behind[result] = most;
+    }
+    return true;
+  }
+
   /// The rows of an encoder are those of its first attention.
   bool findPatches() {
+    if (!isOneTower())
+      return false;
     auto all = analysis.getGraph().getBody().front().getOps<AttentionOp>();
     AttentionOp first = *all.begin();
     batch = analysis.dim(first.getQ(), 0);
@@ -418,6 +440,12 @@ struct Planner {
     for (AttentionOp op :
          analysis.getGraph().getBody().front().getOps<AttentionOp>()) {
       unsigned level = produced.lookup(op.getO());
+      if (!encoder &&
+          !hasRows(analysis.dim(op.getQ(), rowAxis(op.getQLayout()))))
+        return fail(op,
+                    "its queries are not the prompt's tokens (an encoder in "
+                    "the same file): layers are counted by their "
+                    "attention, so compile the language model by itself");
       bool scored =
           encoder || llvm::any_of(plan.stages, [&](const auto &stage) {
             return stage.attention == op;

@@ -40,6 +40,9 @@ struct PrunePlan {
   llvm::SmallVector<std::pair<AttentionOp, unsigned>> attentions;
   /// Nodes that take some of the rows, by their numbers.
   llvm::SmallVector<RowSelection> selections;
+  /// Outputs that are KV caches to be cut to the rows that are left in the end,
+  /// by their place, with the level of their rows.
+  llvm::SmallVector<std::pair<unsigned, unsigned>> caches;
   /// Shape nodes that must not read a value with fewer rows.
   llvm::SmallVector<onnx::NodeOp> shapes;
   /// An encoder's Slice of all rows but the first, or null: right only where

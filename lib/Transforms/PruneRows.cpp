@@ -17,6 +17,11 @@
 //   %rows = prefill.select_rows %score peak(%peak) columns(%vision)
 //           protect(%protect) global 0.001 individual 0.001
 //
+// With kv=final its caches lose the rows that go later, too:
+//
+//   %kept = onnx.node "GatherElements"(%rows, %rows_of_the_next_stage)
+//   %present = onnx.node "Gather"(%k, %kept) {axis = 2}
+//
 // FlowCut (arXiv:2505.19536) prunes a vision encoder; each layer's score takes
 // in half of the one before:
 //
@@ -34,6 +39,7 @@
 //
 //===----------------------------------------------------------------------===//
 
+#include "PromptWalk.h"
 #include "Protection.h"
 #include "PrunePlan.h"
 #include "prefill/Transforms/Passes.h"
@@ -107,6 +113,7 @@ struct Rewriter {
   /// FlowCut's scores, and the attentions whose operands they read.
   SmallVector<std::pair<FlowScoreOp, AttentionOp>> flows;
   DenseMap<std::pair<Value, unsigned>, Value> gathered;
+  DenseMap<unsigned, Value> survivors; ///< of rows of a level
 
   Rewriter(SymbolicAnalysis &analysis, const PrunePlan &plan,
            const ProtectSpec &protection, const PruneSpec &spec)
@@ -393,6 +400,38 @@ struct Rewriter {
     op->setOperand(1, find.getResult(0));
   }
 
+  /// Of the rows of `level` those that are left in the end, by their place
+  /// among them, [m] i64. A prompt alone: thresholds take no batches.
+  Value getSurvivors(unsigned level) {
+    Value &known = survivors[level];
+    if (!known) {
+      const Level &last = levels.back();
+      Value rows = level ? last.relative : last.absolute;
+      for (unsigned l = levels.size() - 1; level && l-- > level + 1;)
+        rows = ofRows(levels[l].relative, rows);
+      known = node("Reshape", {rows, ints({-1})});
+    }
+    return known;
+  }
+
+  /// The caches hold the rows that are left in the end.
+  void cutCaches() {
+    auto ret = cast<onnx::ReturnOp>(graph.getBody().front().getTerminator());
+    DenseMap<Value, Value> cuts;
+    for (auto [place, level] : plan.caches) {
+      if (level + 1 == levels.size())
+        continue;
+      Value value = ret.getValues()[place];
+      Value &cut = cuts[value];
+      if (!cut) {
+        cut = node("Gather", {value, getSurvivors(level)}, {axis(2)});
+        cut.setType(withSize(value.getType(), 2, ShapedType::kDynamic,
+                             levels.back().name));
+      }
+      ret.setOperand(place, cut);
+    }
+  }
+
   void addOutputs() {
     SmallVector<std::pair<std::string, Value>> outputs;
     for (auto [stage, level] :
@@ -437,6 +476,7 @@ struct Rewriter {
                      where.first.merged || plan.behindSlice.contains(value)
                          ? StringRef()
                          : StringRef(levels[where.second].name)));
+    cutCaches();
     addOutputs();
     eraseDeadShapes(plan);
     sortTopologically(&graph.getBody().front());
@@ -492,6 +532,42 @@ private:
                "its scores are capped, or its keys and values have heads of "
                "different sizes, and FlowCut's score is not defined for it";
     }
+    return "";
+  }
+
+  /// Finds the KV outputs of the first stage's layer and of all after it, for
+  /// kv=final. What else has a row for every token might be a cache in a form
+  /// that is not known.
+  static std::string findCaches(onnx::GraphOp graph, SymbolicAnalysis &analysis,
+                                PrunePlan &plan) {
+    ExprRef count = analysis.dim(plan.tokens, 1);
+    auto ret = cast<onnx::ReturnOp>(graph.getBody().front().getTerminator());
+    auto isCache = [&](Value value, AttentionOp op) {
+      return isCacheOf(analysis, value, op, /*key=*/true) ||
+             isCacheOf(analysis, value, op, /*key=*/false);
+    };
+    for (unsigned place = 0; place < ret.getValues().size(); ++place) {
+      Value value = ret.getValues()[place];
+      // Of shared keys and values the first layer counts.
+      const auto *owner =
+          llvm::find_if(plan.attentions, [&](const auto &attention) {
+            return isCache(value, attention.first);
+          });
+      if (owner != plan.attentions.end()) {
+        if (owner - plan.attentions.begin() >= plan.stages.front().layer - 1)
+          plan.caches.push_back({place, plan.rows.lookup(value).second});
+        continue;
+      }
+      for (ExprRef size : analysis.facts(value).shape)
+        if (analysis.expressions().proveEqual(size, count))
+          return "-prune: kv=final: the output '" +
+                 onnx::getEntryName(ret.getOutputNames()[place]).str() +
+                 "' has a row for every token and is not known to be a KV "
+                 "cache";
+    }
+    if (plan.caches.empty())
+      return "-prune: kv=final: the model gives no KV cache of layer " +
+             std::to_string(plan.stages.front().layer) + " or a later one";
     return "";
   }
 
@@ -556,6 +632,9 @@ private:
     if (error = checkInputs(graph, analysis, plan, spec, protection);
         !error.empty())
       return error;
+    if (spec.finalCaches)
+      if (error = findCaches(graph, analysis, plan); !error.empty())
+        return error;
     Rewriter rewriter(analysis, plan, protection, spec);
     rewriter.cls = cls;
     rewriter.run();

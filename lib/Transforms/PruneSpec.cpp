@@ -171,6 +171,14 @@ static bool parseMustDrop(StringRef key, StringRef value, PruneSpec &spec,
              ": expected 0 (nothing goes) or a share of attention from 1e-12 "
              "to 1")
                 .str();
+  } else if (key == "kv") {
+    spec.finalCaches = value == "final";
+    if (spec.finalCaches || value == "layer")
+      return true;
+    error = ("kv=" + value +
+             ": expected layer (a cache holds the rows that its layer had) or "
+             "final (those that are left in the end)")
+                .str();
   } else if (key == "positions" && value == "preserve") {
     return true;
   } else if (key == "positions") {
@@ -179,10 +187,11 @@ static bool parseMustDrop(StringRef key, StringRef value, PruneSpec &spec,
              "renumber them is a loss of its own)")
                 .str();
   } else {
-    error = ("unknown option '" + key +
-             "': expected layers, global, individual, positions; of a vision "
-             "encoder vit-merge, key, anchor")
-                .str();
+    error =
+        ("unknown option '" + key +
+         "': expected layers, global, individual, kv, positions; of a vision "
+         "encoder vit-merge, key, anchor")
+            .str();
   }
   return false;
 }
@@ -234,8 +243,8 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
   else if (method != "lazyllm")
     return fail("unknown method '" + method +
                 "': expected lazyllm, mustdrop, flowcut, quickprefill");
-  const char *language = "layers, global, individual and positions";
-  bool forLanguage = false;
+  const char *language = "layers, global, individual, kv and positions";
+  bool forLanguage = false, forPatches = false;
   if (spec.isFlowCut() && options.empty())
     return fail("expected target=, the number of patches that stay");
   while (!options.empty()) {
@@ -247,6 +256,7 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
         return false;
     } else if (method == "mustdrop" && key != "layers") {
       forLanguage |= key != "vit-merge" && key != "key" && key != "anchor";
+      forPatches |= key == "vit-merge" || key == "key";
       if (!parseMustDrop(key, value, spec, error))
         return false;
     } else if (key == "layers") {
@@ -279,6 +289,8 @@ bool prefill::parsePruneSpec(StringRef text, PruneSpec &spec,
     return fail("vit-merge, key and anchor are for the vision encoder, " +
                 llvm::Twine(language) +
                 " for the language model: compile each with its own");
+  if (spec.isMergePatches() && !forPatches)
+    return fail("anchor is nothing alone: expected vit-merge= or key=");
   return true;
 }
 
@@ -363,7 +375,7 @@ bool prefill::resolveLayers(const PruneSpec &spec, int64_t count,
     for (int64_t layer = (count - 1) % 2 ? 1 : 2; layer < count; layer += 2)
       layers.push_back(layer);
   else if (layers.empty() && spec.isMustDrop())
-    layers = {2, 6, 10, 14};
+    layers = {3, 7, 11, 15};
   else if (layers.empty())
     for (int64_t part : {9, 19, 28}) {
       int64_t layer = (part * count + 16) / 32;

@@ -42,3 +42,12 @@ def compiled(compiler, tmp_path_factory):
         return folders[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def language(tmp_path_factory):
+    """(path, weights as float64) of a tiny Llama that takes embeddings (vision.py)."""
+    pytest.importorskip("torch")
+    from vision import language_model
+
+    return language_model(tmp_path_factory.mktemp("language"))

@@ -3,135 +3,31 @@
 from __future__ import annotations
 
 import json
-import warnings
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from support import plain_session
 from test_models import PATHS
+from vision import (
+    HIDDEN,
+    LAYERS,
+    anchor_of,
+    anchor_shares,
+    close,
+    count_layers,
+    encode,
+    encoder_model,
+    feeds_of,
+    forward,
+    images,
+    prompt,
+    run,
+    softmax,
+    step_model,
+)
 
 import prefill_opt
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-HIDDEN, HEADS, KV_HEADS, LAYERS, VOCABULARY = 32, 4, 2, 4, 61
-DIM = HIDDEN // HEADS
-
-
-def run(folder, feeds, **options) -> dict[str, np.ndarray]:
-    session = prefill_opt.session(folder, log_severity_level=4, **options)
-    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
-
-
-def export(module, example, path: Path, names: list[str], outputs: list[str], axes: dict) -> None:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(),
-            example,
-            str(path),
-            dynamo=False,
-            opset_version=17,
-            input_names=names,
-            output_names=outputs,
-            dynamic_axes=axes,
-        )
-
-
-class Store(transformers.DynamicCache):
-    """Keeps keys and values as they are: the tracer would put an empty tensor before them."""
-
-    def __init__(self):
-        super().__init__()
-        self.pairs = []
-
-    def update(self, keys, values, *args, **kwargs):
-        self.pairs += [keys, values]
-        return keys, values
-
-
-class Language(torch.nn.Module):
-    """inputs_embeds -> logits of all rows, then the KV cache."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs_embeds):
-        cache = Store()
-        result = self.model(inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True)
-        return (result.logits, *cache.pairs)
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory):
-    """(path, weights as float64) of a tiny Llama that takes embeddings."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        attn_implementation="eager",
-    )
-    model = transformers.LlamaForCausalLM(config)
-    path = tmp_path_factory.mktemp("language") / "llm.onnx"
-    outputs = ["logits", *(f"present.{i}.{n}" for i in range(LAYERS) for n in ("key", "value"))]
-    axes = {n: {0: "b", 2 if n.startswith("present") else 1: "s"} for n in ["inputs_embeds", *outputs]}
-    export(Language(model), (torch.randn(2, 12, HIDDEN),), path, ["inputs_embeds"], outputs, axes)
-    return path, {n: p.double().numpy() for n, p in model.state_dict().items()}
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def norm(x, weight):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weight
-
-
-def rotated(x, rows):
-    """RoPE, halves; x [heads, n, DIM] at positions `rows`."""
-    angle = np.outer(rows, 10000.0 ** (-np.arange(0, DIM, 2) / DIM))
-    cos, sin = np.cos(angle), np.sin(angle)
-    a, b = x[..., : DIM // 2], x[..., DIM // 2 :]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-def forward(weights, embeds, choose):
-    """A prompt [n, HIDDEN]: (rows, K, V) of every layer, the last row's logits.
-
-    choose(layer from 1, rows, q, k, v, probabilities) gives which rows stay after it, or None: all.
-    """
-    x, rows, caches = embeds.astype(np.float64), np.arange(len(embeds)), []
-    for number in range(1, LAYERS + 1):
-        w = {n.split(".", 3)[3]: p for n, p in weights.items() if n.startswith(f"model.layers.{number - 1}.")}
-        n = len(rows)
-        y = norm(x, w["input_layernorm.weight"])
-
-        def heads(name, count):
-            return (y @ w[f"self_attn.{name}_proj.weight"].T).reshape(n, count, DIM).transpose(1, 0, 2)
-
-        q, k, v = rotated(heads("q", HEADS), rows), rotated(heads("k", KV_HEADS), rows), heads("v", KV_HEADS)
-        caches.append((rows, k, v))
-        group = HEADS // KV_HEADS
-        s = np.einsum("hic,hjc->hij", q, k.repeat(group, 0)) / np.sqrt(DIM)
-        p = softmax(np.where(np.tri(n, dtype=bool), s, -np.inf))
-        x = x + (p @ v.repeat(group, 0)).transpose(1, 0, 2).reshape(n, -1) @ w["self_attn.o_proj.weight"].T
-        y = norm(x, w["post_attention_layernorm.weight"])
-        gate = y @ w["mlp.gate_proj.weight"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["mlp.up_proj.weight"].T)) @ w["mlp.down_proj.weight"].T
-        stay = choose(number, rows, q, k, v, p)
-        if stay is not None:
-            x, rows = x[stay], rows[stay]
-    return caches, norm(x[-1], weights["model.norm.weight"]) @ weights["lm_head.weight"].T
 
 
 def mustdrop(weights, embeds, vision, layers, share, most, protected=()):
@@ -159,21 +55,6 @@ def mustdrop(weights, embeds, vision, layers, share, most, protected=()):
 
     caches, logits = forward(weights, embeds, choose)
     return caches, logits, tight
-
-
-def prompt(seed, *parts):
-    """Embeddings [n, HIDDEN] and which rows are vision: parts are numbers of rows, text first."""
-    rng = np.random.default_rng(seed)
-    vision = np.concatenate([np.full(part, i % 2 == 1) for i, part in enumerate(parts)])
-    return rng.standard_normal((len(vision), HIDDEN)).astype(np.float32), vision
-
-
-def feeds_of(embeds, vision):
-    return {"inputs_embeds": embeds[None], "vision_rows": vision[None]}
-
-
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, atol=2e-5 * max(1.0, np.abs(expected).max()), rtol=0)
 
 
 SETTING = "mustdrop:layers={},global={},individual={}"
@@ -216,6 +97,60 @@ def test_language_model_is_what_numpy_gives(language, compiled, sparsify, layers
         "individual": most,
         "positions": "preserve",
     }
+
+
+def left_in_the_end(caches, first):
+    """(rows, K, V) of every layer with kv=final: from layer `first` on those of the last layer."""
+    final = caches[-1][0]
+    cut = []
+    for number, (rows, k, v) in enumerate(caches, 1):
+        stay = np.isin(rows, final) | (number < first)
+        cut.append((rows[stay], k[:, stay], v[:, stay]))
+    return cut
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory):
+    """A decode step of the language model, as it was exported."""
+    return plain_session(step_model(tmp_path_factory.mktemp("step")))
+
+
+@pytest.mark.parametrize(
+    "layers, share, most, parts",
+    [((1, 3), 0.03, 0.25, (7, 36, 9)), ((1, 2, 3), 0.02, 0.1, (5, 100, 70)), ((2,), 1.0, 0.15, (6, 40, 1))],
+)
+def test_decode_reads_the_rows_that_are_left_in_the_end(language, compiled, step, layers, share, most, parts):
+    """kv=final: caches from the first stage's layer on lose rows; decode steps go on at the prompt's end."""
+    path, weights = language
+    prune = SETTING.format("+".join(map(str, layers)), share, most)
+    embeds, vision = prompt(len(parts) + sum(parts), *parts)
+    n = len(vision)
+    caches, _, tight = mustdrop(weights, embeds, vision, layers, share, most, (0, 1, 2, 3, n - 1))
+    assert tight > 1e-4, "the prompt decides nothing clearly"
+    expected = left_in_the_end(caches, layers[0])
+    feeds = feeds_of(embeds, vision)
+    plain = run(compiled(path, logits="last", prune=prune), feeds)
+    folder = compiled(path, logits="last", prune=prune + ",kv=final")
+    found = run(folder, feeds)
+    assert list(found) == list(plain)
+    for name in ("logits", *(f"prefill.rows.{layer}" for layer in layers)):
+        np.testing.assert_array_equal(found[name], plain[name])
+    for number, (_, k, v) in enumerate(expected):
+        close(found[f"present.{number}.key"][0], k)
+        close(found[f"present.{number}.value"][0], v)
+    assert json.loads((folder / "manifest.json").read_text())["prune"]["kv"] == "final"
+    parts = [f"{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
+    state = {f"past.{part}": found[f"present.{part}"] for part in parts}
+    for position in (n, n + 1):
+        row = np.random.default_rng(position).standard_normal((1, HIDDEN)).astype(np.float32)
+        names = [output.name for output in step.get_outputs()]
+        result = step.run(None, {"inputs_embeds": row[None], "position_ids": np.array([[position]]), **state})
+        made = dict(zip(names, result, strict=True))
+        state = {name: made[name.replace("past", "present")] for name in state}
+        caches, other = forward(weights, row, lambda *_: None, position, caches)
+        expected, logits = forward(weights, row, lambda *_: None, position, expected)
+        close(made["logits"][0, 0], logits)
+        assert np.abs(logits - other).max() > 1e-3, "all rows give the same: nothing is shown"
 
 
 @pytest.mark.parametrize("share, most", [(0, 0.5), (0.5, 0), (0, 0)])
@@ -330,7 +265,10 @@ def test_what_the_compiled_model_refuses(language, compiled, batch, shorter, mes
         ({"prune": "mustdrop:layers=1,individual=1e-15"}, "from 1e-12 to 1"),
         ({"prune": "mustdrop:layers=9"}, "layer 9 is not there: the model has 4 layers"),
         ({"prune": "mustdrop:layers=4"}, "layer 4 is the last one"),
-        ({"prune": "mustdrop"}, "layer 14 is not there: the model has 4 layers; name some with layers="),
+        ({"prune": "mustdrop:layers=1,kv=some"}, "kv=some: expected layer"),
+        ({"prune": "mustdrop:kv=final,key=0.1"}, "compile each with its own"),
+        ({"prune": "lazyllm:kv=final"}, "unknown option 'kv=final'"),
+        ({"prune": "mustdrop"}, "layer 15 is not there: the model has 4 layers; name some with layers="),
         ({"prune": "mustdrop:layers=1,keep=0.5"}, "unknown option 'keep'"),
         ({"prune": "mustdrop:layers=1,positions=compact"}, "expected preserve"),
         ({"prune": "mustdrop:layers=1,vit-merge=3x3@0.8"}, "compile each with its own"),
@@ -357,55 +295,14 @@ def test_an_input_of_that_name_is_refused(language, tmp_path):
         prefill_opt.compile(tmp_path / "named.onnx", tmp_path / "out", logits="last", prune="mustdrop:layers=1")
 
 
-class Encoder(torch.nn.Module):
-    """pixel_values -> all rows, and with `parts` the first, and all but the first."""
-
-    def __init__(self, model, parts):
-        super().__init__()
-        self.model, self.parts = model, parts
-
-    def forward(self, pixel_values):
-        rows = self.model(pixel_values=pixel_values).last_hidden_state
-        return (rows, rows[:, 0], rows[:, 1:]) if self.parts else rows
-
-
-ENCODER_LAYERS, PATCHES = 6, 36
-
-
-def encoder_model(tmp_path_factory, kind, layers=ENCODER_LAYERS, parts=True, **options):
-    """(path, weights as float64, hasClassToken) of a tiny CLIP or SigLIP encoder of 6 x 6 patches."""
-    torch.manual_seed(1)
-    sizes = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, image_size=36, patch_size=6)
-    config = getattr(transformers, f"{kind}VisionConfig")(num_hidden_layers=layers, **sizes, **options)
-    model = getattr(transformers, f"{kind}VisionModel")(config)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.normal_(1 if "norm" in name and name.endswith("weight") else 0, 0.3)
-    path = tmp_path_factory.mktemp(kind) / "vit.onnx"
-    names = ["last_hidden_state", "first", "patches"] if parts else ["last_hidden_state"]
-    export(
-        Encoder(model, parts), (torch.randn(2, 3, 36, 36),), path, ["pixel_values"], names,
-        {n: {0: "b"} for n in ["pixel_values", *names]},
-    )  # fmt: skip
-    return path, {n: p.double().numpy() for n, p in model.state_dict().items()}, kind == "CLIP"
-
-
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return encoder_model(tmp_path_factory, "CLIP")
+    return encoder_model(tmp_path_factory, "CLIP", layers=6)
 
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
     return encoder_model(tmp_path_factory, "Siglip", layers=5, parts=False, vision_use_head=False)
-
-
-def layer_norm(x, weights, name, epsilon):
-    weight, bias = (
-        next(p for n, p in weights.items() if n.endswith(f"{name}.{part}")) for part in ("weight", "bias")
-    )
-    y = x - x.mean(-1, keepdims=True)
-    return y / np.sqrt((y**2).mean(-1, keepdims=True) + epsilon) * weight + bias
 
 
 def flow_drop(shares, target, left):
@@ -423,47 +320,16 @@ def flow_drop(shares, target, left):
 def flowcut(weights, pixels, target, cls, protected=(), final_norm=True, forced=None):
     """Images [b, 3, 36, 36]: (rows after each stage by layer, last_hidden_state, tightest choice).
 
-    final_norm: without a class token, the last norm too. forced: rows to keep by layer, instead.
+    forced: rows to keep by layer, instead.
     """
-    weights = {n.removeprefix("vision_model."): p for n, p in weights.items()}
-    epsilon = 1e-5 if cls else 1e-6
-    b = len(pixels)
-    patches = pixels.astype(np.float64).reshape(b, 3, 6, 6, 6, 6).transpose(0, 2, 4, 1, 3, 5).reshape(b, PATCHES, -1)
-    kernel = weights["embeddings.patch_embedding.weight"].reshape(32, -1)
-    x = patches @ kernel.T + (0 if cls else weights["embeddings.patch_embedding.bias"])
-    if cls:
-        x = np.concatenate([np.tile(weights["embeddings.class_embedding"], (b, 1, 1)), x], 1)
-    x = x + weights["embeddings.position_embedding.weight"]
-    if cls:
-        x = layer_norm(x, weights, "pre_layrnorm", epsilon)
-    layers = 1 + max(int(n.split(".")[2]) for n in weights if n.startswith("encoder.layers."))
-    rows = np.tile(np.arange(x.shape[1]), (b, 1))
+    layers = count_layers(weights)
+    rows = np.tile(np.arange(36 + cls), (len(pixels), 1))
     flow, stages, tight = np.zeros(rows.shape), {}, np.inf
-    for number in range(1, layers + 1):
-        w = {n.split(".", 3)[3]: p for n, p in weights.items() if n.startswith(f"encoder.layers.{number - 1}.")}
 
-        def linear(y, name):
-            return y @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-        y = layer_norm(x, w, "layer_norm1", epsilon)
-        q, k, v = (
-            linear(y, f"self_attn.{n}_proj").reshape(*rows.shape, 4, 8).transpose(0, 2, 1, 3) for n in "qkv"
-        )
-        p = softmax(q @ k.transpose(0, 1, 3, 2) / np.sqrt(8))
-        o = (p @ v).transpose(0, 2, 1, 3).reshape(*rows.shape, 32)
-        x = x + linear(o, "self_attn.out_proj")
-        y = linear(layer_norm(x, w, "layer_norm2", epsilon), "mlp.fc1")
-        if cls:
-            y = y / (1 + np.exp(-1.702 * y))
-        else:
-            y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
-        x = x + linear(y, "mlp.fc2")
-
-        def anchor(z):
-            return z[:, :, :1] if cls else z.mean(2, keepdims=True)
-
-        shares = softmax(anchor(q) @ k.transpose(0, 1, 3, 2) / np.sqrt(8))[:, :, 0].mean(1)[:, int(cls) :]
-        values = softmax(anchor(v) @ v.transpose(0, 1, 3, 2))[:, :, 0].mean(1)[:, int(cls) :]
+    def after(number, x, q, k, v):
+        nonlocal rows, flow, tight
+        shares = anchor_shares(q, k, cls)
+        values = softmax(anchor_of(v, cls) @ v.transpose(0, 1, 3, 2))[:, :, 0].mean(1)[:, int(cls) :]
         shares, values = (z / z.sum(1, keepdims=True) for z in (shares, values))
         size = np.abs(v.mean(1)).sum(-1)[:, int(cls) :]
         flow[:, int(cls) :] = flow[:, int(cls) :] / 2 + (shares + values) * size / 2
@@ -471,12 +337,12 @@ def flowcut(weights, pixels, target, cls, protected=(), final_norm=True, forced=
         if forced is not None and number in forced:
             place = np.array([np.searchsorted(a, b) for a, b in zip(rows, forced[number], strict=True)])
             rows, flow = (np.take_along_axis(z, place, 1) for z in (rows, flow))
-            x = np.take_along_axis(x, place[..., None], 1)
+            return np.take_along_axis(x, place[..., None], 1)
         if forced is not None or left < 0 or left % 2:
-            continue
+            return x
         drop = max(flow_drop(s, target, left) for s in shares)
         stay = []
-        for entry in range(b):
+        for entry in range(len(pixels)):
             fixed = [i for i, r in enumerate(rows[entry]) if r < cls or r in protected]
             rest = [i for i in np.argsort(-flow[entry], kind="stable") if i not in fixed]
             count = rows.shape[1] - drop - len(fixed)
@@ -484,15 +350,11 @@ def flowcut(weights, pixels, target, cls, protected=(), final_norm=True, forced=
                 tight = min(tight, flow[entry][rest[count - 1]] / flow[entry][rest[count]] - 1)
             stay.append(sorted(fixed + rest[:count]))
         rows, flow = (np.take_along_axis(z, np.array(stay), 1) for z in (rows, flow))
-        x = np.take_along_axis(x, np.array(stay)[..., None], 1)
         stages[number] = rows
-    if final_norm and not cls:
-        x = layer_norm(x, weights, "post_layernorm", epsilon)
+        return np.take_along_axis(x, np.array(stay)[..., None], 1)
+
+    x = encode(weights, pixels, cls, after, final_norm)
     return stages, x, tight
-
-
-def images(seed, count):
-    return np.random.default_rng(seed).standard_normal((count, 3, 36, 36)).astype(np.float32)
 
 
 @pytest.mark.parametrize("name, target, count", [("clip", 9, 1), ("clip", 1, 3), ("clip", 30, 2), ("siglip", 7, 1)])

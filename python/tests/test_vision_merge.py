@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 
+import ml_dtypes
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
-from test_vision import (
+from vision import (
     HIDDEN,
-    PATCHES,
+    anchor_shares,
     close,
+    encode,
     encoder_model,
     export,
     images,
-    language,  # noqa: F401
-    layer_norm,
+    project,
     run,
-    softmax,
+    torch,
+    tower,
+    tower_weights,
+    transformers,
 )
-from test_vision_towers import project, tower, tower_weights
 
 import prefill_opt
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -71,44 +73,18 @@ def merge(x, height, width, threshold, cls, protected=()):
     return np.array(merged), np.array(kept), r, tight
 
 
-def mustdrop(weights, pixels, cls, window=None, key=0.0, protected=(), final_norm=True):
+def mustdrop(weights, pixels, cls, window=None, key=0.0, protected=()):
     """Images [b, 3, 36, 36]: (last_hidden_state, rows, windows merged, key rows, tightest decision)."""
-    weights = {n.removeprefix("vision_model."): p for n, p in weights.items()}
-    epsilon = 1e-5 if cls else 1e-6
-    b = len(pixels)
-    patches = pixels.astype(np.float64).reshape(b, 3, 6, 6, 6, 6).transpose(0, 2, 4, 1, 3, 5).reshape(b, PATCHES, -1)
-    x = patches @ weights["embeddings.patch_embedding.weight"].reshape(32, -1).T
-    if not cls:
-        x = x + weights["embeddings.patch_embedding.bias"]
-    if cls:
-        x = np.concatenate([np.tile(weights["embeddings.class_embedding"], (b, 1, 1)), x], 1)
-    x = x + weights["embeddings.position_embedding.weight"]
-    if cls:
-        x = layer_norm(x, weights, "pre_layrnorm", epsilon)
-    layers = 1 + max(int(n.split(".")[2]) for n in weights if n.startswith("encoder.layers."))
-    rows, count, tight = np.tile(np.arange(x.shape[1]), (b, 1)), 0, np.inf
-    for number in range(1, layers + 1):
-        w = {n.split(".", 3)[3]: p for n, p in weights.items() if n.startswith(f"encoder.layers.{number - 1}.")}
+    rows, count, tight, shares = np.tile(np.arange(36 + cls), (len(pixels), 1)), 0, np.inf, None
 
-        def linear(y, name):
-            return y @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-        y = layer_norm(x, w, "layer_norm1", epsilon)
-        q, k, v = (linear(y, f"self_attn.{n}_proj").reshape(*rows.shape, 4, 8).transpose(0, 2, 1, 3) for n in "qkv")
-        anchor = q[:, :, :1] if cls else q.mean(2, keepdims=True)
-        shares = softmax(anchor @ k.transpose(0, 1, 3, 2) / np.sqrt(8))[:, :, 0].mean(1)[:, int(cls) :]
-        p = softmax(q @ k.transpose(0, 1, 3, 2) / np.sqrt(8))
-        x = x + linear((p @ v).transpose(0, 2, 1, 3).reshape(*rows.shape, 32), "self_attn.out_proj")
-        y = linear(layer_norm(x, w, "layer_norm2", epsilon), "mlp.fc1")
-        if cls:
-            y = y / (1 + np.exp(-1.702 * y))
-        else:
-            y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
-        x = x + linear(y, "mlp.fc2")
+    def after(number, x, q, k, v):
+        nonlocal rows, count, tight, shares
+        shares = anchor_shares(q, k, cls)
         if number == 1 and window:
             x, rows, count, tight = merge(x, *window, cls, protected)
-    if final_norm and not cls:
-        x = layer_norm(x, weights, "post_layernorm", epsilon)
+        return x
+
+    x = encode(weights, pixels, cls, after)
     keys = np.zeros(shares.shape, bool)
     if key:
         most = int(np.ceil(key * shares.shape[1] - 1e-9))
@@ -161,7 +137,7 @@ def test_encoder_is_what_numpy_gives(request, compiled, name, window, key, count
 class Grid(torch.nn.Module):
     """Rows [b, n, 32] that are an encoder's input -> rows: what goes in is what is merged, but for a little."""
 
-    def __init__(self, layers):
+    def __init__(self, layers, spread=0.01):
         super().__init__()
         config = transformers.CLIPVisionConfig(
             hidden_size=32, intermediate_size=48, num_attention_heads=4, num_hidden_layers=layers
@@ -169,7 +145,7 @@ class Grid(torch.nn.Module):
         self.encoder = transformers.models.clip.modeling_clip.CLIPEncoder(config)
         with torch.no_grad():
             for name, value in self.encoder.named_parameters():
-                value.normal_(1 if "norm" in name and name.endswith("weight") else 0, 0.01)
+                value.normal_(1 if "norm" in name and name.endswith("weight") else 0, spread)
 
     def forward(self, rows):
         return self.encoder(inputs_embeds=rows).last_hidden_state
@@ -182,13 +158,19 @@ def export_grid(path, rows, layers=2):
     return path
 
 
-def test_two_constant_windows_of_a_grid_merge(tmp_path, compiled):
-    """6 x 6 patches, windows 1 and 2 of 3 x 3 constant: exactly these become one row each."""
-    folder = compiled(export_grid(tmp_path / "grid.onnx", 37), prune="mustdrop:vit-merge=3x3@0.8,key=0.01")
-    rows = np.random.default_rng(0).standard_normal((1, 37, 32)).astype(np.float32)
+def alike_windows(seed):
+    """Rows [1, 37, 32] of a grid: windows 1 and 2 of 3 x 3 are constant."""
+    rows = np.random.default_rng(seed).standard_normal((1, 37, 32)).astype(np.float32)
     for window in (1, 2):
         own = window_rows(window, 3, 3, cls=True)
         rows[0, own] = rows[0, own[0]]
+    return rows
+
+
+def test_two_constant_windows_of_a_grid_merge(tmp_path, compiled):
+    """6 x 6 patches, windows 1 and 2 of 3 x 3 constant: exactly these become one row each."""
+    folder = compiled(export_grid(tmp_path / "grid.onnx", 37), prune="mustdrop:vit-merge=3x3@0.8,key=0.01")
+    rows = alike_windows(0)
     found = run(folder, {"rows": rows})
     np.testing.assert_array_equal(found["prefill.merged"], [2])
     order = found["prefill.rows.1"][0]
@@ -203,6 +185,58 @@ def test_two_constant_windows_of_a_grid_merge(tmp_path, compiled):
     both = run(folder, {"rows": np.concatenate([rows, other])})
     np.testing.assert_array_equal(both["prefill.merged"], [0])
     np.testing.assert_array_equal(both["prefill.rows.1"], [range(37)] * 2)
+
+
+def merge_alone(folder, kind):
+    """The node MergeWindows of a compiled model with the casts around it, and one to float32.
+
+    ONNX Runtime has few operators of bfloat16 on CPUs: the whole model may not run there.
+    """
+    model = onnx.load(folder / "model.onnx")
+    (node,) = (n for n in model.graph.node if n.op_type == "MergeWindows")
+    (before,) = (n for n in model.graph.node if node.input[0] in n.output)
+    (after,) = (n for n in model.graph.node if node.output[0] in n.input)
+    assert (before.op_type, after.op_type) == ("Cast", "Cast")
+    info = onnx.helper.make_tensor_value_info
+    wide = onnx.helper.make_node("Cast", after.output[:1], ["wide"], to=onnx.TensorProto.FLOAT)
+    outputs = [info("wide", onnx.TensorProto.FLOAT, None), *(info(n, onnx.TensorProto.INT64, None) for n in node.output[1:])]
+    inputs = [info(before.input[0], kind, [None, 37, 32]), info(node.input[1], onnx.TensorProto.BOOL, [None, 37])]
+    graph = onnx.helper.make_graph([before, node, after, wide], "merge", inputs, outputs)
+    alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(folder / "libprefill_model.so"))
+    return onnxruntime.InferenceSession(alone.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision(tmp_path, compiled, kind, opset):
+    """Windows are merged in float64 and rounded to the type; the model goes on in it."""
+    module = Grid(2, spread=0).to(getattr(torch, kind))
+    example = torch.randn(1, 37, 32).to(getattr(torch, kind))
+    path = tmp_path / f"{kind}.onnx"
+    export(module, (example,), path, ["rows"], ["out"], {n: {0: "b"} for n in ("rows", "out")}, opset)
+    folder = compiled(path, prune="mustdrop:vit-merge=3x3@0.8,key=0.1")
+    numbers = np.dtype(getattr(ml_dtypes, kind) if kind == "bfloat16" else kind)
+    rows = np.concatenate([alike_windows(0), alike_windows(1)])
+    rows[:, window_rows(2, 3, 3, cls=True)] += np.random.default_rng(2).standard_normal((2, 9, 32)) / 10
+    rows = rows.astype(numbers)
+    expected, order, merged, tight = merge(rows.astype(np.float64), 3, 3, 0.8, True)
+    assert merged == 2 and tight > 1e-3
+    expected = expected.astype(np.float32).astype(numbers)
+    code = onnx.helper.np_dtype_to_tensor_dtype(numbers)
+    value = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type
+    session = merge_alone(folder, code)
+    names = [item.name for item in session.get_inputs()]
+    feeds = {names[0]: value(rows.view(np.uint16), code), names[1]: value(np.zeros((2, 37), bool), 9)}
+    y, found, count = (v.numpy() for v in session.run_with_ort_values(None, feeds))
+    np.testing.assert_array_equal(y, expected.astype(np.float32))
+    np.testing.assert_array_equal(found, order)
+    np.testing.assert_array_equal(count, [2])
+    if kind == "float16":  # layers that add nothing: what comes out are the merged rows
+        whole = run(folder, {"rows": rows})
+        np.testing.assert_array_equal(whole["out"], expected)
+        assert whole["prefill.key_rows"].sum() == 2 * 2
 
 
 def test_protected_patches_are_not_merged(clip, compiled):
@@ -260,7 +294,7 @@ def test_with_a_projector(tmp_path, compiled):
     assert found["prefill.key_rows"].shape == found["image_features"].shape[:2]
 
 
-def test_key_set_protects_in_the_language_model(clip, language, compiled):  # noqa: F811
+def test_key_set_protects_in_the_language_model(clip, language, compiled):
     """What the encoder marks never goes in the language model, whatever its thresholds are."""
     encoder = compiled(clip[0], prune="mustdrop:vit-merge=3x3@0.1,key=0.2")
     image = run(encoder, {"pixel_values": images(9, 1)})
@@ -321,6 +355,6 @@ def test_grids_that_are_refused(compiler, tmp_path, rows, layers, message):
         prefill_opt.compile(path, tmp_path / "out", prune="mustdrop:vit-merge=3x3@0.8")
 
 
-def test_a_language_model_is_refused(language, compiler, tmp_path):  # noqa: F811
+def test_a_language_model_is_refused(language, compiler, tmp_path):
     with pytest.raises(prefill_opt.CompileError, match="it is not a vision encoder's"):
         prefill_opt.compile(language[0], tmp_path / "out", prune="mustdrop:vit-merge=3x3@0.8")

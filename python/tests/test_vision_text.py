@@ -7,18 +7,7 @@ import json
 import numpy as np
 import pytest
 from test_models import PATHS
-from test_vision import (
-    DIM,
-    HEADS,
-    KV_HEADS,
-    close,
-    feeds_of,
-    forward,
-    language,  # noqa: F401
-    prompt,
-    run,
-    softmax,
-)
+from vision import DIM, HEADS, KV_HEADS, close, feeds_of, forward, prompt, run, softmax
 
 import prefill_opt
 
@@ -61,7 +50,7 @@ def flowcut(weights, embeds, vision, layer, target, protected=()):
     "layer, target, parts",
     [(1, 9, (7, 36, 9)), (2, 64, (5, 100, 70)), (3, 1, (6, 40, 1)), (1, 7, (5, 20, 11, 30, 8))],
 )
-def test_it_is_what_numpy_gives(language, compiled, sparsify, layer, target, parts):  # noqa: F811
+def test_it_is_what_numpy_gives(language, compiled, sparsify, layer, target, parts):
     """Also with two images, which are scored together."""
     path, weights = language
     folder = compiled(path, logits="last", prune=f"flowcut:target={target},llm-layer={layer}", sparsify=sparsify)
@@ -85,7 +74,7 @@ def test_it_is_what_numpy_gives(language, compiled, sparsify, layer, target, par
 
 
 @pytest.mark.parametrize("parts", [(40,), (9, 8, 6), (3, 8)], ids=["text only", "as many as stay", "no text after"])
-def test_no_more_than_the_target_is_the_dense_result(language, compiled, parts):  # noqa: F811
+def test_no_more_than_the_target_is_the_dense_result(language, compiled, parts):
     path, _ = language
     embeds, vision = prompt(3, *parts)
     dense = run(compiled(path, logits="last"), {"inputs_embeds": embeds[None]})
@@ -95,7 +84,7 @@ def test_no_more_than_the_target_is_the_dense_result(language, compiled, parts):
     np.testing.assert_array_equal(found["prefill.rows.1"][0], np.arange(len(vision)))
 
 
-def test_protected_rows_count_and_stay(language, compiled):  # noqa: F811
+def test_protected_rows_count_and_stay(language, compiled):
     path, weights = language
     folder = compiled(
         path, logits="last", prune="flowcut:target=5,llm-layer=2", protect="system,rows:10-12,last:1"
@@ -114,7 +103,7 @@ def test_protected_rows_count_and_stay(language, compiled):  # noqa: F811
     np.testing.assert_array_equal(found["prefill.rows.2"][0], np.flatnonzero(~vision | fixed))
 
 
-def test_a_batch_keeps_as_many_rows_of_every_prompt(language, compiled):  # noqa: F811
+def test_a_batch_keeps_as_many_rows_of_every_prompt(language, compiled):
     """Prompts of one length, one with more image than the other: each has its own rows, the first more of them."""
     path, weights = language
     folder = compiled(path, logits="last", prune="flowcut:target=6,llm-layer=1")
@@ -150,7 +139,7 @@ def test_padding_is_not_asked_and_stays(compiled):
     np.testing.assert_array_equal(padded(9, 0, True)["prefill.rows.1"], left["prefill.rows.1"])
 
 
-def test_attack_on_protected_rows(language, compiled):  # noqa: F811
+def test_attack_on_protected_rows(language, compiled):
     """Last rows searched for to drop protected vision rows never do; without the protection they do."""
     path, _ = language
     prune = "flowcut:target=12,llm-layer=1"
@@ -188,7 +177,7 @@ def test_attack_on_protected_rows(language, compiled):  # noqa: F811
         ({"prune": "flowcut:target=4,llm-layer=1", "chunk": "64", "logits": "rows"}, "-prune with -chunk"),
     ],
 )
-def test_what_is_refused(language, compiler, tmp_path, options, message):  # noqa: F811
+def test_what_is_refused(language, compiler, tmp_path, options, message):
     with pytest.raises(prefill_opt.CompileError) as error:
         prefill_opt.compile(language[0], tmp_path / "out", **{"logits": "last", **options})
     assert message in str(error.value)

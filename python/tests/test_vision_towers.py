@@ -6,80 +6,15 @@ transformers' own modules, exported, against what test_vision.py computes in Num
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import onnx
 import pytest
 from support import plain_session
-from test_vision import close, export, flowcut, images, run
+from test_vision import flowcut
+from vision import SIZES, TEXT, Tower, close, export, images, project, run, torch, tower, tower_weights, transformers
 
 import prefill_opt
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-TEXT = 24
-SIZES = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, image_size=36, patch_size=6)
-
-
-class Tower(torch.nn.Module):
-    """pixel_values -> image features of a LLaVA model: layer `layer` of its tower, projected.
-
-    `pooled`: the tower's pooled output too, for which the last layer is needed.
-    """
-
-    def __init__(self, model, layer, strategy, pooled=False):
-        super().__init__()
-        self.model, self.layer, self.strategy, self.pooled = model, layer, strategy, pooled
-
-    def forward(self, pixel_values):
-        outputs = self.model.vision_tower(pixel_values, output_hidden_states=True)
-        rows = outputs.hidden_states[self.layer]
-        if self.strategy == "default":
-            rows = rows[:, 1:]
-        features = self.model.multi_modal_projector(rows)
-        return (features, outputs.pooler_output) if self.pooled else features
-
-
-def tower(folder, kind, layers, layer, strategy, name="tower", pooled=False):
-    """(path, weights as float64) of a tiny LLaVA's tower and projector."""
-    torch.manual_seed(3)
-    vision = getattr(transformers, f"{kind}VisionConfig")(num_hidden_layers=layers, **SIZES)
-    if kind == "Siglip":
-        vision.vision_use_head = False
-    text = transformers.LlamaConfig(
-        vocab_size=40, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    config = transformers.LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=layer)
-    model = transformers.LlavaModel(config)
-    with torch.no_grad():
-        for key, value in model.named_parameters():
-            value.normal_(1 if "norm" in key and key.endswith("weight") else 0, 0.3)
-    path = folder / f"{name}.onnx"
-    names = ["image_features", "pooled"] if pooled else ["image_features"]
-    export(
-        Tower(model, layer, strategy, pooled), (torch.randn(2, 3, 36, 36),), path, ["pixel_values"], names,
-        {n: {0: "b"} for n in ["pixel_values", *names]},
-    )  # fmt: skip
-    return path, {n: p.double().numpy() for n, p in model.state_dict().items()}
-
-
-def project(weights, rows):
-    """LLaVA's projector: Linear, GELU, Linear."""
-    w = {n.removeprefix("multi_modal_projector."): p for n, p in weights.items()}
-    x = rows @ w["linear_1.weight"].T + w["linear_1.bias"]
-    x = x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-    return x @ w["linear_2.weight"].T + w["linear_2.bias"]
-
-
-def tower_weights(weights, layers):
-    """Of the tower, with `layers` layers."""
-    own = {n.removeprefix("vision_tower."): p for n, p in weights.items() if n.startswith("vision_tower.")}
-    own = {n.removeprefix("vision_model."): p for n, p in own.items()}
-    return {
-        n: p for n, p in own.items() if not n.startswith("encoder.layers.") or int(n.split(".")[2]) < layers
-    }
 
 
 @pytest.fixture(scope="module")

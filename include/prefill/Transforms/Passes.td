@@ -164,7 +164,9 @@ def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
 
     MustDrop (arXiv:2411.10803), `mustdrop:layers=2,global=0.001,individual=0.001`:
     rows of an image, which a new input `vision_rows` (bool [batch, tokens]) marks, go
-    where the text after it gives them too little, in sum and at most.
+    where the text after it gives them too little, in sum and at most. With `kv=final`
+    the KV outputs of the first of these layers and of all after it hold the rows that
+    the last one left; fails where an output with all rows is not known to be one.
 
     FlowCut (arXiv:2505.19536): `flowcut:target=64` in a vision encoder, patches that
     little flows through go after every second layer; `flowcut:target=64,llm-layer=1`
@@ -174,7 +176,7 @@ def PruneRows : Pass<"prune-rows", "::mlir::ModuleOp"> {
   }];
   let options = [
     Option<"prune", "prune", "std::string", /*default=*/"\"lazyllm\"",
-           "lazyllm[:layers=9+19+28,keep=0.7], mustdrop[:layers=2,global=0.001,individual=0.001] or flowcut:target=N[,llm-layer=L]">,
+           "lazyllm[:layers=9+19+28,keep=0.7], mustdrop[:layers=2,global=0.001,individual=0.001,kv=layer|final] or flowcut:target=N[,llm-layer=L]">,
     Option<"protect", "protect", "std::string", /*default=*/"\"\"",
            "bos:N,last:N,system,ids:A-B,rows:A-B">,
     Option<"logits", "logits", "std::string", /*default=*/"\"all\"",

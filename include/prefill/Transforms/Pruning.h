@@ -19,7 +19,7 @@
 namespace prefill {
 
 /// -prune=lazyllm:layers=9+19+28,keep=0.7 (LazyLLM, arXiv:2407.14057), or
-/// -prune=mustdrop:layers=2+6+10+14,global=0.001,individual=0.001 (MustDrop,
+/// -prune=mustdrop:layers=3+7+11+15,global=0.001,individual=0.001 (MustDrop,
 /// arXiv:2411.10803), -prune=quickprefill:group=512,topk=64
 /// (TIGER-AI-Lab/QuickVideo), or in a vision encoder -prune=flowcut:target=64
 /// (FlowCut, arXiv:2505.19536) and -prune=mustdrop:vit-merge=3x3@0.8,key=0.08.
@@ -37,7 +37,7 @@ struct PruneSpec {
   // LazyLLM and MustDrop.
   /// Layers after which rows go, from 1, ascending. Empty: LazyLLM's after
   /// 9/32, 19/32 and 28/32 of the layers, as the paper's figures draw it;
-  /// MustDrop's after 2, 6, 10 and 14.
+  /// MustDrop's after 3, 7, 11 and 15, which its authors count from 0.
   std::vector<int64_t> layers;
 
   // LazyLLM.
@@ -52,6 +52,9 @@ struct PruneSpec {
   // as much as `individual`. In [0, 1].
   double global = 0.001;
   double individual = 0.001;
+  /// Whether the caches of the first of these layers, and of all after it, hold
+  /// the rows that the last of them left, and no others.
+  bool finalCaches = false;
 
   // MustDrop in a vision encoder: windows of height x width patches are merged
   // where the mean cosine between two different patches is at least

@@ -419,6 +419,10 @@ LogicalResult FlowScoreOp::verify() {
 LogicalResult MergeWindowsOp::verify() {
   if (!getProtect().getDefiningOp<ProtectRowsOp>())
     return emitOpError("protect must come from prefill.protect_rows");
+  Type element = onnx::getElementType(getX().getType());
+  if (!element || !(element.isF16() || element.isBF16() || element.isF32() ||
+                    element.isF64()))
+    return emitOpError("x must be of f16, bf16, f32 or f64");
   if (getGrid() % getHeight() || getGrid() % getWidth() ||
       getHeight() * getWidth() == 1)
     return emitOpError("needs windows of several patches that divide the grid");
