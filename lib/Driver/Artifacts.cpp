@@ -58,6 +58,14 @@ static bool compileForGpus(const CompilerOptions &options,
     return false;
   for (const std::string &note : library.notes)
     llvm::WithColor::note(llvm::errs(), "prefill-opt") << note << "\n";
+  for (const CudaImage &image : library.images)
+    if (options.remarks && !image.isPtx && image.blockK)
+      llvm::WithColor::remark(llvm::errs(), "prefill-opt")
+          << image.function << ": tiles of " << image.blockQ << "x"
+          << image.blockK << ", " << image.threads << " threads, "
+          << image.stages << " stages, " << image.registers << " registers, "
+          << image.spillBytes << " bytes spilled, " << image.sharedBytes
+          << " bytes of shared memory\n";
   // One line for all targets that refuse a kernel for the same reason.
   std::map<std::pair<std::string, std::string>, std::string> reasons;
   for (const CudaRefusal &refusal : library.refusals) {

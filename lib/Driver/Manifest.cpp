@@ -105,6 +105,7 @@ static json::Object describe(const CudaLibrary &cuda, const KernelSpec &spec) {
                           {"block_k", image.blockK},
                           {"threads", image.threads},
                           {"shared_bytes", image.sharedBytes},
+                          {"stages", image.stages},
                           {"bytes", int64_t(image.size)},
                           {"compressed_bytes", int64_t(image.data.size())}};
       if (!image.isPtx) {

@@ -93,3 +93,5 @@ KERNEL prefill_convert(prefill_cuda_convert a) {
                                        : ((const uint8_t *)a.source)[from] != 0;
   ((uint8_t *)a.target)[to] = set;
 }
+
+#include "fill.c"

@@ -97,13 +97,12 @@ static int64_t per_batch(const DLTensor *tensor, int64_t b) {
                      entry * (tensor->ndim ? pf_stride_of(tensor, 0) : 0));
 }
 
-/* Lengths, offsets, mask and sinks into the launch's arguments. */
+/* Lengths and offsets into the launch's arguments. */
 static prefill_status bind_small(const pf_call *call,
                                  const DLTensor *const *inputs,
                                  prefill_cuda_attention *args) {
   const DLTensor *lengths = inputs[PREFILL_IN_KV_LENGTHS],
-                 *offset = inputs[PREFILL_IN_Q_OFFSET],
-                 *mask = inputs[PREFILL_IN_KEY_MASK];
+                 *offset = inputs[PREFILL_IN_Q_OFFSET];
   prefill_status status;
   args->kv_len = (int32_t)call->t;
   args->position =
@@ -128,14 +127,6 @@ static prefill_status bind_small(const pf_call *call,
                      (long long)call->b);
     args->positions = data_of(offset);
   }
-  /* Rows without keys are 0; whether there are any shows on the host alone. */
-  const bool may_mask = call->desc->masked_row != PREFILL_MASKED_ZERO &&
-                        (mask || lengths || call->window ||
-                         (call->causal && (offset || args->position < 0)));
-  if (may_mask)
-    return pf_fail(call, PREFILL_UNSUPPORTED,
-                   "rows without a visible key give 0 on GPUs, this model "
-                   "wants another number there; use CPU tensors");
   return PREFILL_OK;
 }
 
@@ -198,6 +189,7 @@ static prefill_status launch(const pf_call *call, const pf_cuda_device *device,
   prefill_cuda_tensor_maps maps;
   void *params[] = {&args, &maps}; /* a kernel without maps has one parameter */
   pf_cuda_kernel kernel = *dense;
+  int64_t blocks = 0; /* of a persistent kernel */
   const int64_t bytes = call->element;
   args.q = (const char *)all->q + b * all->q_batch * bytes;
   args.k = (const char *)all->k + b * all->k_batch * bytes;
@@ -217,13 +209,19 @@ static prefill_status launch(const pf_call *call, const pf_cuda_device *device,
     kernel = sparse->attention;
     status = pf_cuda_build_lists(call, device, sparse, workspace, count, &args);
   } else {
-    status = pf_cuda_prefer_tma(call, device, &args, count, &kernel, &maps);
+    status =
+        pf_cuda_prefer_tma(call, device, &args, count, &kernel, &maps, &blocks);
   }
   const int64_t tiles = pf_ceil_div(call->s, kernel.image->block_q);
   args.block_rows = (int32_t)tiles;
   if (!status)
-    status = pf_cuda_launch_with(call, device, &kernel, "cuLaunchKernel", tiles,
-                                 call->hq, count, params);
+    status = blocks
+                 ? pf_cuda_launch_with(call, device, &kernel, "cuLaunchKernel",
+                                       blocks, 1, 1, params)
+                 : pf_cuda_launch_with(call, device, &kernel, "cuLaunchKernel",
+                                       tiles, call->hq, count, params);
+  if (!status)
+    status = pf_cuda_fill_rows(call, device, workspace, &args, count);
   pf_cuda_release(call, device, workspace, before);
   return status;
 }
@@ -236,9 +234,9 @@ static prefill_status launch_all(pf_call *call, const pf_cuda_device *device,
                                  const DLTensor *const *in,
                                  prefill_cuda_attention *args,
                                  pf_cuda_workspace *workspace) {
-  prefill_status status =
-      pf_cuda_prepare_inputs(call, device, in, workspace, args);
-  if (status)
+  prefill_status status;
+  if ((status = pf_cuda_prepare_inputs(call, device, in, workspace, args)) ||
+      (status = pf_cuda_prepare_fill(call, device, in, workspace, args)))
     return status;
   const DLTensor *lengths = in[PREFILL_IN_KV_LENGTHS],
                  *offset = in[PREFILL_IN_Q_OFFSET];

@@ -73,6 +73,9 @@ typedef struct pf_cuda_driver {
                                    const uint64_t *strides, const unsigned *box,
                                    const unsigned *steps, int interleave,
                                    int swizzle, int promotion, int fill);
+  /* Unless PREFILL_CUDA_BLOCKS=tile: a launch may take the persistent kernel.
+   */
+  bool persistent;
 } pf_cuda_driver;
 
 /* The driver, initialised; NULL with the reason in *error (which lives as long
@@ -123,9 +126,9 @@ prefill_status pf_cuda_launch_with(const pf_call *call,
                                    const char *what, int64_t x, int64_t y,
                                    int64_t z, void **params);
 
-/* Whether the library has code of a kind for the device. */
-bool pf_cuda_has_kernel(const pf_call *call, const pf_cuda_device *device,
-                        int kind);
+/* The library's code of a kind for the device; NULL: it has none. */
+const prefill_cuda_image *
+pf_cuda_image_of(const pf_call *call, const pf_cuda_device *device, int kind);
 /* The plan's heads on the device, copied there once per context. */
 prefill_status pf_cuda_find_plan(const pf_call *call,
                                  const pf_cuda_device *device,
@@ -138,6 +141,7 @@ typedef struct pf_cuda_workspace {
   void *memory[8];
   int count;
   pf_cuda_kernel rotate;
+  pf_cuda_kernel fill; /* image NULL: rows without keys are right as they are */
 } pf_cuda_workspace;
 /* count * size bytes on the GPU; on failure *status says so. */
 void *pf_cuda_take(const pf_call *call, const pf_cuda_device *device,
@@ -163,6 +167,23 @@ prefill_status pf_cuda_rotate_queries(const pf_call *call,
                                       const struct prefill_cuda_attention *args,
                                       int64_t position, int64_t b,
                                       int64_t count);
+
+/*===-- cuda_fill.c ------------------------------------------------------===*/
+
+/* If rows may see no key and are to give something else than 0: finds
+ * workspace->fill, and gives args a log-sum-exp if it has none. */
+prefill_status pf_cuda_prepare_fill(const pf_call *call,
+                                    const pf_cuda_device *device,
+                                    const DLTensor *const *inputs,
+                                    pf_cuda_workspace *workspace,
+                                    struct prefill_cuda_attention *args);
+/* Launches it, if there is one, behind the attention that args describes, of
+ * `count` batch entries. */
+prefill_status pf_cuda_fill_rows(const pf_call *call,
+                                 const pf_cuda_device *device,
+                                 const pf_cuda_workspace *workspace,
+                                 const struct prefill_cuda_attention *args,
+                                 int64_t count);
 
 /* Launches the attention of a call whose Q is on a GPU; inputs as given. */
 prefill_status pf_cuda_run(pf_call *call, const DLTensor *const *inputs,
@@ -192,12 +213,15 @@ prefill_status pf_cuda_build_lists(const pf_call *call,
 struct prefill_cuda_tensor_maps;
 /* Where the launch that args describes, of `count` batch entries, can copy by
  * TMA, *kernel becomes the kernel for it and *maps its second parameter. Where
- * it cannot, that is no error, and *kernel stays. */
+ * it cannot, that is no error, and *kernel stays. *blocks becomes the number of
+ * thread blocks of a persistent kernel, whose fields of args are set; 0 for
+ * others: one a tile of query rows. */
 prefill_status pf_cuda_prefer_tma(const pf_call *call,
                                   const pf_cuda_device *device,
-                                  const struct prefill_cuda_attention *args,
+                                  struct prefill_cuda_attention *args,
                                   int64_t count, pf_cuda_kernel *kernel,
-                                  struct prefill_cuda_tensor_maps *maps);
+                                  struct prefill_cuda_tensor_maps *maps,
+                                  int64_t *blocks);
 
 #ifdef __cplusplus
 }

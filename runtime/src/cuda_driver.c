@@ -10,16 +10,16 @@ static pf_cuda_driver driver;
 static char load_error[192];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* Which kernel copies dense tiles where both can: by TMA, as FlashAttention-3's
- * does. Which is faster has not been measured; PREFILL_CUDA_COPIES=cp.async in
- * the environment of the process chooses the other one. */
-static bool use_tma(void) {
-  const char *copies = getenv("PREFILL_CUDA_COPIES");
-  if (!copies || !*copies || strcmp(copies, "tma") == 0)
+/* Whether a variable of the environment, read once a process, has the first of
+ * two values, which is what it is taken for when it is not set. Any other value
+ * is an error. */
+static bool is_first(const char *name, const char *first, const char *second) {
+  const char *value = getenv(name);
+  if (!value || !*value || strcmp(value, first) == 0)
     return true;
-  if (strcmp(copies, "cp.async") != 0)
-    snprintf(load_error, sizeof(load_error),
-             "PREFILL_CUDA_COPIES=%.60s: expected tma or cp.async", copies);
+  if (strcmp(value, second) != 0)
+    snprintf(load_error, sizeof(load_error), "%s=%.60s: expected %s or %s",
+             name, value, first, second);
   return false;
 }
 
@@ -64,7 +64,10 @@ static void load(void) {
   *(void **)&driver.CtxGetId = dlsym(library, "cuCtxGetId");
   *(void **)&driver.MemAllocAsync = dlsym(library, "cuMemAllocAsync");
   *(void **)&driver.MemFreeAsync = dlsym(library, "cuMemFreeAsync");
-  if (use_tma())
+  /* Which kernel a dense launch takes where there are several. Which is faster
+   * has not been measured. */
+  driver.persistent = is_first("PREFILL_CUDA_BLOCKS", "persistent", "tile");
+  if (is_first("PREFILL_CUDA_COPIES", "tma", "cp.async"))
     *(void **)&driver.TensorMapEncodeTiled =
         dlsym(library, "cuTensorMapEncodeTiled");
   CUresult code = load_error[0] ? 0 : driver.Init(0);

@@ -107,14 +107,14 @@ static bool runs_on(const prefill_cuda_image *image, int32_t arch) {
              : image->arch <= arch && image->arch / 10 == arch / 10;
 }
 
-bool pf_cuda_has_kernel(const pf_call *call, const pf_cuda_device *device,
-                        int kind) {
+const prefill_cuda_image *
+pf_cuda_image_of(const pf_call *call, const pf_cuda_device *device, int kind) {
   const prefill_attention_desc *desc = call->desc;
   for (int64_t i = 0; i < desc->cuda_image_count; ++i)
     if (desc->cuda_images[i]->kind == kind &&
         runs_on(desc->cuda_images[i], device->arch))
-      return true;
-  return false;
+      return desc->cuda_images[i];
+  return NULL;
 }
 
 /* A plan in a context's memory. */

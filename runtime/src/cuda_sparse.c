@@ -44,7 +44,7 @@ prefill_status pf_cuda_prepare_sparse(const pf_call *call,
   const prefill_plan *plan = call->desc->plan;
   sparse->patterns = 0;
   if (!plan || !call->causal || call->s < 2 || call->t < dense_below(plan) ||
-      !pf_cuda_has_kernel(call, device, PREFILL_CUDA_LISTS))
+      !pf_cuda_image_of(call, device, PREFILL_CUDA_LISTS))
     return PREFILL_OK;
   prefill_status status;
   const uint32_t patterns =

@@ -49,21 +49,35 @@ static bool encode(const pf_cuda_driver *cuda, int32_t dtype, const tensor *x,
              CU_TENSOR_MAP_L2_PROMOTION_256B, /*fill=*/0);
 }
 
-prefill_status pf_cuda_prefer_tma(const pf_call *call,
-                                  const pf_cuda_device *device,
-                                  const prefill_cuda_attention *args,
-                                  int64_t count, pf_cuda_kernel *kernel,
-                                  prefill_cuda_tensor_maps *maps) {
+/* Sets args for a persistent kernel with tiles of block_q rows; how many thread
+ * blocks it gets, or 0 if it has no advantage: a block's first tile costs what
+ * one of the other kernel's does. */
+static int64_t plan_blocks(const pf_call *call, const pf_cuda_device *device,
+                           int64_t count, int32_t block_q,
+                           prefill_cuda_attention *args) {
   const pf_cuda_driver *cuda = device->driver;
-  /* Zeros begin where the tensor ends: at one key for all batch entries. */
-  if (!cuda->TensorMapEncodeTiled || args->kv_lengths ||
-      !pf_cuda_has_kernel(call, device, PREFILL_CUDA_DENSE_TMA))
-    return PREFILL_OK;
-  pf_cuda_kernel found;
-  const prefill_status status =
-      pf_cuda_find_kernel(call, device, PREFILL_CUDA_DENSE_TMA, NULL, &found);
-  if (status)
-    return status;
+  int processors = 0;
+  if (cuda->DeviceGetAttribute(&processors, CU_MULTIPROCESSOR_COUNT,
+                               device->number))
+    return 0;
+  const int64_t heads = call->hq * count,
+                tiles = heads * pf_ceil_div(call->s, block_q);
+  /* The kernel's numbers of tiles are int32, and one round goes past the last.
+   */
+  if (processors < 1 || tiles <= processors || tiles > INT32_MAX / 2)
+    return 0;
+  /* All heads together: in smaller groups, for the sake of the L2 cache, blocks
+   * would not have equally much to do (benchmarks/cuda_estimate.py). */
+  args->batch = (int32_t)count;
+  args->heads_together = (int32_t)heads;
+  return processors;
+}
+
+/* Maps for tiles of the image's size. */
+static bool describe(const pf_call *call, const pf_cuda_driver *cuda,
+                     const prefill_cuda_attention *args, int64_t count,
+                     const prefill_cuda_image *image,
+                     prefill_cuda_tensor_maps *maps) {
   const tensor q = {args->q,
                     call->d,
                     {args->q_len, call->hq, count},
@@ -76,11 +90,37 @@ prefill_status pf_cuda_prefer_tma(const pf_call *call,
                     call->e,
                     {args->kv_len, call->hk, count},
                     {args->v_row, args->v_head, args->v_batch}};
-  const prefill_cuda_image *image = found.image;
   const int32_t dtype = call->desc->dtype;
-  if (encode(cuda, dtype, &q, image->block_q, maps->q) &&
-      encode(cuda, dtype, &k, image->block_k, maps->k) &&
-      encode(cuda, dtype, &v, image->block_k, maps->v))
-    *kernel = found;
+  return encode(cuda, dtype, &q, image->block_q, maps->q) &&
+         encode(cuda, dtype, &k, image->block_k, maps->k) &&
+         encode(cuda, dtype, &v, image->block_k, maps->v);
+}
+
+prefill_status pf_cuda_prefer_tma(const pf_call *call,
+                                  const pf_cuda_device *device,
+                                  prefill_cuda_attention *args, int64_t count,
+                                  pf_cuda_kernel *kernel,
+                                  prefill_cuda_tensor_maps *maps,
+                                  int64_t *blocks) {
+  const pf_cuda_driver *cuda = device->driver;
+  *blocks = 0;
+  /* Zeros begin where the tensor ends: at one key for all batch entries. */
+  if (!cuda->TensorMapEncodeTiled || args->kv_lengths)
+    return PREFILL_OK;
+  static const int kinds[] = {PREFILL_CUDA_DENSE_PERSISTENT,
+                              PREFILL_CUDA_DENSE_TMA};
+  for (int i = cuda->persistent ? 0 : 1; i < 2; ++i) {
+    pf_cuda_kernel found;
+    if (!(found.image = pf_cuda_image_of(call, device, kinds[i])))
+      continue;
+    const int64_t wanted =
+        i == 0 ? plan_blocks(call, device, count, found.image->block_q, args)
+               : 0;
+    if ((i == 0 && !wanted) ||
+        !describe(call, cuda, args, count, found.image, maps))
+      continue;
+    *blocks = wanted;
+    return pf_cuda_find_kernel(call, device, kinds[i], NULL, kernel);
+  }
   return PREFILL_OK;
 }

@@ -23,6 +23,7 @@ struct CudaImage {
   bool isPtx = false;     ///< the driver compiles it; else a cubin
   int32_t kind = 0;       ///< PREFILL_CUDA_*
   int32_t blockQ = 0, blockK = 0, threads = 0, sharedBytes = 0;
+  int32_t stages = 0; ///< of keys and values in shared memory; 0: no tiles
   int32_t registers = 0;  ///< a thread; 0: not known, the driver decides
   int32_t spillBytes = 0; ///< allowed by -allow-spills
   std::string note;       ///< about the schedule, for the manifest

@@ -96,9 +96,13 @@ bool prefill::isSparseOnGpu(const KernelSpec &spec, const HeadPlan &head) {
 static std::vector<int> kindsOf(const KernelSpec &spec,
                                 const CudaTarget &target) {
   std::vector<int> kinds = {PREFILL_CUDA_DENSE};
-  if (target.exact)
+  if (target.exact) {
     kinds.push_back(PREFILL_CUDA_DENSE_TMA);
-  if (spec.rotary != Rotary::None || spec.hasKeyMask || spec.hasSink)
+    if (isPersistentCarried(spec))
+      kinds.push_back(PREFILL_CUDA_DENSE_PERSISTENT);
+  }
+  if (spec.rotary != Rotary::None || spec.hasKeyMask || spec.hasSink ||
+      spec.maskedRow != MaskedRow::Zero)
     kinds.push_back(PREFILL_CUDA_INPUTS);
   bool sparse = false, sums = false;
   for (const HeadPlan &head : spec.heads)
@@ -139,8 +143,9 @@ static std::string pack(const Job &job) {
   std::string text;
   for (int64_t number :
        {int64_t(image.blockQ), int64_t(image.blockK), int64_t(image.threads),
-        int64_t(image.sharedBytes), int64_t(image.registers),
-        int64_t(image.spillBytes), int64_t(job.cubin.size())})
+        int64_t(image.sharedBytes), int64_t(image.stages),
+        int64_t(image.registers), int64_t(image.spillBytes),
+        int64_t(job.cubin.size())})
     text += std::to_string(number) + " ";
   return text + image.function + "\n" + image.note + "\n" + job.cubin + job.ptx;
 }
@@ -152,15 +157,16 @@ static bool unpack(StringRef text, Job &job) {
   line.split(words, ' ');
   CudaImage &image = job.image;
   size_t cubin;
-  if (words.size() != 8 || words[0].getAsInteger(10, image.blockQ) ||
+  if (words.size() != 9 || words[0].getAsInteger(10, image.blockQ) ||
       words[1].getAsInteger(10, image.blockK) ||
       words[2].getAsInteger(10, image.threads) ||
       words[3].getAsInteger(10, image.sharedBytes) ||
-      words[4].getAsInteger(10, image.registers) ||
-      words[5].getAsInteger(10, image.spillBytes) ||
-      words[6].getAsInteger(10, cubin) || cubin > code.size())
+      words[4].getAsInteger(10, image.stages) ||
+      words[5].getAsInteger(10, image.registers) ||
+      words[6].getAsInteger(10, image.spillBytes) ||
+      words[7].getAsInteger(10, cubin) || cubin > code.size())
     return false;
-  image.function = words[7].str();
+  image.function = words[8].str();
   image.note = note.str();
   job.cubin = code.take_front(cubin).str();
   job.ptx = code.drop_front(cubin).str();
@@ -176,7 +182,8 @@ static void runJob(Job &job, const std::string &ptxas,
   cuda.runPtxas = !ptxas.empty() && !job.ptxOnly;
   cuda.allowSpills = options.allowSpills;
   cuda.lists = job.kind == PREFILL_CUDA_LISTS;
-  cuda.tensorMaps = job.kind == PREFILL_CUDA_DENSE_TMA;
+  cuda.persistent = job.kind == PREFILL_CUDA_DENSE_PERSISTENT;
+  cuda.tensorMaps = job.kind == PREFILL_CUDA_DENSE_TMA || cuda.persistent;
   if (job.kind == PREFILL_CUDA_ROW_SUMS)
     cuda.kind = CudaKernelKind::RowSums;
   if (job.kind == PREFILL_CUDA_LINE_SUMS)
@@ -207,12 +214,15 @@ static void runJob(Job &job, const std::string &ptxas,
   job.image.blockK = report.schedule.blockK;
   job.image.threads = report.threads;
   job.image.sharedBytes = report.sharedBytes;
+  if (report.schedule.blockK)
+    job.image.stages = report.schedule.stages;
   job.image.registers = report.ptxas.registers;
   job.image.spillBytes = report.ptxas.spillStores + report.ptxas.spillLoads;
   if (StringRef(report.note).starts_with("runs "))
     job.image.note = StringRef(report.note).split(';').first.str();
-  if (cuda.tensorMaps && !report.schedule.tensorMaps) {
-    // It is DENSE's code, or no better.
+  if (cuda.tensorMaps != report.schedule.tensorMaps ||
+      cuda.persistent != report.schedule.persistent) {
+    // It is another kind's code, or no better.
     job.image.note = StringRef(report.note).split("; ").second.str();
   } else {
     job.cubin = std::move(kernel.cubin);
@@ -336,7 +346,10 @@ bool prefill::compileCudaImages(llvm::ArrayRef<KernelSpec> specs,
     if (job.declined()) {
       library.notes.push_back(
           "kernel '" + job.spec->name + "' for " + job.target.name +
-          " has no code with copies by TMA: " + job.image.note);
+          (job.kind == PREFILL_CUDA_DENSE_PERSISTENT
+               ? " has no code with persistent thread blocks: "
+               : " has no code with copies by TMA: ") +
+          job.image.note);
       continue;
     }
     for (bool isPtx : {false, true}) {

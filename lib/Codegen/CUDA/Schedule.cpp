@@ -58,9 +58,6 @@ std::string prefill::checkCudaSpec(const KernelSpec &spec, int arch) {
   if (getTileFeatures(spec) & PREFILL_TILE_SKIP)
     return refuse("skip is not supported on GPUs: leave it out of the plan, or "
                   "keep this kernel on the CPU");
-  if (spec.maskedRow != MaskedRow::Zero && spec.hasKeyMask)
-    return refuse("rows without a visible key give 0 on GPUs, this model wants "
-                  "another number there: keep this kernel on the CPU");
   return checkKernelSpec(spec);
 }
 
@@ -127,6 +124,16 @@ void prefill::setRegisterBudgets(const KernelSpec &spec,
     schedule.copyRegisters = more ? 56 : 40;
     schedule.computeRegisters = more ? 224 : 232;
   }
+}
+
+bool prefill::isPersistentCarried(const KernelSpec &spec) {
+  return spec.causal &&
+         chooseWarpgroupSchedule(spec, /*lists=*/false, /*tensorMaps=*/true,
+                                 /*persistent=*/true)
+                 .blockK == chooseWarpgroupSchedule(spec, /*lists=*/false,
+                                                    /*tensorMaps=*/true,
+                                                    /*persistent=*/false)
+                                .blockK;
 }
 
 CudaSchedule prefill::chooseWarpgroupSchedule(const KernelSpec &spec,

@@ -63,8 +63,8 @@ typedef struct prefill_cuda_attention {
 } prefill_cuda_attention;
 
 /* What brings inputs into the form that attention kernels read: element-wise
- * kernels with blocks of PREFILL_CUDA_INPUT_THREADS threads and no shared memory,
- * in a module of their own (PREFILL_CUDA_INPUTS). */
+ * kernels with blocks of PREFILL_CUDA_INPUT_THREADS threads and no dynamic shared
+ * memory, in a module of their own (PREFILL_CUDA_INPUTS). */
 #define PREFILL_CUDA_INPUT_THREADS 256
 enum prefill_cuda_element { /* the first three are prefill_dtype's */
   PREFILL_CUDA_F32 = 0,
@@ -105,6 +105,27 @@ typedef struct prefill_cuda_convert {
   int32_t from, to; /* prefill_cuda_element; to F32 or BYTE */
   int32_t reserved;
 } prefill_cuda_convert;
+
+/* prefill_fill_rows, behind attention: rows whose log-sum-exp is -infinity saw no
+ * key, and get in O what the model gives them (prefill_masked_row), which is not
+ * 0. Grid: ceil(q_len / PREFILL_CUDA_FILL_ROWS), heads, batch. */
+#define PREFILL_CUDA_FILL_ROWS 32
+typedef struct prefill_cuda_fill {
+  const void *q, *k, *v; /* as attention read them */
+  void *o;
+  const float *lse;
+  int64_t q_batch, q_head, q_row;
+  int64_t k_batch, k_head, k_row;
+  int64_t v_batch, v_head, v_row;
+  int64_t o_batch, o_head, o_row;
+  int64_t lse_batch, lse_head;
+  int32_t q_len, keys; /* keys: all, whatever the lengths are */
+  int32_t head_dim, v_head_dim, group;
+  int32_t masked_row; /* prefill_masked_row */
+  int32_t element;    /* PREFILL_CUDA_F16 or _BF16 */
+  float scale, softcap;
+  int32_t reserved;
+} prefill_cuda_fill;
 
 /* The second parameter, by value, of kernels that copy by TMA (their report's
  * schedule says tensorMaps; other kernels do not have it). Three CUtensorMaps,

@@ -182,14 +182,18 @@ typedef struct prefill_plan {
 /* Code for NVIDIA GPUs; cuda_abi.h has the parameters of each kind. */
 enum prefill_cuda_kind {
   PREFILL_CUDA_DENSE = 0, /* attention, all that the masks leave */
-  PREFILL_CUDA_INPUTS = 1, /* a module with prefill_rotate and prefill_convert */
+  PREFILL_CUDA_INPUTS = 1, /* a module with prefill_rotate, prefill_convert and
+                              prefill_fill_rows */
   PREFILL_CUDA_LISTS = 2,  /* attention, what lists name */
   PREFILL_CUDA_INDEX = 3,  /* a module with prefill_index_*, cuda_index.h */
   PREFILL_CUDA_ROW_SUMS = 4, /* its <sums rows> */
   PREFILL_CUDA_LINE_SUMS = 5, /* its <sums columns> */
   /* As DENSE, with copies by TMA: what it needs is in cuda_abi.h at
    * prefill_cuda_tensor_maps, where it is missing DENSE runs */
-  PREFILL_CUDA_DENSE_TMA = 6
+  PREFILL_CUDA_DENSE_TMA = 6,
+  /* As DENSE_TMA, for launches with more tiles of query rows than the GPU has
+   * multiprocessors: each of these takes one tile after the other */
+  PREFILL_CUDA_DENSE_PERSISTENT = 7
 };
 enum prefill_cuda_format { PREFILL_CUDA_CUBIN = 0, PREFILL_CUDA_PTX = 1 };
 typedef struct prefill_cuda_image {

@@ -12,6 +12,7 @@ fake_cuda *fake_cuda_reset(void) {
   state.major = 8;
   state.context = 1;
   state.shared_limit = 163 << 10;
+  state.processors = 108;
   return &state;
 }
 
@@ -60,8 +61,11 @@ int cuCtxGetDevice(int *device) {
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   if (device != state.device)
     return INVALID_VALUE;
-  *value = attribute == 75 ? state.major : attribute == 76 ? state.minor : 108;
-  return 0;
+  *value = attribute == 75   ? state.major
+           : attribute == 76 ? state.minor
+           : attribute == 16 ? state.processors
+                             : 0;
+  return *value || attribute == 76 ? 0 : INVALID_VALUE;
 }
 int cuModuleLoadDataEx(void **out, const void *image, unsigned count,
                        int *options, void **values) {

@@ -51,6 +51,7 @@ typedef struct fake_cuda {
   void *user;
   /* Called for each tensor map, of 128 bytes; as `launch`. NULL: zeros. */
   int (*encode)(void *user, const fake_tensor_map *asked, void *map);
+  int processors; /* of the GPU */
 } fake_cuda;
 
 /* The one state, as new: sm_80, device 0, context 1. */

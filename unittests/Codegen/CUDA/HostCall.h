@@ -48,9 +48,12 @@ struct World {
   std::map<std::string, Kernel> kernels; ///< by function
   std::string error;
 
-  /// By function, what it is compiled from: a specification, with copies by TMA
-  /// or without.
-  std::map<std::string, std::pair<std::string, bool>> hopper;
+  /// By function of sm_90a, what it is compiled from.
+  struct Source {
+    std::string spec;
+    bool tensorMaps, persistent;
+  };
+  std::map<std::string, Source> hopper;
   /// The kernel in the emulator; null, with `why`: there is none.
   emu::Program *find(const std::string &function, std::string &why) {
     auto found = kernels.find(function);
@@ -66,8 +69,9 @@ struct World {
       why = "no kernel " + function;
       return nullptr;
     }
-    options.tensorMaps = source->second.second;
-    if (!compileCuda(getCudaSpec(specs[source->second.first]), options, code,
+    options.tensorMaps = source->second.tensorMaps;
+    options.persistent = source->second.persistent;
+    if (!compileCuda(getCudaSpec(specs[source->second.spec]), options, code,
                      error) ||
         !load(function, std::move(code))) {
       why = error;
@@ -127,7 +131,24 @@ private:
       spec.softcap = 20;
       spec.alignment = Alignment::Operand;
     });
-    add("mean", [](KernelSpec &spec) { spec.maskedRow = MaskedRow::Mean; });
+    // Rows without keys that are not 0.
+    add("mean", [](KernelSpec &spec) {
+      spec.hasKeyMask = true;
+      spec.maskedRow = MaskedRow::Mean;
+    });
+    add("nan", [](KernelSpec &spec) {
+      spec.windowLeft = 40;
+      spec.alignment = Alignment::Operand;
+      spec.maskedRow = MaskedRow::NaN;
+    });
+    add("scores", [](KernelSpec &spec) {
+      spec.hasKeyMask = true;
+      spec.softcap = 20;
+      spec.dtype = DType::BF16;
+      spec.rotary = Rotary::Half;
+      spec.rotaryDim = 32;
+      spec.maskedRow = MaskedRow::Scores;
+    });
     add("rotary", [](KernelSpec &spec) {
       spec.rotary = Rotary::Half;
       spec.rotaryDim = 32;
@@ -226,14 +247,17 @@ private:
     }
     // Those of sm_90a when a test wants them.
     for (const KernelSpec &spec : list)
-      for (bool tensorMaps : {false, true}) {
+      for (auto [tensorMaps, persistent, suffix] :
+           {std::tuple(false, false, "_sm_90a"),
+            std::tuple(true, false, "_sm_90a_tma"),
+            std::tuple(true, true, "_sm_90a_persistent_tma")}) {
         KernelSpec sized = getCudaSpec(spec);
         const CudaSchedule schedule = chooseWarpgroupSchedule(
-            sized, /*lists=*/false, tensorMaps, /*persistent=*/false);
+            sized, /*lists=*/false, tensorMaps, persistent);
         sized.blockQ = schedule.blockQ;
         sized.blockK = schedule.blockK;
-        hopper["prefill_" + getTileKey(sized) + "_sm_90a" +
-               (tensorMaps ? "_tma" : "")] = {spec.name, tensorMaps};
+        hopper["prefill_" + getTileKey(sized) + suffix] = {
+            spec.name, tensorMaps, persistent};
       }
     plain.lists = true;
     CudaKernel lists, index;
@@ -260,7 +284,8 @@ private:
       return false;
     for (const std::string &name : names)
       kernels[name].program = kernels["index"].program;
-    for (const char *name : {"prefill_rotate", "prefill_convert"}) {
+    for (const char *name :
+         {"prefill_rotate", "prefill_convert", "prefill_fill_rows"}) {
       CudaKernel code;
       if (!compileCudaInputs(plain, code, error) ||
           !load(name, std::move(code)))
@@ -417,11 +442,15 @@ struct Call {
     streams.push_back(launch.stream);
     functions.push_back(launch.function);
     batches.push_back(launch.grid[2]);
+    blocks.push_back(launch.grid[0]);
     emu::Device device;
     for (int i = 0; i < 3; ++i)
       device.addInput(data[i].data(), data[i].size() * 2, "qkv");
     device.addOutput(data[3].data(), data[3].size() * 2, "o");
-    device.addOutput(lse.data(), lse.size() * 4, "lse");
+    if (function == "prefill_fill_rows") // reads what attention wrote
+      device.addInput(lse.data(), lse.size() * 4, "lse");
+    else
+      device.addOutput(lse.data(), lse.size() * 4, "lse");
     if (extra)
       device.addBuffer(extra->data(), extra->size() * 2, "extra");
     // Workspace: what one launch writes the next one reads.
@@ -448,6 +477,9 @@ struct Call {
     else if (function == "prefill_convert")
       emulated.addScalar(
           *static_cast<const prefill_cuda_convert *>(launch.params));
+    else if (function == "prefill_fill_rows")
+      emulated.addScalar(
+          *static_cast<const prefill_cuda_fill *>(launch.params));
     else if (function.starts_with("prefill_attention"))
       emulated.addScalar(
           last = *static_cast<const prefill_cuda_attention *>(launch.params));
@@ -517,50 +549,69 @@ struct Call {
                                 spec.dtype);
   }
 
-  /// The largest error against float64, of the result and the LSE.
+  /// Scores of the keys that a row sees, or, `all`, of all keys.
+  std::vector<std::pair<int, double>> scoresOf(int b, int h, int row,
+                                               bool all) const {
+    const int64_t position = offsets[b] + row;
+    std::vector<std::pair<int, double>> scores;
+    for (int key = 0; key < (all ? keys : std::min(keys, lengths[b])); ++key) {
+      if (!all && ((spec.causal && key > position) ||
+                   key < position - spec.windowLeft ||
+                   (spec.hasKeyMask && !mask[size_t(b) * keys + key]) ||
+                   !isVisited(b, h, row, key)))
+        continue;
+      double score = 0;
+      for (int c = 0; c < size; ++c)
+        score += rotated(0, at(true, b, h, row), position, c) *
+                 rotated(1, at(false, b, h / 2, key), key, c);
+      score /= std::sqrt(double(size));
+      if (spec.softcap)
+        score = spec.softcap * std::tanh(score / spec.softcap);
+      scores.push_back({key, score});
+    }
+    return scores;
+  }
+
+  /// The largest error against float64, of the result and the LSE; infinite
+  /// where one of them is not a number and should be.
   double error() const {
     double worst = 0;
+    auto grow = [&](double error) {
+      if (!(error <= worst))
+        worst = std::isnan(error) ? INFINITY : error;
+    };
     for (int b = 0; b < batch; ++b)
       for (int h = 0; h < spec.qHeads; ++h)
         for (int row = 0; row < queries; ++row) {
-          std::vector<double> want(size);
-          const int64_t position = offsets[b] + row;
-          double sum = 0, max = spec.hasSink ? sinks[h] : -INFINITY;
-          std::vector<std::pair<int, double>> scores;
-          for (int key = 0; key < std::min(keys, lengths[b]); ++key) {
-            if ((spec.causal && key > position) ||
-                key < position - spec.windowLeft ||
-                (spec.hasKeyMask && !mask[size_t(b) * keys + key]) ||
-                !isVisited(b, h, row, key))
-              continue;
-            double score = 0;
-            for (int c = 0; c < size; ++c)
-              score += rotated(0, at(true, b, h, row), position, c) *
-                       rotated(1, at(false, b, h / 2, key), key, c);
-            score /= std::sqrt(double(size));
-            if (spec.softcap)
-              score = spec.softcap * std::tanh(score / spec.softcap);
-            scores.push_back({key, score});
+          auto scores = scoresOf(b, h, row, /*all=*/false);
+          const bool empty = scores.empty() && !spec.hasSink;
+          const float got = lse[(size_t(b) * spec.qHeads + h) * queries + row];
+          if (empty && got != -INFINITY)
+            return INFINITY;
+          if (empty && spec.maskedRow == MaskedRow::Scores)
+            scores = scoresOf(b, h, row, /*all=*/true);
+          if (empty && spec.maskedRow == MaskedRow::Mean)
+            for (int key = 0; key < keys; ++key)
+              scores.push_back({key, 0});
+          double max = spec.hasSink ? sinks[h] : -INFINITY;
+          for (auto [key, score] : scores)
             max = std::max(max, score);
-          }
-          sum = spec.hasSink ? std::exp(sinks[h] - max) : 0;
+          double sum = spec.hasSink ? std::exp(sinks[h] - max) : 0;
+          std::vector<double> want(size);
           for (auto [key, score] : scores) {
             const double p = std::exp(score - max);
             sum += p;
             for (int c = 0; c < size; ++c)
               want[c] += p * value(2, at(false, b, h / 2, key) + c);
           }
-          for (int c = 0; c < size; ++c)
-            worst =
-                std::max(worst, std::fabs(value(3, at(true, b, h, row) + c) -
-                                          (sum > 0 ? want[c] / sum : 0)));
-          const double got = lse[(size_t(b) * spec.qHeads + h) * queries + row];
-          if (sum > 0)
-            worst = std::max(worst, std::fabs(got - (max + std::log(sum))));
-          else if (got != -INFINITY)
-            return INFINITY;
-          if (std::isnan(got))
-            return INFINITY;
+          const bool isNumber = !empty || spec.maskedRow != MaskedRow::NaN;
+          for (int c = 0; c < size; ++c) {
+            const double found = value(3, at(true, b, h, row) + c);
+            grow(isNumber ? std::fabs(found - (sum > 0 ? want[c] / sum : 0))
+                          : (std::isnan(found) ? 0 : INFINITY));
+          }
+          if (!empty)
+            grow(std::fabs(got - (max + std::log(sum))));
         }
     return worst;
   }
@@ -615,7 +666,7 @@ struct Call {
   std::vector<DLTensor *> outputs;
   prefill_context context = {};
   std::vector<void *> streams;
-  std::vector<unsigned> batches; ///< of each launch
+  std::vector<unsigned> batches, blocks; ///< z and x of each launch's grid
   std::string emulation;
 };
 

@@ -27,6 +27,28 @@ protected:
         << call.context.message;
     EXPECT_EQ(driver->launches, 0);
   }
+  /// Runs it with a variable of the environment. These are read when a library
+  /// first needs the driver, so a copy of the library is called.
+  prefill_status runWith(const char *variable, const char *value, Call &call) {
+    static int copies = 0;
+    llvm::SmallString<128> from(World::get().folder), to(from);
+    llvm::sys::path::append(from, "libmodel.so");
+    llvm::sys::path::append(to, "libcopy" + std::to_string(copies++) + ".so");
+    EXPECT_FALSE(llvm::sys::fs::copy_file(from, to));
+    void *library = dlopen(to.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+      ADD_FAILURE() << dlerror();
+      return PREFILL_OK;
+    }
+    const harness::Run original = World::get().run;
+    World::get().run =
+        reinterpret_cast<harness::Run>(dlsym(library, "prefill_run"));
+    setenv(variable, value, 1);
+    const prefill_status status = call.run(driver);
+    unsetenv(variable);
+    World::get().run = original;
+    return status;
+  }
   fake_cuda *driver = nullptr;
 };
 

@@ -6,7 +6,6 @@
 //===----------------------------------------------------------------------===//
 
 #include "HostFixture.h"
-#include <cstdlib>
 
 using namespace prefill;
 using namespace prefill::harness;
@@ -156,40 +155,20 @@ TEST_F(TmaHost, NoMemory) {
   EXPECT_EQ(driver->loads, loads);
 }
 
-/// PREFILL_CUDA_COPIES is read when a library first needs the driver; a copy of
-/// the library is another library.
 TEST_F(TmaHost, Environment) {
-  int copies = 0;
-  auto runWith = [&](const char *value, Call &call) {
-    llvm::SmallString<128> from(World::get().folder), to(from);
-    llvm::sys::path::append(from, "libmodel.so");
-    llvm::sys::path::append(to, "libcopy" + std::to_string(copies++) + ".so");
-    EXPECT_FALSE(llvm::sys::fs::copy_file(from, to));
-    void *library = dlopen(to.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-      ADD_FAILURE() << dlerror();
-      return PREFILL_OK;
-    }
-    const harness::Run original = World::get().run;
-    World::get().run =
-        reinterpret_cast<harness::Run>(dlsym(library, "prefill_run"));
-    setenv("PREFILL_CUDA_COPIES", value, 1);
-    const prefill_status status = call.run(driver);
-    unsetenv("PREFILL_CUDA_COPIES");
-    World::get().run = original;
-    return status;
-  };
   for (auto [value, suffix] :
        {std::pair("cp.async", "_sm_90a"), std::pair("tma", "_sm_90a_tma"),
         std::pair("", "_sm_90a_tma")}) {
     Call call("causal");
-    EXPECT_EQ(runWith(value, call), PREFILL_OK) << call.context.message;
+    EXPECT_EQ(runWith("PREFILL_CUDA_COPIES", value, call), PREFILL_OK)
+        << call.context.message;
     EXPECT_LT(call.error(), tolerance);
     ASSERT_EQ(call.functions.size(), 1u);
     EXPECT_TRUE(llvm::StringRef(call.functions[0]).ends_with(suffix)) << value;
   }
   Call wrong("causal");
-  EXPECT_EQ(runWith("fast", wrong), PREFILL_DEVICE_ERROR);
+  EXPECT_EQ(runWith("PREFILL_CUDA_COPIES", "fast", wrong),
+            PREFILL_DEVICE_ERROR);
   EXPECT_NE(std::string(wrong.context.message)
                 .find("PREFILL_CUDA_COPIES=fast: expected tma or cp.async"),
             std::string::npos)

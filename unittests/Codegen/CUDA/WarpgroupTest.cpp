@@ -186,6 +186,16 @@ TEST(Warpgroup, Schedules) {
     problem.options.stages = stages;
     EXPECT_RIGHT(problem);
   }
+  // What a kernel whose table's tiles spill has instead.
+  KernelSpec spec = makeSpec(DType::F16, 160, false);
+  spec.softcap = 20;
+  spec.hasKeyMask = true;
+  for (bool tensorMaps : {false, true}) {
+    GpuProblem fewer = makeProblem(spec, 70, 300);
+    fewer.options.blockK = 96;
+    fewer.options.tensorMaps = tensorMaps;
+    EXPECT_RIGHT(fewer);
+  }
 }
 
 /// Copies by TMA, which fills rows past the end with zeros.

@@ -64,6 +64,10 @@ bool chooseCudaSchedule(const KernelSpec &spec, int arch, bool lists,
 CudaSchedule chooseWarpgroupSchedule(const KernelSpec &spec, bool lists,
                                      bool tensorMaps, bool persistent);
 
+/// Whether a library carries the kernel with persistent thread blocks, too:
+/// where its tiles are those of the other one, and lie under a causal mask.
+bool isPersistentCarried(const KernelSpec &spec);
+
 /// Why this kernel cannot run on tensor cores of this architecture, with what
 /// could be done about it; empty when it can.
 std::string checkCudaSpec(const KernelSpec &spec, int arch);
@@ -88,8 +92,7 @@ struct CudaOptions {
   bool tensorMaps = false;
   /// One thread block a multiprocessor, which takes tiles of query rows one
   /// after the other, those with most keys first. Where there are warpgroups
-  /// and no lists, else as without. Not what libraries carry: whether it is
-  /// faster has not been measured.
+  /// and no lists, else as without.
   bool persistent = false;
   std::string ptxas;        ///< empty: CUDA_HOME/bin, then PATH
   bool allowSpills = false; ///< spills and ptxas warnings are no errors
