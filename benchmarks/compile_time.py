@@ -1,11 +1,13 @@
-"""How long compiling takes: SmolLM2's export, and the graph of a 7B model.
+"""How long compiling takes: SmolLM2's export, the graph of a 7B model, and code for GPUs.
 
     build/venv/bin/python benchmarks/compile_time.py
 
 SmolLM2: wall time of the whole command (import, passes, code generation, library, export),
 once with an empty kernel cache and again with a full one. 7B: the export's graph with 32 layers
 of Llama-7B's sizes whose 28 GB of weights are a sparse file; CPU time and peak memory of
-import, raise, sparsify and export.
+import, raise, sparsify and export. GPUs: CPU time of a whole library for sm_80 and sm_90a, of
+float16 attention in an 8B Llama's sizes and of the same with a window, vertical-slash, nothing
+cached. No GPU is needed, but ptxas.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -148,6 +151,29 @@ def llama_shaped(folder: Path, layers: int = 32, hidden: int = 4096, heads: int 
     return path
 
 
+def gpu_model(path: Path) -> Path:
+    """Writes two attentions, with all keys and in a window, as IR; returns `path`."""
+    sizes = {"q": 32, "k": 8, "v": 8}
+    types = {name: f'tensor<?x{n}x?x128xf16, #onnx.dims<"b", "", "s", "">>' for name, n in sizes.items()}
+    arguments = ", ".join(f"%{name}: {kind}" for name, kind in types.items())
+
+    def attention(result: str, queries: str, more: str) -> str:
+        return (
+            f"%{result} = prefill.attention %{queries}, %k, %v {{causal, {more}q_heads = 32 : i64, "
+            "kv_heads = 8 : i64, head_dim = 128 : i64, v_head_dim = 128 : i64, "
+            f'scale = 0.088 : f32, layer = "{result}"}} : {", ".join(types.values())} -> {types["q"]}\n'
+        )
+
+    path.write_text(
+        'module attributes {onnx.ir_version = 10 : i64, onnx.opset_imports = [#onnx.opset<"", 23>]} {\n'
+        f'onnx.graph @attention({arguments}) attributes {{inputs = ["q", "k", "v"]}} {{\n'
+        + attention("x", "q", "")
+        + attention("o", "x", "window_left = 1023 : i64, ")
+        + f'onnx.return %o : {types["q"]} {{output_names = ["o"]}}\n}}\n}}\n'
+    )
+    return path
+
+
 def timed(arguments: list, repeats: int = 3) -> dict:
     """Runs prefill-opt; the fastest run's wall and CPU seconds and the peak memory in MB."""
     command = [str(prefill_opt.find_compiler()), *map(str, arguments)]
@@ -214,6 +240,14 @@ def main() -> int:
     except prefill_opt.CompileError as error:
         targets.append(Target("7B graph: CPU s", None, 3.0, False, str(error)[:100]))
         targets.append(Target("7B graph: peak MB", None, 300, False))
+    name = "GPUs, sm_80 and sm_90a, 2 kernels, vertical-slash: CPU s"
+    if shutil.which("ptxas"):
+        command = [gpu_model(work / "gpu.mlir"), "-target=cpu,sm_80,sm_90a", "-sparsify=vertical-slash"]
+        run = timed([*command, "-no-kernel-cache", "-o", work / "gpu-out"], 1)
+        record["runs"][name] = run
+        targets.append(Target(name, run["cpu"], 30.0, False, f"wall {run['wall']:.1f} s"))
+    else:
+        targets.append(Target(name, None, 30.0, False, "no ptxas in the PATH"))
     size = (work / "7b" / "model.onnx.data").stat()
     record["7b_data_gb"] = size.st_size / 1e9
     print(f"7B: {size.st_size / 1e9:.1f} GB of weights, {size.st_blocks * 512 / 1e6:.1f} MB on disk")

@@ -4,8 +4,9 @@
 
 Compiles causal bf16 kernels, dense with copies by cp.async and by TMA, the same with persistent
 thread blocks, and sparse, and counts instructions of the loop over
-tiles without a mask, per tile and thread, in the PTX that ptxas gets. Registers, spills and
-shared memory are ptxas's. Nothing is timed.
+tiles without a mask, per tile and thread, in the PTX that ptxas gets, and, where nvdisasm is at
+hand (sass.py), in the machine code that it makes. Registers, spills and shared memory are ptxas's,
+seconds those of a CPU from tile IR to cubin. Nothing is timed on a GPU.
 
 FlashAttention-3's numbers: for 128x128 tiles of head dimension 128, 16 wgmma, 66 exponentials,
 266 floating-point operations and 32 conversions, read in the machine code of its own kernel
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import resource
 import subprocess
 from collections import Counter
 from pathlib import Path
 
+import sass
 from common import Target, commit, finish
 from prefill_opt.demo.suite import table
 
@@ -133,7 +136,7 @@ def expected(n: int, d: int) -> dict[str, int]:
 
 
 def measure(tool: str, options: list[str]) -> dict:
-    """Compiles one kernel; its report and its main loop's counts."""
+    """Compiles one kernel; its report, CPU seconds and its main loop's counts."""
 
     def run(level: str) -> str:
         command = [tool, "--arch=90a", *options, f"--level={level}"]
@@ -142,7 +145,10 @@ def measure(tool: str, options: list[str]) -> dict:
             raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout
 
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     report = run("report")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     match = re.search(
         r"^(?P<name>\w+): (?P<q>\d+)x(?P<k>\d+), (?P<warps>\d+) warps, (?P<stages>\d+) stages, "
         r"(?P<shared>\d+) bytes shared, (?P<registers>\d+) registers, (?P<spilled>\d+) bytes",
@@ -151,9 +157,12 @@ def measure(tool: str, options: list[str]) -> dict:
     if not match:
         raise SystemExit(f"{tool} reports what this script does not know: {report}")
     result = {key: int(text) for key, text in match.groupdict().items() if key != "name"}
+    result["seconds"] = seconds
     ptx = run("ptx")
     budgets = re.findall(r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32\s+(\d+)", ptx)
     result |= {"name": match["name"], "counts": dict(main_loop(ptx))}
+    if nvdisasm := sass.find_nvdisasm():
+        result["sass"] = dict(sass.main_loop(ptx, nvdisasm))
     result["copy_registers"], result["compute_registers"] = sorted(map(int, budgets))
     return result
 
@@ -184,6 +193,8 @@ def main() -> int:
                 ]
                 + [f"{counts.get(what, 0)} / {number}" for what, number in want.items()]
                 + [str(counts.get("shuffle", 0))]
+                + [" ".join(str(kernel.get("sass", {}).get(what, "-")) for what in want)]
+                + [f"{kernel['seconds']:.1f}"]
             )
             if "persistent" in kind:
                 targets.append(Target(f"{dim} {kind}: bytes spilled", kernel["spilled"], 0, False))
@@ -193,7 +204,13 @@ def main() -> int:
                     share = counts.get(what, 0) / number
                     name = f"{dim}: {what} / FlashAttention-3's"
                     targets.append(Target(name, share, 1.05, False))
+                    if "sass" in kernel:
+                        share = kernel["sass"].get(what, 0) / number
+                        targets.append(Target(f"{name}, machine code", share, 1.05, False))
+    slowest = max(kernel["seconds"] for kernel in kernels)
+    targets.append(Target("slowest kernel, from tile IR to cubin: CPU s", slowest, 3, False))
     head = "d,tile,warpgroups,registers,stages,shared,spilled,wgmma,exp2,float,convert,shuffles"
+    head += ",in machine code,s"
     print("Instructions a tile and thread, ours / FlashAttention-3's:\n")
     print(table(head.split(","), rows))
     record = {"commit": commit(), "ptxas": release[0] if release else "", "kernels": kernels}
