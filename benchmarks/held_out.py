@@ -87,11 +87,12 @@ def print_choice(error: np.ndarray, density: np.ndarray) -> None:
 def print_budget(runs: list[list[dict]], limit: float) -> None:
     """The second; runs [shares][texts]."""
     rules = {
-        "with the margin": choose.held,
+        "with the margin, and divergence": choose.held,
+        "with the margin": lambda some: choose.held([{**run, "divergence": 0.0} for run in some]),
         "worst text": lambda some: max(run["loss"] for run in some),
         "mean": lambda some: float(np.mean([run["loss"] for run in some])),
     }
-    dense = {"loss": 0.0, "error": 0.0, "density": 1.0}
+    dense = {"loss": 0.0, "error": 0.0, "divergence": 0.0, "density": 1.0}
     runs = [*runs, [dense] * len(runs[0])]
     every = range(len(runs[0]))
     for some in (1, 2, 4):

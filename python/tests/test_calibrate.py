@@ -399,11 +399,14 @@ def test_texts_that_do_not_go_together(rows, tokens, expected, tmp_path):
 
 
 def test_what_is_held_of_one_and_of_equal_texts():
-    one = {"loss": 0.01, "error": 0.003}
+    one = {"loss": 0.01, "error": 0.003, "divergence": 0.002}
     assert choose.held([one]) == pytest.approx(0.013)
     # No spread: the margin is the mean's own standard error, by Student's distribution.
     assert choose.held([one] * 4) == pytest.approx(0.01 + 1.2 * 0.0015)
     assert choose.held([one] * 2) < choose.held([one, {**one, "loss": 0.02}]) - 0.01
+    # A gain by chance hides no divergence.
+    lucky = {**one, "loss": -0.01, "divergence": 0.02}
+    assert choose.held([lucky]) == choose.held([lucky] * 3) == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("texts", [2, 3, 4, 8])
@@ -414,7 +417,7 @@ def test_five_of_six_other_texts_stay_below_what_is_held(texts):
         below = 0
         for _ in range(2000):
             *true, unseen = rng.normal(0.004, between, texts + 1)
-            runs = [{"loss": rng.normal(loss, noise), "error": noise} for loss in true]
+            runs = [{"loss": rng.normal(loss, noise), "error": noise, "divergence": 0.0} for loss in true]
             below += unseen <= choose.held(runs)
         assert below / 2000 > 0.78, (between, noise)
         # Where the spread is the texts', no more than that.

@@ -96,6 +96,16 @@ def test_chunks_equal_the_whole(name, compiled):
     expect_equal({"logits": last["logits"]}, {"logits": expected["logits"][-(LENGTH % 7) :]}, "the last chunk")
 
 
+def test_chunks_of_the_default_size(compiled):
+    """512 rows at a time, as the models are compiled for."""
+    model = shared_model(PLAIN[0])
+    ids = prompt(600)
+    expected = whole(open_session(compiled(model)), ids)
+    session = open_session(compiled(model, chunk="512"))
+    for size in (512, 600, 601):
+        expect_equal(prefill_opt.run_chunked(session, ids, size), expected, f"chunk {size}")
+
+
 @pytest.mark.parametrize("name", (*MASKED, "llama-hf-gen"))
 def test_exports_with_a_mask(name, compiled):
     """Chunks without the mask, and the whole prompt with it."""

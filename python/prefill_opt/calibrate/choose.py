@@ -123,7 +123,7 @@ def held(runs: Sequence[dict], spread: float = 0.0) -> float:
     between = max(0.0, total - rows, expected)
     of_mean = max(total, rows, between + rows if expected else 0.0) / len(runs)
     student = _STUDENT[min(len(runs) - 1, len(_STUDENT)) - 1]
-    return float(loss.mean() + student * np.sqrt(between + of_mean))
+    return float(max(loss.mean() + student * np.sqrt(between + of_mean), divergence))
 
 
 def cheapest_within(
