@@ -4,8 +4,7 @@
 |*
 |*   Attention (version 1), string attribute `kernel`: a kernel of this library,
 |*   string attribute `digest`: its prefill_attention_desc::digest in
-hexadecimal,
-|*   or nothing. Kernels of different models have the same names.
+|*   hexadecimal, or nothing. Kernels of different models have the same names.
 |*   Inputs and outputs are the slots of prefill.h in order; Q, K, V and O are
 |*   required, the others optional (an omitted one is the empty name in a node).
 |*

@@ -60,8 +60,10 @@ OrtApi makeApi() {
     return nullptr;
   });
   set(87,
-      [](const OrtKernelInfo *, const char *, char *out,
+      [](const OrtKernelInfo *, const char *name, char *out,
          size_t *size) -> Status {
+        if (std::strcmp(name, "kernel") != 0)
+          return reinterpret_cast<Status>(new std::string("no such attribute"));
         if (out)
           std::memcpy(out, kernelName.c_str(), kernelName.size() + 1);
         *size = kernelName.size() + 1;
