@@ -169,6 +169,12 @@ def test_same_rows_alone_and_in_a_batch(compiled):
         np.testing.assert_allclose(alone["logits"][0], together["logits"][i], atol=1e-5)
 
 
+def test_prompt_without_tokens(compiled):
+    """Its last row, which stays whatever happens, does not exist."""
+    with pytest.raises(Exception, match="row -1 is asked for, the prompt has 0"):
+        run(small(compiled), {"input_ids": np.zeros((1, 0), np.int64)})
+
+
 def test_rows_that_are_asked_for_stay(compiled):
     folder = small(compiled, logits="rows", prune="lazyllm:layers=1,keep=0.1", protect="last:1")
     ids = np.random.default_rng(2).integers(0, 100, (1, 60))
