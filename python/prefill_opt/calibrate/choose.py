@@ -113,13 +113,18 @@ def held(runs: Sequence[dict], spread: float = 0.0) -> float:
     spread between the texts, less what their rows' standard errors explain of it, and from the
     uncertainty of the mean itself. `spread` (`spread_of`) times the divergence is the least that
     texts are taken to differ by. One text has no spread: its loss and its standard error.
+
+    It is never less than the mean divergence, the loss on a text that is as the dense model
+    expects texts to be. A real one loses that and what the change happens to do to the tokens that
+    came instead, which may be a gain, but one that another text need not have.
     """
     loss = np.array([run["loss"] for run in runs])
     rows = np.mean(np.square([run["error"] for run in runs]))
+    divergence = np.mean([run["divergence"] for run in runs])
     if len(runs) == 1:
-        return float(loss[0] + np.sqrt(rows))
+        return float(max(loss[0] + np.sqrt(rows), divergence))
     total = loss.var(ddof=1)
-    expected = (spread * np.mean([run.get("divergence", 0.0) for run in runs])) ** 2
+    expected = (spread * divergence) ** 2
     between = max(0.0, total - rows, expected)
     of_mean = max(total, rows, between + rows if expected else 0.0) / len(runs)
     student = _STUDENT[min(len(runs) - 1, len(_STUDENT)) - 1]
